@@ -1,0 +1,1 @@
+"""Per-example gradients for any torch model; imports torch and numpy, nothing else."""
