@@ -1,0 +1,19 @@
+"""Plain descriptions that layers which do not know each other exchange."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ModuleFacts:
+    """Where a module stands in the model."""
+
+    name: str
+    """Full name in the untouched base model."""
+    layer: int | None
+    """Index of its block; None outside the blocks."""
+    group: str
+    """attention, mlp, embedding, head or other."""
+    role: str | None
+    """Within its group: q, k, v, o, qkv, or the module's own last name; None for tables and heads."""

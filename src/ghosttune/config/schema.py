@@ -1,0 +1,222 @@
+"""Every setting: its type, unit, bounds, one line of meaning, why it is there and what it costs.
+
+Help texts, `ghosttune show settings` and the documentation are made from these fields; nothing is described twice.
+The schema is closed: an unknown key is an error. A key is here only if it changes what a run does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+from pydantic.fields import FieldInfo
+
+from ghosttune.registry import METHODS, TASKS
+
+
+class Section(BaseModel):
+    """A closed, immutable group of settings; numbers given as text are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+def setting(
+    default: Any, *, unit: str = "", why: str = "", cost: str = "", critical: bool = False, **bounds: Any
+) -> Any:
+    """A field with what `show settings` prints beside its meaning; `critical` ones must be chosen under --strict."""
+    extra = {"unit": unit, "why": why, "cost": cost, "critical": critical}
+    return Field(default, json_schema_extra=extra, **bounds)
+
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class ModelSettings(Section):
+    name: str = setting("builtin:tiny", critical=True, why="decides everything else: tokenizer, template, module names")
+    """Hub id, local folder, or `builtin:tiny` (ships with the package)."""
+    init: Literal["pretrained", "random"] = setting("pretrained", why="`random` measures what pretraining contributed")
+    """`pretrained` loads the weights; `random` takes only the shape and draws weights from `train.seed`."""
+    revision: str | None = setting(None, why="the same name can hold other weights tomorrow")
+    """Branch, tag or commit of a hub id; the resolved commit is recorded."""
+    dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", critical=True, cost="bfloat16 halves the weights' memory; adapters stay float32"
+    )
+    """Precision of the base weights."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = setting(
+        "auto",
+        critical=True,
+        why="`auto` is resolved once, printed and recorded; the others are never changed silently",
+    )
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    trust_remote_code: bool = setting(False, why="runs Python code that comes with the model; off unless you read it")
+    """Whether code shipped inside a model repository may run."""
+
+
+class MethodSettings(Section):
+    """What every method has; each method adds its own settings in `ghosttune/methods/`."""
+
+    type: str
+
+
+class TaskSettings(Section):
+    """What every task has; each task adds its own settings in `ghosttune/tasks/`."""
+
+    type: str
+
+
+class SourceSettings(Section):
+    name: str | None = setting(None, why="a known dataset brings its columns, prompt wording, splits and group key")
+    """A known dataset (`ghosttune show datasets`); with `path`, where its files already lie."""
+    path: str | None = setting(None, critical=True)
+    """Your own file or folder (JSONL, JSON, CSV, TSV, Parquet, text; gzip too), or `builtin:rows`."""
+    format: Literal["auto", "text", "prompt_completion", "messages", "alpaca"] = setting("auto")
+    """How the columns are meant; `auto` is detected from the columns of all rows, and reported."""
+    columns: dict[str, str] | None = setting(None, why="your own column names, without editing the file")
+    """Needed column -> your column, such as {prompt: question, completion: answer}."""
+    limit: Count | None = setting(
+        None, unit="rows", why="a fixed sample drawn by row id, not the first rows of the file"
+    )
+    """Use only this many rows."""
+
+
+class DevSettings(Section):
+    fraction: Share | None = setting(None, unit="share of rows")
+    """Share of the training rows set aside, drawn by group so that duplicates never straddle."""
+    split: str | None = setting(None)
+    """A split the source itself has, such as `dev`."""
+    path: str | None = setting(None)
+    """A file of its own, in the same format as the training rows."""
+    limit: Count | None = setting(None, unit="rows", cost="every dev row is a forward pass at each evaluation")
+    """Use only this many dev rows, a fixed sample drawn by row id."""
+
+
+class DataSettings(Section):
+    train: SourceSettings = SourceSettings()
+    dev: DevSettings = DevSettings()
+    template: Literal["auto", "chat", "plain", "turns"] = setting(
+        "auto", why="one template renders training rows, evaluation prompts and chat alike"
+    )
+    """`chat`: the tokenizer's own; `plain`: prompt, then completion; `turns`: `User: …` / `Assistant: …` lines.
+    `auto` is `chat` where the tokenizer has a chat template, else `turns` for messages and `plain` for the rest."""
+    max_length: Annotated[int, Field(ge=8)] = setting(
+        512, unit="tokens", critical=True, cost="memory and time grow with the longest row of a batch"
+    )
+    """Longest row; longer ones lose the oldest part of their context, never the answer or its cue."""
+    loss_on: Literal["completion", "all"] = setting("completion", why="learning to write prompts wastes the adapter")
+    """Which tokens are trained: those the model must produce (with their stop token), or all."""
+    truncated_share: Annotated[float, Field(ge=0, le=1)] = setting(0.0, unit="share of rows")
+    """Refuse to train when a larger share of rows would have to be cut."""
+
+
+class TrainSettings(Section):
+    max_steps: Count | None = setting(300, unit="optimizer updates", critical=True)
+    """Optimizer updates; or give `num_train_epochs`."""
+    num_train_epochs: Annotated[float, Field(gt=0)] | None = setting(None, unit="passes over the training rows")
+    """Passes over the training rows, instead of `max_steps`."""
+    per_device_train_batch_size: Count = setting(8, unit="rows", critical=True, cost="activation memory grows with it")
+    """Rows of one micro-batch on one device."""
+    per_device_eval_batch_size: Count = setting(32, unit="rows")
+    """Rows of one evaluation batch; the numbers do not depend on it."""
+    gradient_accumulation_steps: Count = setting(1, unit="micro-batches", cost="a step takes that many times longer")
+    """Micro-batches per optimizer update; the loss is weighted by tokens, so the split does not matter."""
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = setting(
+        2.0e-4, critical=True, why="LoRA wants about 10x full training's"
+    )
+    """Peak learning rate of AdamW."""
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = setting("cosine")
+    """Shape of the learning-rate curve after warm-up, over the whole run."""
+    warmup_steps: Annotated[int, Field(ge=0)] = setting(10, unit="optimizer updates")
+    """Updates over which the learning rate rises to its peak; must be fewer than the run has."""
+    weight_decay: Annotated[float, Field(ge=0, lt=1)] = setting(0.0)
+    """Decoupled weight decay on the trained matrices (biases and norms are exempt)."""
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = setting(0.9)
+    """Decay of AdamW's first moment."""
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = setting(0.999)
+    """Decay of AdamW's second moment."""
+    adam_epsilon: Annotated[float, Field(gt=0)] = setting(1.0e-8)
+    """Added to the root of AdamW's second moment."""
+    max_grad_norm: Annotated[float, Field(ge=0)] = setting(1.0, why="one bad batch cannot throw the run away")
+    """Gradients with a larger norm are scaled down to it; 0 turns clipping off."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = setting(42, critical=True)
+    """Seeds splits, samples, row order, adapter initialisation and dropout."""
+    logging_steps: Count | None = setting(None, unit="optimizer updates")
+    """Interval of training-loss records; unset: a fiftieth of the run."""
+    eval_steps: Count | None = setting(None, unit="optimizer updates", cost="one forward pass over the dev rows each")
+    """Interval of dev evaluations; unset: a tenth of the run."""
+    save_steps: Count | None = setting(None, unit="optimizer updates")
+    """Interval of checkpoints to resume from; unset: as `eval_steps`. A new best evaluation is saved as well."""
+    save_total_limit: Count = setting(2, unit="checkpoints", cost="disk: about three times the adapter each")
+    """Newest checkpoints kept; the best one is kept besides."""
+    early_stopping_patience: Count | None = setting(None, unit="evaluations")
+    """Stop after this many dev evaluations in a row that did not improve on the best."""
+    early_stopping_threshold: Annotated[float, Field(ge=0)] = setting(0.0, unit="nats per target")
+    """How much lower the dev loss must be to count as an improvement for early stopping."""
+    activation_checkpointing: bool = setting(False, cost="about a third more time for much less activation memory")
+    """Recompute activations in the backward pass (non-reentrant)."""
+
+
+class EvaluateSettings(Section):
+    limit: Annotated[int, Field(ge=0)] | None = setting(100, unit="rows", cost="one generated answer per row, twice")
+    """Dev rows answered at the end by the base and by the adapter; null for all, 0 for none."""
+    max_new_tokens: Count = setting(128, unit="tokens")
+    """Longest generated answer."""
+
+
+class RunSettings(Section):
+    name: str | None = setting(None)
+    """Name of the run directory below `root`; unset: data, model, method and time."""
+    root: str = setting("runs")
+    """Folder that holds run directories."""
+    trackers: list[Literal["tensorboard", "wandb"]] = setting([], why="metrics.jsonl is the record; trackers subscribe")
+    """External trackers that receive the same numbers."""
+
+
+class RunConfig(Section):
+    """A whole run. `origins` says for each leaf where its value came from."""
+
+    model: ModelSettings = ModelSettings()
+    method: SerializeAsAny[MethodSettings]
+    task: SerializeAsAny[TaskSettings]
+    data: DataSettings = DataSettings()
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    run: RunSettings = RunSettings()
+    origins: dict[str, str] = Field(default_factory=dict, exclude=True, repr=False)
+
+
+DEFAULT_TYPES = {"method": "lora", "task": "causal_lm"}
+"""Sections whose settings class is chosen by their `type`, and the type nobody has to choose."""
+
+ALTERNATIVES = (
+    ("train.max_steps", "train.num_train_epochs"),
+    ("data.dev.fraction", "data.dev.split", "data.dev.path"),
+)
+"""Settings of which at most one can hold; choosing one in a later layer drops the others of earlier layers."""
+
+
+def section_class(name: str, kind: str | None = None) -> type[Section]:
+    """The settings class of a top-level section; `kind` chooses among methods and tasks (InputError if unknown)."""
+    if name in DEFAULT_TYPES:
+        registry = METHODS if name == "method" else TASKS
+        return registry[kind or DEFAULT_TYPES[name]].settings
+    return RunConfig.model_fields[name].annotation  # type: ignore[return-value]
+
+
+SECTIONS = tuple(name for name in RunConfig.model_fields if name != "origins")
+
+
+def leaf_fields(kinds: dict[str, str] | None = None) -> Iterator[tuple[str, FieldInfo]]:
+    """(dotted path, field) of every setting, in file order, for the chosen method and task."""
+    for name in SECTIONS:
+        yield from _leaves(section_class(name, (kinds or {}).get(name)), name)
+
+
+def _leaves(section: type[Section], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
+            yield from _leaves(inner, f"{prefix}.{name}")
+        else:
+            yield f"{prefix}.{name}", field

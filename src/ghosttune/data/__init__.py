@@ -1,0 +1,1 @@
+"""Rows: where they come from, how a template renders them, and how they become batches."""

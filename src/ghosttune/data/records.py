@@ -1,0 +1,192 @@
+"""A row as every task sees it: turns with roles, a stable id, a group, and the columns nobody needed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ghosttune.data.files import Fields, Placed, listed_faults
+from ghosttune.errors import DataError, listed
+
+ROLES = ("system", "user", "assistant")
+OTHER_ROLE_NAMES = {"human": "user", "gpt": "assistant", "model": "assistant"}
+ID_COLUMNS = ("example_id", "id")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side says; role `text` marks a row that is plain text without sides."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One example."""
+
+    example_id: str
+    turns: tuple[Turn, ...]
+    group: str
+    """Rows of one group never straddle two splits."""
+    split: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    place: str = ""
+
+    @property
+    def prompt(self) -> tuple[Turn, ...]:
+        """The turns before the last answer: what the model is asked at evaluation."""
+        return self.turns[:-1] if self.turns[-1].role == "assistant" else self.turns
+
+    @property
+    def reference(self) -> str | None:
+        """The last answer; None for plain text."""
+        return self.turns[-1].content if self.turns[-1].role == "assistant" else None
+
+
+class RowFault(Exception):
+    """Why one row cannot be used; collected, so that all bad rows are reported together."""
+
+
+def detect_format(rows: list[Placed]) -> str:
+    """The format whose columns every row has; DataError with the columns found when there is none."""
+    common = set(rows[0][1])
+    for _, fields in rows:
+        common &= set(fields)
+    for name, needed in NEEDED_COLUMNS.items():
+        if any(set(columns) <= common for columns in needed):
+            return name
+    wanted = "; ".join(f"{name}: {' + '.join(columns[0])}" for name, columns in NEEDED_COLUMNS.items())
+    raise DataError(
+        f"columns {listed(sorted(rows[0][1]))} (first row, {rows[0][0]}) fit no format; needed are {wanted}. "
+        "Name yours with data.train.columns, such as {prompt: question, completion: answer}."
+    )
+
+
+def rename_columns(rows: list[Placed], columns: dict[str, str]) -> list[Placed]:
+    """Rows with the user's columns under the needed names; DataError naming the columns that no row has."""
+    found = {name for _, fields in rows for name in fields}
+    missing = [f"{theirs} (for {ours})" for ours, theirs in columns.items() if theirs not in found]
+    if missing:
+        raise DataError(
+            f"data.train.columns names columns that no row has: {listed(missing)}; found: {listed(sorted(found))}"
+        )
+    ours = {theirs: name for name, theirs in columns.items()}
+    return [(place, {ours.get(name, name): value for name, value in fields.items()}) for place, fields in rows]
+
+
+def turns_of(fields: Fields, row_format: str) -> tuple[Turn, ...]:
+    """The turns of a row of this format; RowFault says why it has none."""
+    return _READ_TURNS[row_format](fields)
+
+
+def used_columns(row_format: str) -> set[str]:
+    """Columns that carry the turns, the id or the split; the others are metadata."""
+    return {name for columns in NEEDED_COLUMNS[row_format] for name in columns} | {"input", "split", *ID_COLUMNS}
+
+
+def records_of(rows: list[Placed], row_format: str, ids: list[str]) -> list[Record]:
+    """Records of the rows; DataError lists every row that cannot be used."""
+    faults: list[str] = []
+    records: list[Record] = []
+    used = used_columns(row_format)
+    for (place, fields), example_id in zip(rows, ids, strict=True):
+        try:
+            turns = turns_of(fields, row_format)
+        except RowFault as fault:
+            faults.append(f"{place}: {fault}")
+            continue
+        metadata = {name: value for name, value in fields.items() if name not in used}
+        records.append(Record(example_id, turns, prompt_group(turns), fields.get("split"), metadata, place))
+    if faults:
+        raise DataError(listed_faults(f"{len(faults)} of {len(rows)} rows cannot be used", faults))
+    return records
+
+
+def prompt_group(turns: tuple[Turn, ...]) -> str:
+    """The normalised words of everything but the answers: equal prompts belong to one group."""
+    said = " ".join(turn.content for turn in turns if turn.role != "assistant")
+    return " ".join(said.lower().split())
+
+
+def _text(fields: Fields, column: str, may_be_empty: bool = False) -> str:
+    if column not in fields:
+        raise RowFault(f"has no column {column!r} (columns: {listed(fields)})")
+    value = fields[column]
+    if not isinstance(value, str):
+        raise RowFault(f"{column} must be text, is {value!r}")
+    if not may_be_empty and not value.strip():
+        raise RowFault(f"{column} is empty")
+    return value
+
+
+def _prompt_completion(fields: Fields) -> tuple[Turn, ...]:
+    return Turn("user", _text(fields, "prompt")), Turn("assistant", _text(fields, "completion"))
+
+
+def _alpaca(fields: Fields) -> tuple[Turn, ...]:
+    context = _text({"input": "", **fields}, "input", may_be_empty=True)
+    instruction = _text(fields, "instruction")
+    asked = f"{instruction}\n\n{context}" if context.strip() else instruction
+    return Turn("user", asked), Turn("assistant", _text(fields, "output"))
+
+
+def _messages(fields: Fields) -> tuple[Turn, ...]:
+    column = "messages" if "messages" in fields else "conversations"
+    messages = fields.get(column)
+    if not isinstance(messages, list) or not messages:
+        raise RowFault(f"{column} must be a list of messages, is {messages!r}")
+    turns = tuple(_message(message, position) for position, message in enumerate(messages))
+    if turns[-1].role != "assistant":
+        raise RowFault(f"the last message is the {turns[-1].role}'s; it must be the assistant's answer")
+    said = [turn.role for turn in turns if turn.role != "system"]
+    if said != ["user", "assistant"] * (len(said) // 2) or any(turn.role == "system" for turn in turns[1:]):
+        raise RowFault(
+            f"roles must alternate user, assistant (a system message may stand first), are {listed(turn.role for turn in turns)}"
+        )
+    return turns
+
+
+def _message(message: Any, position: int) -> Turn:
+    if not isinstance(message, dict):
+        raise RowFault(f"message {position} must be an object with role and content, is {message!r}")
+    role = message.get("role", message.get("from"))
+    content = message.get("content", message.get("value"))
+    role = OTHER_ROLE_NAMES.get(role, role) if isinstance(role, str) else role
+    if role not in ROLES:
+        raise RowFault(f"message {position} has role {role!r}; known are {listed(ROLES)}")
+    if not isinstance(content, str) or not content.strip():
+        raise RowFault(f"message {position} ({role}) must have text, has {content!r}")
+    return Turn(role, content)
+
+
+_MARKS = re.compile(r"^(User|Assistant|System):[ \t]*", re.MULTILINE)
+
+
+def _plain_text(fields: Fields) -> tuple[Turn, ...]:
+    text = _text(fields, "text")
+    parts = _MARKS.split(text)
+    if len(parts) < 5 or parts[0].strip():  # fewer than two marks, or words before the first: plain text
+        return (Turn("text", text),)
+    turns = [
+        {"role": role.lower(), "content": content.strip()}
+        for role, content in zip(parts[1::2], parts[2::2], strict=True)
+    ]
+    return _messages({"messages": turns})
+
+
+NEEDED_COLUMNS: dict[str, list[tuple[str, ...]]] = {
+    "messages": [("messages",), ("conversations",)],
+    "alpaca": [("instruction", "output")],
+    "prompt_completion": [("prompt", "completion")],
+    "text": [("text",)],
+}
+
+_READ_TURNS: dict[str, Callable[[Fields], tuple[Turn, ...]]] = {
+    "messages": _messages,
+    "alpaca": _alpaca,
+    "prompt_completion": _prompt_completion,
+    "text": _plain_text,
+}

@@ -1,0 +1,77 @@
+"""What a user can mend, as exceptions. The command line turns each into a message and an exit code.
+
+GhosttuneError            the work failed: exit 1
+└── InputError            the user's input is wrong: exit 2
+    ├── ConfigError       settings: every problem of every source at once
+    ├── DataError         rows and the files they come from
+    ├── ModelError        a model, tokenizer or adapter that cannot be used as asked
+    └── RunError          a run directory that is used, damaged or of another run
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+class GhosttuneError(Exception):
+    """The work failed for a reason the message names; nothing already written is lost."""
+
+    exit_code = 1
+
+
+class InputError(GhosttuneError):
+    """The user's input is wrong; the message says what would be accepted."""
+
+    exit_code = 2
+
+
+class DataError(InputError):
+    """Rows, or the file they come from, cannot be used."""
+
+
+class ModelError(InputError):
+    """A model, tokenizer or adapter cannot be used as asked."""
+
+
+class RunError(InputError):
+    """A run directory is in use, damaged, or belongs to another run."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with one setting."""
+
+    setting: str
+    """Dotted path, such as `train.max_steps`."""
+    message: str
+    """What is wrong, with the value, and what would be accepted."""
+    origin: str = ""
+    """Where the value was given: `run.yaml:12`, `--set`, `preset e2e_attention`; empty for a default."""
+
+    def __str__(self) -> str:
+        place = f" [{self.origin}]" if self.origin else ""
+        return f"{self.setting}: {self.message}{place}"
+
+
+class ConfigError(InputError):
+    """Settings are wrong; holds every problem found, not only the first."""
+
+    def __init__(self, problems: Sequence[Problem], source: str = "the configuration"):
+        self.problems = list(problems)
+        count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
+        super().__init__(f"{count} in {source}:\n" + "\n".join(f"  {problem}" for problem in self.problems))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` for the known name closest to `name`, or an empty string when none is close."""
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {match[0]}?" if match else ""
+
+
+def listed(names: Iterable[object], limit: int = 12) -> str:
+    """The names joined by commas; beyond `limit` the rest is counted."""
+    shown = [str(name) for name in names]
+    more = len(shown) - limit
+    return ", ".join(shown[:limit]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,1 @@
+"""Generation and chat from a run directory or a model."""

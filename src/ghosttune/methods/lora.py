@@ -1,0 +1,43 @@
+"""LoRA: low-rank updates beside frozen linear layers (Hu et al. 2021, arXiv 2106.09685)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from ghosttune.config.schema import Count, MethodSettings, setting
+from ghosttune.registry import METHODS
+
+if TYPE_CHECKING:
+    import peft
+
+
+class LoraSettings(MethodSettings):
+    type: Literal["lora"] = setting("lora", critical=True)
+    """The adapter method (`ghosttune show methods`)."""
+    r: Count = setting(8, critical=True, cost="trained parameters grow in proportion")
+    """Rank of the update, r in the paper."""
+    lora_alpha: Annotated[float, Field(gt=0)] = setting(16, critical=True, why="the update is scaled by lora_alpha / r")
+    """Numerator of the update's scale."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = setting(0.0)
+    """Dropout on the adapter's input."""
+    target_modules: Literal["attention_qv", "attention", "mlp", "all_linear"] | list[str] = setting(
+        "all_linear", critical=True, why="adapting all linear layers, the MLP above all, usually beats attention alone"
+    )
+    """Which linear layers: a group, or names and patterns (`q_proj`, `*.layers.0.*`) each of which must match."""
+
+
+@METHODS.register("lora", LoraSettings)
+def lora(settings: LoraSettings, targets: list[str], transposed: bool) -> peft.LoraConfig:
+    """Low-rank updates W + (lora_alpha / r) B A beside frozen linear layers."""
+    import peft
+
+    return peft.LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]  # PEFT only divides by r
+        lora_dropout=settings.lora_dropout,
+        target_modules=targets,
+        fan_in_fan_out=transposed,
+        task_type="CAUSAL_LM",
+    )

@@ -1,0 +1,1 @@
+"""Models: loading, adapters, and which module is what."""

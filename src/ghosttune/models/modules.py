@@ -1,0 +1,134 @@
+"""Layer, group and role of every module, read from the model's structure and never from its name."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from ghosttune.config.facts import ModuleFacts
+from ghosttune.errors import ConfigError, ModelError, Problem, listed, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ROLES = {
+    "q": r"q_proj|query|q_lin|q",
+    "k": r"k_proj|key|k_lin|k",
+    "v": r"v_proj|value|v_lin|v",
+    "qkv": r"c_attn|query_key_value|qkv_proj|qkv",
+    "o": r"o_proj|out_proj|out_lin|dense|c_proj|o",
+}
+"""Names that attention's linear layers carry in the families of Transformers; anything else is its own role."""
+
+GROUP_ROLES = {"attention_qv": {"q", "v", "qkv"}}
+
+
+def module_facts(model: nn.Module) -> list[ModuleFacts]:
+    """One entry per linear layer and embedding, in the model's own order.
+
+    Layers are the children of the longest list of equal blocks; within a block a path with `att` in it is attention and
+    every other linear layer is mlp. Outside the blocks, the output layer is head and the input table embedding.
+    """
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    table = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    blocks = _blocks(model)
+    facts = []
+    for name, module in model.named_modules():
+        if module is head or module is table:
+            group, layer, role = ("head" if module is head else "embedding"), None, None
+        elif _is_linear(module):
+            layer, inner = _layer_of(name, blocks)
+            group = ("attention" if "att" in inner.lower() else "mlp") if layer is not None else "other"
+            role = _role(name.rpartition(".")[2]) if group == "attention" else name.rpartition(".")[2]
+        else:
+            continue
+        facts.append(ModuleFacts(name, layer, group, role))
+    return facts
+
+
+def matched_modules(facts: list[ModuleFacts], target_modules: str | list[str]) -> list[str]:
+    """Full names of the linear layers that `method.target_modules` means; ConfigError naming entries that match nothing."""
+    layers = [fact for fact in facts if fact.layer is not None]
+    if isinstance(target_modules, str):
+        return _group(layers, target_modules)
+    matched: dict[str, None] = {}
+    problems = []
+    for entry in target_modules:
+        found = [fact.name for fact in facts if fact.group != "embedding" and _matches(fact.name, entry)]
+        if not found:
+            last_names = dict.fromkeys(fact.name.rpartition(".")[2] for fact in layers)
+            message = f"{entry!r} matches no linear layer{nearest(entry, last_names)} (the model has {listed(last_names, 20)})"
+            problems.append(Problem("method.target_modules", message))
+        matched.update(dict.fromkeys(found))
+    if problems or not target_modules:
+        raise ConfigError(problems or [Problem("method.target_modules", "is an empty list; name at least one layer")])
+    return list(matched)
+
+
+def trainable_counts(model: nn.Module, facts: list[ModuleFacts]) -> dict[str, int]:
+    """Trainable parameters per group, each tensor counted once; `other` holds those of no known module."""
+    counts: Counter[str] = Counter()
+    by_length = sorted(facts, key=lambda fact: -len(fact.name))
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            owner = next((fact for fact in by_length if f".{fact.name}." in f".{name}"), None)
+            counts[owner.group if owner else "other"] += parameter.numel()
+    return dict(counts)
+
+
+def _group(layers: list[ModuleFacts], group: str) -> list[str]:
+    if group == "all_linear":
+        chosen = layers
+    elif group in GROUP_ROLES:
+        chosen = [fact for fact in layers if fact.group == "attention" and fact.role in GROUP_ROLES[group]]
+    else:
+        chosen = [fact for fact in layers if fact.group == group]
+    if not chosen:
+        raise ConfigError(
+            [
+                Problem(
+                    "method.target_modules", f"{group} matches no linear layer of this model; name the layers in a list"
+                )
+            ]
+        )
+    return [fact.name for fact in chosen]
+
+
+def _matches(name: str, entry: str) -> bool:
+    return name == entry or name.endswith(f".{entry}") or fnmatch.fnmatchcase(name, entry)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def _blocks(model: nn.Module) -> str:
+    """Name of the longest list of blocks of one class."""
+    from torch import nn
+
+    lists = {
+        name: len(module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len({type(child) for child in module}) == 1 and _holds_linear(module)
+    }
+    if not lists:
+        raise ModelError("the model has no list of equal layers, so that its modules have no layer numbers")
+    return max(lists, key=lambda name: (lists[name], -len(name)))
+
+
+def _holds_linear(module: nn.Module) -> bool:
+    return any(_is_linear(child) for child in module.modules())
+
+
+def _layer_of(name: str, blocks: str) -> tuple[int | None, str]:
+    match = re.match(rf"{re.escape(blocks)}\.(\d+)\.(.+)$", name)
+    return (int(match[1]), match[2]) if match else (None, name)
+
+
+def _role(last: str) -> str:
+    return next((role for role, names in ROLES.items() if re.fullmatch(names, last)), last)

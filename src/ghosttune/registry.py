@@ -1,0 +1,81 @@
+"""Named things a user can choose, and where they are found.
+
+To add a method, dataset or task, one writes one file in its folder and registers one function there. Another package
+does the same and lists its module under the entry point group of the registry (`ghosttune.methods`, …).
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any
+
+from ghosttune.errors import InputError, listed, nearest
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered thing."""
+
+    name: str
+    settings: Any
+    """What describes it: a settings class (methods, tasks) or a description (datasets)."""
+    build: Callable[..., Any]
+    meaning: str
+    """First line of the function's docstring."""
+
+
+class Registry:
+    """Name -> Entry for one kind of thing; its own modules are imported when it is first asked."""
+
+    def __init__(self, kind: str, home: str):
+        self.kind = kind
+        self.home = home
+        self._entries: dict[str, Entry] = {}
+        self._loaded = False
+
+    def register(self, name: str, settings: Any = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Decorator that enters a function under `name`; a name already taken is an error."""
+
+        def enter(build: Callable[..., Any]) -> Callable[..., Any]:
+            if name in self._entries:
+                raise ValueError(f"{self.kind} {name!r} is registered twice")
+            meaning = (build.__doc__ or "").strip().splitlines()
+            self._entries[name] = Entry(name, settings, build, meaning[0] if meaning else "")
+            return build
+
+        return enter
+
+    def __getitem__(self, name: str) -> Entry:
+        """The entry; InputError with the known names when there is none."""
+        self._load()
+        if name not in self._entries:
+            raise InputError(
+                f"no {self.kind} is called {name!r}{nearest(name, self._entries)} (known: {listed(self.names(), 40)})"
+            )
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[Entry]:
+        self._load()
+        return iter([self._entries[name] for name in sorted(self._entries)])
+
+    def names(self) -> list[str]:
+        return [entry.name for entry in self]
+
+    def _load(self) -> None:
+        if self._loaded:
+            return
+        self._loaded = True
+        package = importlib.import_module(self.home)
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{self.home}.{module.name}")
+        for point in entry_points(group=self.home):
+            point.load()
+
+
+METHODS = Registry("method", "ghosttune.methods")
+DATASETS = Registry("dataset", "ghosttune.data.known")
+TASKS = Registry("task", "ghosttune.tasks")

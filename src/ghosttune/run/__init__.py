@@ -1,0 +1,1 @@
+"""Run directories: the interface between commands."""

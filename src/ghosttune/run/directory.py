@@ -1,0 +1,217 @@
+"""The files of a run: this module alone knows their names. Everything is written atomically and nothing is pickled."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ghosttune.errors import GhosttuneError, RunError
+
+LOCK = ".lock"
+
+
+class RunDir:
+    """A run directory: where each file is, and how it is written."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def record(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def adapter(self) -> Path:
+        """The best adapter."""
+        return self.path / "adapter"
+
+    @property
+    def last(self) -> Path:
+        """The adapter after the last step."""
+        return self.path / "last"
+
+    @property
+    def splits(self) -> Path:
+        return self.path / "splits.csv"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def predictions(self, split: str) -> Path:
+        return self.path / "predictions" / f"{split}.jsonl"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step}"
+
+    def checkpoint_steps(self) -> list[int]:
+        """Steps with a complete checkpoint, in order."""
+        if not self.checkpoints.is_dir():
+            return []
+        names = [
+            folder.name.removeprefix("step-")
+            for folder in self.checkpoints.iterdir()
+            if folder.name.startswith("step-")
+        ]
+        return sorted(int(name) for name in names if name.isdigit())
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was ever started here."""
+        return self.record.is_file()
+
+    def create(self) -> RunDir:
+        """Makes the folder; RunError when it holds anything, or cannot be written to."""
+        with explained(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            if any(entry.name != LOCK for entry in self.path.iterdir()):
+                raise RunError(self._in_use())
+            self.checkpoints.mkdir()
+        return self
+
+    def open(self) -> RunDir:
+        """This directory, if it holds a run; RunError otherwise."""
+        if not self.exists:
+            reason = "does not exist" if not self.path.exists() else "holds no run (no run.json)"
+            raise RunError(f"{self.path} {reason}")
+        return self
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps every other process out of this run; the lock goes with the process, however it ends."""
+        with explained(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = open(self.path / LOCK, "w")  # noqa: SIM115  # held for as long as the run is
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            handle.close()
+            raise RunError(
+                f"{self.path} is being written by another process; wait for it, or use another --out"
+            ) from None
+        try:
+            yield
+        finally:
+            handle.close()
+
+    def _in_use(self) -> str:
+        if not self.exists:
+            return f"{self.path} is not empty and holds no run; give an empty or new folder"
+        record = self.read_record()
+        return (
+            f"{self.path} already holds a run ({record.get('status')}, step {record.get('step', 0)}). "
+            f"Choose another folder, or continue it with `ghosttune train --resume --out {self.path}`."
+        )
+
+    def read_record(self) -> dict[str, Any]:
+        return json.loads(self.record.read_text(encoding="utf-8"))
+
+    def write_record(self, record: dict[str, Any]) -> None:
+        write_json(self.record, record)
+
+    def append_event(self, event: dict[str, Any]) -> None:
+        """One line of metrics.jsonl, on disk before this returns."""
+        with explained(self.path), open(self.metrics, "ab") as file:
+            file.write((json.dumps(event, allow_nan=False) + "\n").encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def events(self) -> list[dict[str, Any]]:
+        """The recorded events; a line cut short by a crash is not one."""
+        if not self.metrics.is_file():
+            return []
+        lines = self.metrics.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines[:-1] if line]
+
+    def forget_events_after(self, step: int) -> None:
+        """Removes the events of steps that a resumed run will do again."""
+        kept = [event for event in self.events() if event["step"] <= step]
+        write_text(self.metrics, "".join(json.dumps(event) + "\n" for event in kept))
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turns failures of the file system into messages that say what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise GhosttuneError(
+                f"no space left for {path} ({error.strerror}). Nothing already written is lost: free some space and continue with --resume."
+            ) from error
+        raise RunError(f"{path} cannot be written: {error.strerror}; choose another folder with --out") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces the file by one holding `text`; a crash leaves the old file or the new one."""
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        with open(partial, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        _sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
+    """Replaces the folder by one that `fill` has written; it appears under its name only when it is complete."""
+    with explained(path):
+        partial = path.with_name(f".{path.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        fill(partial)
+        for file in partial.rglob("*"):
+            _sync_file(file)
+        _sync_folder(partial)
+        if path.exists():
+            replaced = path.with_name(f".{path.name}.replaced")
+            shutil.rmtree(replaced, ignore_errors=True)
+            os.rename(path, replaced)
+            os.rename(partial, path)
+            shutil.rmtree(replaced)
+        else:
+            os.rename(partial, path)
+        _sync_folder(path.parent)
+
+
+def _sync_file(path: Path) -> None:
+    if path.is_file():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

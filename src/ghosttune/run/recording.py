@@ -1,0 +1,117 @@
+"""run.json while the run goes on: what it is, where it ran, how long each stage took, and how it ended."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from ghosttune.run.directory import RunDir
+from ghosttune.version import __version__
+
+RECORDED_PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy", "pydantic")
+
+
+class Record:
+    """The contents of run.json; every change is on disk at once."""
+
+    def __init__(self, run: RunDir, contents: dict[str, Any]):
+        self.run = run
+        self.contents = contents
+
+    @classmethod
+    def begin(cls, run: RunDir, **facts: Any) -> Record:
+        """A record of a run that starts now."""
+        contents = {
+            "ghosttune": __version__,
+            "status": "running",
+            "step": 0,
+            "started": _now(),
+            **facts,
+            "environment": environment(),
+            "stage_seconds": {},
+        }
+        return cls(run, contents)._written()
+
+    @classmethod
+    def reopen(cls, run: RunDir) -> Record:
+        """The record of a run that goes on; what this environment changes is noted beside what it was."""
+        contents = run.read_record()
+        resumed = {"at": _now(), "environment": environment()}
+        contents |= {"status": "running", "resumed": [*contents.get("resumed", []), resumed]}
+        return cls(run, contents)._written()
+
+    def note(self, **facts: Any) -> None:
+        """Adds or replaces facts."""
+        self.contents |= facts
+        self._written()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the time spent inside to `stage_seconds`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = self.contents["stage_seconds"]
+            seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+
+    def end(self, status: str, **facts: Any) -> None:
+        """The last word: finished, stopped or failed."""
+        self.note(status=status, ended=_now(), peak_memory_mb=peak_memory_mb(), **facts)
+
+    def _written(self) -> Record:
+        self.run.write_record(self.contents)
+        return self
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and machine; no paths, no names of users, no environment variables."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: found for name in RECORDED_PACKAGES if (found := _version(name))},
+        "git": git_state(),
+        "host": {"name": platform.node(), "system": platform.platform(), "cpus": os.cpu_count()},
+    }
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the working directory and whether it has changes; None outside a repository."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        if commit.returncode != 0:
+            return None
+        status = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, timeout=30)
+        return {"commit": commit.stdout.strip(), "changed": bool(status.stdout.strip())}
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def peak_memory_mb() -> dict[str, float]:
+    """Largest resident memory of this process, and of its CUDA device where torch uses one."""
+    import resource
+
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    peak = {"process": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        peak["cuda"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return peak
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

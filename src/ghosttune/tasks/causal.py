@@ -1,0 +1,64 @@
+"""Causal language modelling: predict each trained token from those before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+from ghosttune.config.schema import TaskSettings, setting
+from ghosttune.data.encoding import IGNORED
+from ghosttune.registry import TASKS
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class CausalSettings(TaskSettings):
+    type: Literal["causal_lm"] = setting("causal_lm")
+    """The task (`ghosttune show tasks`)."""
+
+
+@TASKS.register("causal_lm", CausalSettings)
+class CausalTask:
+    """Generate text: prompts and completions, conversations, instructions, plain text."""
+
+    def example_loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """Summed negative log-likelihood of each row's trained tokens, in nats: [B] float32.
+
+        Logits are computed at the positions that predict a trained token and nowhere else: with a vocabulary of 32,000
+        the output layer is otherwise most of the work of a small model.
+        """
+        import torch
+        from torch.nn.functional import cross_entropy
+
+        labels = batch["labels"][:, 1:]
+        predicts = labels != IGNORED
+        head = _unwrapped(model).get_output_embeddings()
+        with only_positions(head, predicts):
+            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+        losses = cross_entropy(logits.float(), labels[predicts], reduction="none")
+        rows = predicts.nonzero()[:, 0]
+        return torch.zeros(len(labels), device=losses.device).index_add(0, rows, losses)
+
+
+@contextmanager
+def only_positions(head: nn.Module, predicts: Tensor) -> Iterator[None]:
+    """While inside, the output layer sees only the hidden states at the `predicts` [B, T-1] positions, as [N, d].
+
+    A hook on the layer, not a call of the inner model, so that wrappers around the model keep their part in the forward.
+    """
+
+    def select(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (inputs[0][:, :-1][predicts], *inputs[1:])
+
+    handle = head.register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _unwrapped(model: Any) -> Any:
+    """The model below a distributed wrapper."""
+    return model.module if hasattr(model, "module") and not hasattr(model, "get_output_embeddings") else model

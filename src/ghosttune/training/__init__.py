@@ -1,0 +1,1 @@
+"""Training on transformers.Trainer, with our own row order, loss and checkpoints."""

@@ -1,0 +1,152 @@
+"""Everything a run needs to go on as if it had never stopped, in safetensors and JSON, verified when it is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import load_file, save_file
+
+from ghosttune.errors import RunError
+from ghosttune.run.directory import write_folder
+
+if TYPE_CHECKING:
+    import peft
+    from torch.optim import Optimizer
+
+ADAPTER = "adapter_model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+RANDOM = "random.safetensors"
+STATE = "state.json"
+MANIFEST = "manifest.json"
+
+
+def write_checkpoint(
+    folder: Path,
+    model: peft.PeftModel,
+    optimizer: Optimizer,
+    schedule: dict[str, Any],
+    counters: dict[str, Any],
+    trainer_state: str,
+) -> None:
+    """A complete checkpoint, or none: the folder gets its name when every byte is on disk.
+
+    `schedule` is the learning-rate scheduler's state, `counters` what our callbacks count, `trainer_state` the Trainer's
+    own state as JSON. About three times the adapter's size.
+    """
+
+    def fill(partial: Path) -> None:
+        write_adapter(model, partial)
+        names = parameter_names(model)
+        save_file(_optimizer_tensors(optimizer, names), str(partial / OPTIMIZER))
+        arrays, words = _random_state()
+        save_arrays(arrays, str(partial / RANDOM))
+        state = {"schedule": schedule, "counters": counters, "random": words, "groups": _group_options(optimizer)}
+        (partial / STATE).write_text(json.dumps(state))
+        (partial / "trainer_state.json").write_text(trainer_state)
+        digests = {file.name: _digest(file) for file in sorted(partial.iterdir())}
+        (partial / MANIFEST).write_text(json.dumps(digests, indent=2))
+
+    write_folder(folder, fill)
+
+
+def write_adapter(model: peft.PeftModel, folder: Path) -> None:
+    """The adapter in PEFT's own format."""
+    model.save_pretrained(str(folder), safe_serialization=True)
+    (folder / "README.md").unlink(missing_ok=True)  # a model card nobody wrote
+
+
+def verify(folder: Path) -> None:
+    """RunError naming the first file that is not what was written."""
+    try:
+        digests = json.loads((folder / MANIFEST).read_text())
+        wrong = [name for name, digest in digests.items() if _digest(folder / name) != digest]
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder} is damaged: {error}. Delete it to continue from the checkpoint before it.") from error
+    if wrong:
+        raise RunError(
+            f"{folder} is damaged: {', '.join(wrong)} changed. Delete it to continue from the checkpoint before it."
+        )
+
+
+def read_counters(folder: Path) -> dict[str, Any]:
+    return _read_state(folder)["counters"]
+
+
+def restore_adapter(folder: Path, model: peft.PeftModel) -> None:
+    """Loads the adapter's weights; RunError when a tensor is missing or left over."""
+    import peft
+
+    result = peft.set_peft_model_state_dict(model, load_file(str(folder / ADAPTER)))
+    missing = [name for name in result.missing_keys if ".lora_" in name]
+    if missing or result.unexpected_keys:
+        raise RunError(f"{folder} does not fit the configured adapter: {(missing or result.unexpected_keys)[:3]}")
+
+
+def restore_optimizer(folder: Path, model: peft.PeftModel, optimizer: Optimizer) -> dict[str, Any]:
+    """Loads the optimizer's moments and options by parameter name; returns the scheduler's state."""
+    saved = load_file(str(folder / OPTIMIZER))
+    state = _read_state(folder)
+    names = parameter_names(model)
+    for options, group in zip(state["groups"], optimizer.param_groups, strict=True):
+        group.update(options)
+        for parameter in group["params"]:
+            prefix = f"{names[parameter]}|"
+            own = {key.removeprefix(prefix): tensor for key, tensor in saved.items() if key.startswith(prefix)}
+            optimizer.state[parameter] = {
+                key: tensor.to(parameter.device) if key != "step" else tensor for key, tensor in own.items()
+            }
+    return state["schedule"]
+
+
+def restore_random(folder: Path) -> None:
+    """Sets the generators of Python, numpy and torch to where they were."""
+    arrays = load_arrays(str(folder / RANDOM))
+    words = _read_state(folder)["random"]
+    version, gauss = words["python"]
+    random.setstate((version, tuple(int(word) for word in arrays["python"]), gauss))
+    kind, position, has_gauss, cached = words["numpy"]
+    np.random.set_state((kind, arrays["numpy"], position, has_gauss, cached))
+    torch.set_rng_state(torch.from_numpy(arrays["torch"].copy()))
+    if torch.cuda.is_initialized() and "cuda" in arrays:
+        torch.cuda.set_rng_state(torch.from_numpy(arrays["cuda"].copy()))
+
+
+def parameter_names(model: torch.nn.Module) -> dict[torch.nn.Parameter, str]:
+    return {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _optimizer_tensors(optimizer: Optimizer, names: dict[torch.nn.Parameter, str]) -> dict[str, torch.Tensor]:
+    return {
+        f"{names[parameter]}|{key}": value.detach().cpu().contiguous()
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def _group_options(optimizer: Optimizer) -> list[dict[str, Any]]:
+    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+
+
+def _random_state() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    arrays = {"python": np.array(words, np.uint32), "numpy": np.asarray(keys), "torch": torch.get_rng_state().numpy()}
+    if torch.cuda.is_initialized():
+        arrays["cuda"] = torch.cuda.get_rng_state().numpy()
+    return arrays, {"python": [version, gauss], "numpy": [kind, int(position), int(has_gauss), float(cached)]}
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / STATE).read_text())
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

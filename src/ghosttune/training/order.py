@@ -1,0 +1,52 @@
+"""Which row comes when: a pure function of seed and epoch, rows of like length together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch.utils.data import Sampler
+
+POOL = 32
+"""Steps whose rows are sorted by length together: larger pads less and shuffles less."""
+
+
+class RowOrder(Sampler[int]):
+    """Row positions of one epoch, step after step.
+
+    Rows are shuffled, sorted by length within pools of steps, cut into steps, and the steps shuffled. Grouping is by whole
+    steps (all ranks and micro-batches), so that it does not change with their number. A last step that is not full comes
+    last.
+    """
+
+    def __init__(self, lengths: Sequence[int], rows_per_step: int, seed: int):
+        self.lengths = np.asarray(lengths)
+        self.rows_per_step = rows_per_step
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        random = np.random.default_rng([self.seed, self.epoch])
+        shuffled = random.permutation(len(self.lengths))
+        size = self.rows_per_step * _pool_steps(len(self.lengths) // self.rows_per_step)
+        full: list[np.ndarray] = []
+        rest: list[np.ndarray] = []
+        for start in range(0, len(shuffled), size):
+            pool = shuffled[start : start + size]
+            pool = pool[np.argsort(self.lengths[pool], kind="stable")]
+            for cut in range(0, len(pool), self.rows_per_step):
+                step = pool[cut : cut + self.rows_per_step]
+                (full if len(step) == self.rows_per_step else rest).append(step)
+        steps = [full[position] for position in random.permutation(len(full))] + rest
+        return iter(np.concatenate(steps).tolist())
+
+
+def _pool_steps(steps: int) -> int:
+    """Steps per pool: few rows need small pools, or the same rows would meet in every epoch."""
+    return max(1, min(POOL, steps // 4))

@@ -1,0 +1,147 @@
+"""The training loop: transformers.Trainer with our loss, row order, evaluation and checkpoints, and nothing else changed.
+
+A step goes: rows in the order of `RowOrder` -> `Collator` -> `compute_loss` (the task's loss per row) -> backward ->
+clip -> AdamW -> `Watch.on_step_end`, which decides what is recorded, evaluated and saved.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer
+from transformers.trainer_callback import PrinterCallback
+
+from ghosttune.config.schema import RunConfig
+from ghosttune.data.encoding import IGNORED, Collator, Encoded, Features
+from ghosttune.errors import GhosttuneError
+from ghosttune.run.directory import RunDir
+from ghosttune.training import checkpoints
+from ghosttune.training.arguments import training_arguments
+from ghosttune.training.order import RowOrder
+from ghosttune.training.watching import Watch
+
+
+class RunTrainer(Trainer):
+    """Trains the adapter of one run; `watch` records events and remembers the best evaluation."""
+
+    loss_is_scaled_for_ga = True  # divided by the targets of the whole step, so accumulation changes nothing
+
+    def __init__(
+        self,
+        model: Any,
+        config: RunConfig,
+        run: RunDir,
+        task: Any,
+        train: Encoded,
+        dev: Encoded,
+        collator: Collator,
+        watch: Watch,
+        resuming: bool,
+    ):
+        self.config, self.run, self.task, self.watch = config, run, task, watch
+        self.train_rows, self.dev_rows = train.features, dev.features
+        self.counted = torch.zeros(3, dtype=torch.int64)
+        """Tokens, padded positions and targets of this process so far."""
+        super().__init__(
+            model=model,
+            args=training_arguments(config, str(run.path), resuming),
+            data_collator=collator,
+            train_dataset=train.features,  # type: ignore[arg-type]  # a list has a length and items
+            eval_dataset=dev.features,  # type: ignore[arg-type]
+            callbacks=[watch],
+        )
+        self.remove_callback(PrinterCallback)
+        watch.trainer = self
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> RowOrder:
+        rows_per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return RowOrder([len(row) for row in self.train_rows], rows_per_step, self.args.seed)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """This micro-batch's share of the step's loss: its summed nats over the targets of the whole step."""
+        losses = self.task.example_loss(model, inputs)
+        if not torch.isfinite(losses).all():
+            raise GhosttuneError(self._not_finite(losses, inputs["example_index"]))
+        mask = inputs["attention_mask"]
+        self.counted += torch.stack([mask.sum(), (mask == 0).sum(), (inputs["labels"] != IGNORED).sum()]).cpu()
+        return losses.sum() / num_items_in_batch
+
+    def _not_finite(self, losses: torch.Tensor, index: torch.Tensor) -> str:
+        rows = [self.train_rows[position].example_id for position in index[~torch.isfinite(losses)].tolist()]
+        steps = self.run.checkpoint_steps()
+        state = f"the last checkpoint is step {steps[-1]}" if steps else "no checkpoint was written yet"
+        return (
+            f"the loss is not a number at step {self.state.global_step + 1} (rows {', '.join(rows[:5])}); {state}. "
+            "Lower train.learning_rate, lengthen train.warmup_steps, or look at these rows with `ghosttune preview`."
+        )
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Dev loss in nats per target over all dev rows; the value does not depend on the batch size."""
+        losses = self.example_losses(self.dev_rows)
+        targets = sum(row.targets for row in self.dev_rows)
+        metrics = {"eval_loss": float(losses.sum()) / targets}
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @torch.no_grad()
+    def example_losses(self, rows: Sequence[Features]) -> torch.Tensor:
+        """Summed nats of each row's targets, [N] float64, without dropout; consumes no random numbers."""
+        was_training = self.model.training
+        self.model.eval()
+        total = torch.zeros(len(rows), dtype=torch.float64)
+        for positions in self._eval_batches(rows):
+            batch = self.data_collator([rows[position] for position in positions])
+            batch = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
+            total[positions] = self.task.example_loss(self.model, batch).double().cpu()
+        self.model.train(was_training)
+        return total
+
+    def _eval_batches(self, rows: Sequence[Features]) -> Iterator[list[int]]:
+        by_length = sorted(range(len(rows)), key=lambda position: len(rows[position]))
+        size = self.args.per_device_eval_batch_size
+        for start in range(0, len(by_length), size):
+            yield by_length[start : start + size]
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Nothing: the estimate walks over all parameters at every micro-batch and is not recorded."""
+        return 0
+
+    def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
+        step = self.state.global_step
+        checkpoints.write_checkpoint(
+            self.run.checkpoint(step),
+            self.model,
+            self.optimizer.optimizer,
+            self.lr_scheduler.state_dict(),
+            self.watch.counters(),
+            _state_as_json(self.state),
+        )
+        kept = {*self.run.checkpoint_steps()[-self.config.train.save_total_limit :], self.watch.best_step}
+        for old in set(self.run.checkpoint_steps()) - kept:
+            shutil.rmtree(self.run.checkpoint(old))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        checkpoints.verify(Path(resume_from_checkpoint))
+        checkpoints.restore_adapter(Path(resume_from_checkpoint), self.model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            schedule = checkpoints.restore_optimizer(Path(checkpoint), self.model, self.optimizer.optimizer)
+            self.lr_scheduler.load_state_dict(schedule)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            checkpoints.restore_random(Path(checkpoint))
+
+
+def _state_as_json(state: Any) -> str:
+    import dataclasses
+    import json
+
+    return json.dumps(dataclasses.asdict(state), sort_keys=True)

@@ -1,0 +1,120 @@
+"""What happens besides the arithmetic of a step: events, the best evaluation, early stopping, interruption."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainerCallback
+
+from ghosttune.config.schema import TrainSettings
+from ghosttune.errors import GhosttuneError
+from ghosttune.run.directory import RunDir
+
+if TYPE_CHECKING:
+    from ghosttune.training.trainer import RunTrainer
+
+Listener = Callable[[dict[str, Any]], None]
+"""Called with every event and, between them, with {"event": "step", "step", "max_steps"}."""
+
+
+class Watch(TrainerCallback):
+    """Records events into the run and steers the Trainer by them; its counters are part of every checkpoint."""
+
+    trainer: RunTrainer
+
+    def __init__(self, run: RunDir, settings: TrainSettings, listen: Listener):
+        self.run = run
+        self.settings = settings
+        self.listen = listen
+        self.best_loss = math.inf
+        self.best_step: int | None = None
+        self.waited = 0
+        """Evaluations in a row that did not improve enough for early stopping."""
+        self.reference_loss = math.inf
+        """Loss that early stopping compares with."""
+        self.base_loss: float | None = None
+        """Dev loss of the untouched base."""
+        self.interrupted = False
+        self.unlogged_loss = 0.0
+        self.logged_step = 0
+
+    def counters(self) -> dict[str, Any]:
+        """What a checkpoint must hold so that a resumed run records and decides as an uninterrupted one."""
+        return {
+            "best_loss": None if math.isinf(self.best_loss) else self.best_loss,
+            "best_step": self.best_step,
+            "waited": self.waited,
+            "reference_loss": None if math.isinf(self.reference_loss) else self.reference_loss,
+            "base_loss": self.base_loss,
+            "unlogged_loss": float(self.trainer._tr_loss),
+            "logged_step": self.trainer._globalstep_last_logged,
+        }
+
+    def restore(self, counters: dict[str, Any]) -> None:
+        """Takes up the counters of a checkpoint."""
+        self.best_loss = math.inf if counters["best_loss"] is None else counters["best_loss"]
+        self.reference_loss = math.inf if counters["reference_loss"] is None else counters["reference_loss"]
+        for name in ("best_step", "waited", "base_loss", "unlogged_loss", "logged_step"):
+            setattr(self, name, counters[name])
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """While inside, the first Ctrl-C or SIGTERM ends training after the step at hand, its state saved; a second acts at once."""
+
+        def note(number: int, frame: Any) -> None:
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.interrupted = True
+            self.listen({"event": "interrupt"})
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer._tr_loss += torch.tensor(self.unlogged_loss, device=self.trainer._tr_loss.device)
+        self.trainer._globalstep_last_logged = self.logged_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.listen({"event": "step", "step": state.global_step, "max_steps": state.max_steps})
+        if state.global_step >= state.max_steps:
+            control.should_log = control.should_evaluate = control.should_save = True
+        if self.interrupted:
+            control.should_save = control.should_training_stop = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if logs and "loss" in logs:
+            self._record({"step": state.global_step, "event": "log", **logs})
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **_: Any
+    ) -> None:
+        loss, step = (metrics or {})["eval_loss"], state.global_step
+        if not math.isfinite(loss):
+            raise GhosttuneError(f"the dev loss is not a number at step {step}; lower train.learning_rate")
+        self._record({"step": step, "event": "eval", "split": "dev", "loss": loss})
+        if step == 0:
+            self.base_loss = loss
+            return
+        if loss < self.best_loss:
+            self.best_loss, self.best_step = loss, step
+            control.should_save = True
+        if loss < self.reference_loss - self.settings.early_stopping_threshold:
+            self.reference_loss, self.waited = loss, 0
+        else:
+            self.waited += 1
+        patience = self.settings.early_stopping_patience
+        if patience is not None and self.waited >= patience:
+            control.should_save = control.should_training_stop = True
+
+    def _record(self, event: dict[str, Any]) -> None:
+        self.run.append_event(event)
+        self.listen(event)

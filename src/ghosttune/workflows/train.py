@@ -1,0 +1,196 @@
+"""One run from its configuration to a finished run directory."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from ghosttune.config.loading import load_config
+from ghosttune.config.schema import RunConfig
+from ghosttune.errors import ConfigError, DataError, GhosttuneError, Problem, RunError
+from ghosttune.metrics.intervals import mean_ratio, verdict
+from ghosttune.models.loading import add_adapter, device_of, load_model, longest_input, revision_of
+from ghosttune.models.modules import module_facts, trainable_counts
+from ghosttune.registry import TASKS
+from ghosttune.run.directory import RunDir, write_folder, write_text
+from ghosttune.run.recording import Record
+from ghosttune.training import checkpoints
+from ghosttune.training.trainer import RunTrainer
+from ghosttune.training.watching import Listener, Watch
+from ghosttune.workflows.answering import answer_dev_rows
+from ghosttune.workflows.prepare import Prepared, default_run_folder, prepare
+from ghosttune.workflows.runs import Run
+
+
+def train(
+    config: RunConfig, out: str | Path | None = None, *, resume: bool = False, listen: Listener = lambda event: None
+) -> Run:
+    """Trains the run a configuration describes, into `out` (or a new folder below `run.root`), and returns it.
+
+    With `resume`, continues the run in `out` from its newest checkpoint, to the same bytes as if it had not stopped; a
+    finished run is returned as it is. Raises an InputError before anything is written when the input is wrong, and
+    GhosttuneError when training cannot go on; what was written stays.
+    """
+    if resume:
+        if out is None:
+            raise RunError("--resume needs the run to continue: give --out RUN")
+        run = RunDir(out).open()
+        if run.read_record()["status"] == "finished":
+            return Run(run)
+        config = load_config(run.config)
+    else:
+        run = RunDir(out or default_run_folder(config, datetime.now().strftime("%Y%m%d-%H%M%S")))
+    started = time.perf_counter()
+    prepared = prepare(config)
+    model, counts = adapted_model(prepared)
+    with run.locked():
+        record = _reopen(run, prepared) if resume else _begin(run, prepared, model, counts)
+        record.contents["stage_seconds"]["prepare"] = round(time.perf_counter() - started, 3)
+        listen({"event": "begin", "run": run, "prepared": prepared, "parameters": counts, "resumed": resume})
+        try:
+            _run_stages(run, record, prepared, model, resume, listen)
+        except BaseException as error:
+            reason = str(error).splitlines()[0] if isinstance(error, GhosttuneError) else type(error).__name__
+            record.end("failed", error=reason)
+            raise
+    return Run(run)
+
+
+def adapted_model(prepared: Prepared) -> tuple[Any, dict[str, int]]:
+    """The model with its adapter on its device, and the trainable parameters per group."""
+    config = prepared.config
+    base = load_model(config.model, config.train.seed)
+    limit = longest_input(base)
+    longest = max(len(row) for row in [*prepared.train.features, *prepared.dev.features])
+    if limit is not None and longest > limit:
+        message = f"lets rows of {longest} tokens through, and the model reads at most {limit}; set it to {limit}"
+        raise ConfigError([Problem("data.max_length", message, config.origins.get("data.max_length", ""))])
+    facts = module_facts(base)
+    model = add_adapter(base, config.method, config.train.seed)
+    counts = trainable_counts(model, facts)
+    return model.to(device_of(config.model)), counts
+
+
+def _begin(run: RunDir, prepared: Prepared, model: Any, counts: dict[str, int]) -> Record:
+    run.create()
+    write_text(run.config, config_text(prepared.config))
+    _write_splits(run, prepared)
+    return Record.begin(
+        run,
+        seed=prepared.config.train.seed,
+        model={"name": prepared.config.model.name, "revision": revision_of(model), "trainable_parameters": counts},
+        data={
+            "fingerprints": prepared.fingerprints,
+            "rows": {"train": len(prepared.train), "dev": len(prepared.dev)},
+            "tokens": {"train": prepared.train.tokens, "dev": prepared.dev.tokens},
+            "targets": {"train": prepared.train.targets, "dev": prepared.dev.targets},
+            "cut_rows": {"train": prepared.train.cut_rows, "dev": prepared.dev.cut_rows},
+        },
+        left_out=prepared.left_out,
+        origins=prepared.config.origins,
+    )
+
+
+def _reopen(run: RunDir, prepared: Prepared) -> Record:
+    before = run.read_record()["data"]["fingerprints"]
+    changed = [name for name, digest in prepared.fingerprints.items() if before.get(name) != digest]
+    if changed:
+        raise DataError(f"{', '.join(changed)} changed since {run.path} was started; restore it, or start a new run")
+    steps = run.checkpoint_steps()
+    run.forget_events_after(steps[-1] if steps else -1)
+    return Record.reopen(run)
+
+
+def _run_stages(run: RunDir, record: Record, prepared: Prepared, model: Any, resume: bool, listen: Listener) -> None:
+    config = prepared.config
+    watch = Watch(run, config.train, listen)
+    steps = run.checkpoint_steps() if resume else []
+    checkpoint = run.checkpoint(steps[-1]) if steps else None
+    if checkpoint is not None:
+        checkpoints.verify(checkpoint)
+        watch.restore(checkpoints.read_counters(checkpoint))
+    task = TASKS[config.task.type].build()
+    trainer = RunTrainer(
+        model, config, run, task, prepared.train, prepared.dev, prepared.collator, watch, checkpoint is not None
+    )
+    with record.stage("train"), watch.interruptible():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    step = trainer.state.global_step
+    record.note(step=step, best_step=watch.best_step, **_throughput(trainer, record))
+    if watch.interrupted:
+        record.end("stopped")
+        raise GhosttuneError(
+            f"stopped after step {step}, its state saved. Continue with `ghosttune train --resume --out {run.path}`."
+        )
+    with record.stage("save"):
+        _write_adapters(run, prepared, model, watch)
+    with record.stage("evaluate"):
+        judged = _judge(trainer, prepared, watch)
+        answer_dev_rows(run, prepared, model, listen)
+    record.end("finished", verdict=judged)
+    listen({"event": "end", "verdict": judged})
+
+
+def _throughput(trainer: RunTrainer, record: Record) -> dict[str, Any]:
+    tokens, padding, targets = trainer.counted.tolist()
+    seconds = record.contents["stage_seconds"].get("train", 0.0)
+    return {
+        "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
+        "targets_per_second": round(targets / seconds, 1) if seconds else None,
+        "padding_share": round(padding / (tokens + padding), 4) if tokens else None,
+    }
+
+
+def _write_adapters(run: RunDir, prepared: Prepared, model: Any, watch: Watch) -> None:
+    """`last/` from the model as it is, then `adapter/` from the best checkpoint, whose weights the model keeps."""
+    write_folder(run.last, _adapter_writer(prepared, model))
+    if watch.best_step is not None:
+        checkpoints.restore_adapter(run.checkpoint(watch.best_step), model)
+    write_folder(run.adapter, _adapter_writer(prepared, model))
+
+
+def _adapter_writer(prepared: Prepared, model: Any) -> Callable[[Path], None]:
+    def fill(folder: Path) -> None:
+        checkpoints.write_adapter(model, folder)
+        prepared.encoder.template.tokenizer.save_pretrained(str(folder))
+
+    return fill
+
+
+def _judge(trainer: RunTrainer, prepared: Prepared, watch: Watch) -> dict[str, Any]:
+    """Whether the best adapter lowered the dev loss of the untouched base, row by row, with an interval."""
+    rows = prepared.dev.features
+    targets = np.array([row.targets for row in rows], float)
+    tuned = trainer.example_losses(rows).numpy()
+    with trainer.model.disable_adapter():
+        base = trainer.example_losses(rows).numpy()
+    change = mean_ratio(tuned - base, targets)
+    return {
+        "verdict": verdict(change),
+        "dev_loss_base": float(base.sum() / targets.sum()),
+        "dev_loss": float(tuned.sum() / targets.sum()),
+        "change": change.as_dict(),
+        "best_step": watch.best_step,
+    }
+
+
+def config_text(config: RunConfig) -> str:
+    """The configuration as YAML that loads to itself."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def _write_splits(run: RunDir, prepared: Prepared) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["example_id", "split"])
+    for split, records in (("train", prepared.train_records), ("dev", prepared.dev_records)):
+        writer.writerows([record.example_id, split] for record in records)
+    write_text(run.splits, text.getvalue())
