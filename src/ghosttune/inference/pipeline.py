@@ -57,7 +57,10 @@ class Pipeline:
     def generate(
         self, prompts: Sequence[str | Sequence[Turn]], *, max_new_tokens: int | None = None, adapter: bool = True
     ) -> list[Answer]:
-        """The greedy answer to each prompt (text, or turns of a conversation); `adapter=False` asks the untouched base."""
+        """The greedy answer to each prompt: a text, or the turns of a conversation.
+
+        `adapter=False` asks the untouched base. Prompts too long for `data.max_length` lose their oldest context.
+        """
         wanted = max_new_tokens or self.max_new_tokens
         turns = [(Turn("user", prompt),) if isinstance(prompt, str) else tuple(prompt) for prompt in prompts]
         ids = [self.encoder.prompt_ids(row, room=min(wanted, self.encoder.max_length // 2)) for row in turns]

@@ -49,7 +49,10 @@ def module_facts(model: nn.Module) -> list[ModuleFacts]:
 
 
 def matched_modules(facts: list[ModuleFacts], target_modules: str | list[str]) -> list[str]:
-    """Full names of the linear layers that `method.target_modules` means; ConfigError naming entries that match nothing."""
+    """Full names of the linear layers that `method.target_modules` means.
+
+    Raises ConfigError naming every entry that matches nothing, with the nearest name the model has.
+    """
     layers = [fact for fact in facts if fact.layer is not None]
     if isinstance(target_modules, str):
         return _group(layers, target_modules)
@@ -59,7 +62,8 @@ def matched_modules(facts: list[ModuleFacts], target_modules: str | list[str]) -
         found = [fact.name for fact in facts if fact.group != "embedding" and _matches(fact.name, entry)]
         if not found:
             last_names = dict.fromkeys(fact.name.rpartition(".")[2] for fact in layers)
-            message = f"{entry!r} matches no linear layer{nearest(entry, last_names)} (the model has {listed(last_names, 20)})"
+            have = listed(last_names, 20)
+            message = f"{entry!r} matches no linear layer{nearest(entry, last_names)} (the model has {have})"
             problems.append(Problem("method.target_modules", message))
         matched.update(dict.fromkeys(found))
     if problems or not target_modules:

@@ -38,8 +38,8 @@ def write_checkpoint(
 ) -> None:
     """A complete checkpoint, or none: the folder gets its name when every byte is on disk.
 
-    `schedule` is the learning-rate scheduler's state, `counters` what our callbacks count, `trainer_state` the Trainer's
-    own state as JSON. About three times the adapter's size.
+    `schedule` is the learning-rate scheduler's state, `counters` what `Watch` counts, `trainer_state` the Trainer's own
+    state as JSON. About three times the adapter's size.
     """
 
     def fill(partial: Path) -> None:

@@ -1,4 +1,4 @@
-"""The training loop: transformers.Trainer with our loss, row order, evaluation and checkpoints, and nothing else changed.
+"""The training loop: transformers.Trainer with our loss, row order, evaluation and checkpoints.
 
 A step goes: rows in the order of `RowOrder` -> `Collator` -> `compute_loss` (the task's loss per row) -> backward ->
 clip -> AdamW -> `Watch.on_step_end`, which decides what is recorded, evaluated and saved.

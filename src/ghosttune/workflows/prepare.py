@@ -79,8 +79,8 @@ def split_records(
     shared = shared_groups(dev_records, own)
     if shared:
         raise DataError(
-            f"{len(shared)} training rows ask the same as a dev row ({listed(shared, 5)}), so that dev would reward memory; remove them "
-            "from one of the two, or let data.dev.fraction draw the dev rows"
+            f"{len(shared)} training rows ask the same as a dev row ({listed(shared, 5)}), so that dev would reward "
+            "memory; remove them from one of the two, or let data.dev.fraction draw the dev rows"
         )
     train, kept_dev = sample(own, config.data.train.limit, seed), sample(dev_records, dev.limit, seed)
     left_out |= {
