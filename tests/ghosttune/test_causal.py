@@ -102,7 +102,7 @@ def test_the_model_given_the_labels_agrees(kind: str, tied: bool) -> None:
     torch.testing.assert_close(ours / targets, theirs.double(), rtol=1e-6, atol=0)
     shifted = torch.roll(batch["labels"], -1, 1)
     twice = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=shifted).loss
-    assert abs(float(ours / targets - twice)) > 1e-3, "the test tells a double shift apart"
+    assert abs((ours / targets - twice).item()) > 1e-3, "the test tells a double shift apart"
 
 
 @pytest.mark.parametrize(("kind", "tied"), CASES)
@@ -149,18 +149,15 @@ def test_the_hook_goes_also_when_the_forward_fails() -> None:
     assert not model.lm_head._forward_pre_hooks
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # PEFT 0.21 asks Transformers 5.23
 @pytest.mark.parametrize("kind", MODELS)
 def test_an_adapter_also_on_the_head_gives_the_same(kind: str) -> None:
     import peft
 
-    model = model_of(kind, False)
-    config = peft.LoraConfig(
-        r=2,
-        target_modules=["lm_head", "o_proj" if kind == "llama" else "attn.c_proj"],
-        init_lora_weights=False,
-        fan_in_fan_out=kind == "gpt2",
-    )
-    adapted = peft.get_peft_model(model, config).double().eval()
+    config = peft.LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False)
+    adapted = peft.get_peft_model(model_of(kind, False), config).double().eval()
     batch = Collator(EOS)(rows())
     losses = CausalTask().example_loss(adapted, batch)
     torch.testing.assert_close(losses, full_logits_losses(adapted, batch), rtol=1e-10, atol=0)
+    with adapted.disable_adapter(), torch.no_grad():
+        assert not torch.allclose(losses, CausalTask().example_loss(adapted, batch))

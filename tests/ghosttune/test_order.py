@@ -50,13 +50,30 @@ def test_steps_hold_rows_of_like_length_and_a_short_one_comes_last() -> None:
     assert len(full) == 62
 
 
-def test_the_order_knows_only_whole_steps() -> None:
-    """Micro-batches of 2, 4 or 8 and one or two ranks take slices of the same steps."""
+@pytest.mark.parametrize(("ranks", "micro"), [(1, 16), (1, 4), (2, 8), (2, 2), (4, 4)])
+def test_a_step_holds_the_same_rows_however_it_is_split(ranks: int, micro: int) -> None:
+    """Micro-batches and ranks, sharded as Accelerate does it, take slices of the same steps."""
+    from accelerate.data_loader import BatchSamplerShard
+    from torch.utils.data import BatchSampler
+
+    sampler = RowOrder(LENGTHS, 16, 1)
+    shards = [
+        list(BatchSamplerShard(BatchSampler(sampler, micro, drop_last=False), ranks, rank, even_batches=False))
+        for rank in range(ranks)
+    ]
+    accumulated = 16 // micro // ranks
     rows = order(LENGTHS, 16)
-    for micro in (2, 4, 8):
-        slices = [rows[start : start + micro] for start in range(0, len(rows), micro)]
-        steps = [sum(slices[start : start + 16 // micro], []) for start in range(0, len(slices), 16 // micro)]
-        assert [set(step) for step in steps] == [set(rows[start : start + 16]) for start in range(0, len(rows), 16)]
+    for step in range(len(LENGTHS) // 16):
+        held = [
+            row for shard in shards for batch in shard[step * accumulated : (step + 1) * accumulated] for row in batch
+        ]
+        assert set(held) == set(rows[step * 16 : (step + 1) * 16])
+
+
+def test_micro_batches_hold_neighbours_in_length() -> None:
+    rows = order(LENGTHS, 16)
+    spreads = [np.ptp([LENGTHS[row] for row in rows[start : start + 4]]) for start in range(0, 992, 4)]
+    assert np.median(spreads) <= 2
 
 
 def test_lengths_do_not_come_in_order() -> None:
@@ -78,4 +95,4 @@ def test_few_rows_do_not_meet_in_every_epoch() -> None:
 def test_it_pads_far_less_than_a_random_order() -> None:
     random = np.random.default_rng(1).permutation(len(LENGTHS)).tolist()
     assert padding_share(LENGTHS, order(LENGTHS, 8), 8) < 0.2 * padding_share(LENGTHS, random, 8)
-    assert POOL * 8 < len(LENGTHS)
+    assert len(LENGTHS) > POOL * 8, "several pools"

@@ -29,7 +29,6 @@ def test_the_context_is_cut_from_the_left(name: str, kind: str) -> None:
     assert limit - 4 < len(cut) <= limit
     assert encoded.cut_rows == ["long"] and encoded.cut_tokens == len(full) - len(cut)
     assert cut.input_ids[cut.trained].tolist() == full.input_ids[full.trained].tolist()
-    assert cut.input_ids[0] == full.input_ids[0]
 
     text, whole = tokenizer.decode(cut.input_ids.tolist()), tokenizer.decode(full.input_ids.tolist())
     before, context = whole.split("### Dialogue")[0], "word59\n\n### Summary:"
