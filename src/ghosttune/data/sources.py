@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ghosttune.config.schema import SourceSettings
 from ghosttune.data.files import Fields, Placed, fingerprint, kind_of, listed_faults, read_file
 from ghosttune.data.records import ID_COLUMNS, Record, detect_format, records_of, rename_columns
-from ghosttune.errors import DataError, listed, nearest
+from ghosttune.errors import DataError, listed
 from ghosttune.registry import DATASETS
 
 BUILTIN_ROWS = "builtin:rows"
@@ -49,8 +50,8 @@ def open_source(settings: SourceSettings) -> Source:
     """The records of a source; DataError when files are missing or rows cannot be used."""
     if settings.name is not None:
         return DATASETS[settings.name].build(settings.path)
-    files = {None: builtin_rows()} if settings.path == BUILTIN_ROWS else _files(Path(settings.path or ""))
-    return read_source(files, settings)
+    path = builtin_rows() if settings.path == BUILTIN_ROWS else Path(settings.path or "")
+    return read_source(_files(path), settings)
 
 
 def builtin_rows() -> Path:
@@ -58,7 +59,7 @@ def builtin_rows() -> Path:
     return Path(__file__).parent / "builtin" / "rows.jsonl"
 
 
-def read_source(files: Mapping[str | None, Path], settings: SourceSettings) -> Source:
+def read_source(files: dict[str | None, Path], settings: SourceSettings) -> Source:
     """Records of the files, each file being one split, or (key None) one file whose rows may name their split."""
     rows: list[Placed] = []
     ids: list[str] = []
@@ -167,4 +168,7 @@ def _beside(path: Path) -> str:
     if not parent.is_dir():
         return f", nor does the folder {parent}"
     names = [child.name for child in sorted(parent.iterdir()) if child.is_dir() or kind_of(child)]
-    return f"{nearest(path.name, names)}; {parent} holds {listed(names) or 'no readable files'}"
+    stems = {name.split(".")[0]: name for name in reversed(names)}
+    close = difflib.get_close_matches(path.name.split(".")[0], stems, n=1)
+    hint = f"; did you mean {stems[close[0]]}?" if close else ""
+    return f"{hint}; {parent} holds {listed(names) or 'no readable files'}"

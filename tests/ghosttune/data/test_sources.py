@@ -269,6 +269,8 @@ def test_a_missing_file_names_what_is_there(tmp_path: Path) -> None:
     message = fault(tmp_path / "trian.jsonl")
     assert "trian.jsonl does not exist; did you mean train.jsonl?" in message
     assert f"{tmp_path} holds train.jsonl" in message and "picture" not in message
+    assert "did you mean" not in fault(tmp_path / "other.jsonl"), "the ending alone is no likeness"
+    assert "did you mean train.jsonl?" in fault(tmp_path / "train.json")
     assert "nor does the folder" in fault(tmp_path / "no" / "where.jsonl")
 
 

@@ -47,6 +47,22 @@ def test_a_cut_training_prompt_is_the_prompt_with_that_room(kind: str) -> None:
     assert len(encoder.prompt_ids(long_row())) <= 100
 
 
+@pytest.mark.parametrize("kind", ["plain", "turns", "chat"])
+def test_the_cue_stays_when_all_context_must_go(kind: str) -> None:
+    decode = encoder_for("small-chatml", kind).template.tokenizer.decode
+    shortest = min(limit for limit in range(10, 120) if fits(kind, limit))
+    ids = encoder_for("small-chatml", kind, shortest).encode([long_row()]).features[0].input_ids.tolist()
+    assert "word" not in decode(ids) and "\n### Summary:" in decode(ids)
+    assert decode(ids).count("A short answer.") == 1
+
+
+def fits(kind: str, limit: int) -> bool:
+    try:
+        return len(encoder_for("small-chatml", kind, limit).encode([long_row()])) == 1
+    except DataError:
+        return False
+
+
 @pytest.mark.parametrize("content", ["user", "<|im_start|>", "assistant", "s", "im"])
 def test_words_that_also_occur_in_the_markup_do_not_cut_it(content: str) -> None:
     encoder = encoder_for("small-chatml", "chat", 60)
