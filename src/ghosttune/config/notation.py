@@ -43,8 +43,8 @@ def parse_value(text: str) -> Any:
         value = yaml.load(text, Loader=Loader)
     except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{shown(text)} is not a YAML value ({fault(error)}); quote it if it is text") from error
-    plain = isinstance(value, str) and text.strip()[:1] not in ("'", '"')
-    return text.strip() if plain else value  # a plain text is taken whole, ` #1` at its end too
+    written_plainly = isinstance(value, str) and "\n" not in text and text.strip()[:1] not in ("'", '"')
+    return text.strip() if written_plainly else value  # taken whole, with ` #1` at its end
 
 
 def to_yaml(value: Any, **options: Any) -> str:

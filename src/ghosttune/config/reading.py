@@ -125,7 +125,7 @@ def _yaml_layer(text: str, name: str) -> Layer:
     loader = Loader(text)
     try:
         node = loader.get_single_node()
-        if node is None:
+        if node is None or node.tag == "tag:yaml.org,2002:null":
             raise InputError(f"{name} is empty. `ghosttune init > {name}` writes a complete configuration.")
         if not isinstance(node, yaml.MappingNode):
             kind = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"

@@ -22,10 +22,10 @@ EXPECTED = {
     "list_type": "a list",
     "dict_type": "a mapping",
     "too_short": "a list with at least {min_length} entry",
-    "greater_than": "more than {gt:g}",
-    "greater_than_equal": "at least {ge:g}",
-    "less_than": "less than {lt:g}",
-    "less_than_equal": "at most {le:g}",
+    "greater_than": "more than {gt:.12g}",
+    "greater_than_equal": "at least {ge:.12g}",
+    "less_than": "less than {lt:.12g}",
+    "less_than_equal": "at most {le:.12g}",
 }
 """Kind of pydantic error -> what the value must be; `{…}` are filled from the error's context."""
 
