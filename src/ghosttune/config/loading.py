@@ -93,7 +93,8 @@ def _validate(leaves: Leaves) -> tuple[RunConfig, list[Problem]]:
         given = {path[1:]: leaf for path, leaf in leaves.items() if path[0] == name}
         sections[name], wrong = _validate_section(name, section, given)
         problems += wrong
-    return RunConfig(**sections, origins=_origins(leaves, sections)), problems
+    config = RunConfig(**sections, origins=_origins(leaves, sections))  # type: ignore[arg-type]  # each of its class
+    return config, problems
 
 
 def _unknown_sections(leaves: Leaves) -> list[Problem]:

@@ -10,6 +10,9 @@ import pytest
 
 HEAVY = ["torch", "transformers", "peft", "rich", "pandas", "datasets", "accelerate", "tokenizers", "pyarrow"]
 
+LIMIT_SECONDS = 0.5
+"""About 0.3 on a quiet machine; neighbours on the same core have been seen to add a third."""
+
 IMPORT_EVERYTHING = f"""
 import importlib, pkgutil, sys
 import ghosttune.errors, ghosttune.registry
@@ -51,11 +54,11 @@ def test_the_import_test_can_fail():
 
 
 def test_a_config_error_is_quick_and_imports_nothing_heavy(write):
-    """Under 0.4 s of processor time, import included, in the best of three: neighbours on the machine only add."""
+    """Processor time, import included, in the best of three."""
     path = write("trian: {seed: 1}\ntrain: {max_stepz: 3, learning_rate: '1'}\nmethod: {target_modules: 5}")
     answers = [run(A_CONFIG_ERROR, str(path)).split(" ", 2) for _ in range(3)]
     assert {(problems, heavy) for _, problems, heavy in answers} == {("5", "[]")}
-    assert min(float(seconds) for seconds, _, _ in answers) < 0.4
+    assert min(float(seconds) for seconds, _, _ in answers) < LIMIT_SECONDS
 
 
 @pytest.mark.parametrize(

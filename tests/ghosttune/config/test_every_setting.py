@@ -391,6 +391,21 @@ def test_changing_a_setting_changes_something(name, world, tmp_path, monkeypatch
     assert_changes(name, CASES[name], world, tmp_path, monkeypatch)
 
 
+@pytest.mark.parametrize("given", [{}, {"data.train.path": "@split.jsonl"}, {"data.train.format": "text"}], ids=str)
+def test_the_resolved_configuration_prepares_the_same_rows(given, world, tmp_path):
+    """What a run directory keeps trains again: nothing in it depends on how it was decided the first time."""
+    from ghosttune.config.notation import to_yaml
+    from ghosttune.workflows.prepare import prepare
+
+    first = prepare(configured(world, given))
+    (tmp_path / "config.yaml").write_text(to_yaml(first.config.model_dump()))
+    again = prepare(load_config(tmp_path / "config.yaml"))
+    assert again.config == first.config
+    for one, other in ((first.train, again.train), (first.dev, again.dev)):
+        assert [row.example_id for row in one.features] == [row.example_id for row in other.features]
+        assert [row.input_ids.tolist() for row in one.features] == [row.input_ids.tolist() for row in other.features]
+
+
 def test_the_seed_also_draws_the_adapter(world, tmp_path, monkeypatch):
     assert_changes("train.seed", Case(adapter, 7), world, tmp_path, monkeypatch)
 

@@ -21,6 +21,7 @@ OWN = {"data": {"train": {"path": "builtin:rows"}}}
 def test_the_promised_ones_are_there():
     assert {"e2e_attention", "e2e_mlp", "qwen2-1.5b-chat"} <= set(PRESETS)
     assert {"cpu@1", "gpu-24gb@1"} <= set(PROFILES)
+    assert all(re.fullmatch(r"[^@]+@[1-9][0-9]*", name) for name in PROFILES), "a profile has a version"
 
 
 @pytest.mark.parametrize("name", PRESETS)
