@@ -10,10 +10,10 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from ghosttune.errors import InputError, listed, nearest
+from ghosttune.errors import GhosttuneError, InputError, listed, nearest
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,20 @@ class Registry:
     def _load(self) -> None:
         if self._loaded:
             return
-        self._loaded = True
+        self._loaded = True  # before the imports, which may ask this registry themselves
         package = importlib.import_module(self.home)
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{self.home}.{module.name}")
         for point in entry_points(group=self.home):
+            self._load_foreign(point)
+
+    def _load_foreign(self, point: EntryPoint) -> None:
+        """Imports another package's module; GhosttuneError that names it when it cannot be imported."""
+        try:
             point.load()
+        except Exception as error:
+            message = f"{point.value}, which another package adds to {self.home}, cannot be loaded: {error}"
+            raise GhosttuneError(f"{message}; mend or uninstall that package") from error
 
 
 METHODS = Registry("method", "ghosttune.methods")

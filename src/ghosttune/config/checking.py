@@ -2,39 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Set
+from dataclasses import dataclass
 
-from ghosttune.config.schema import RunConfig, leaf_fields
+from ghosttune.config.schema import DEFAULT, RunConfig, leaf_fields
 from ghosttune.errors import InputError, Problem
 from ghosttune.registry import DATASETS
 
 Found = Iterator[tuple[str, str]]
 
 
-def conflicts(config: RunConfig, ignore: set[str] = frozenset()) -> list[Problem]:  # type: ignore[assignment]
-    """Every impossible or idle combination; settings in `ignore` are already known to be wrong."""
+@dataclass(frozen=True)
+class Rule:
+    """One kind of impossible or idle combination."""
+
+    compares_with: tuple[str, ...]
+    """Settings whose values the messages rely on; while one of them is wrong itself, the rule says nothing."""
+    find: Callable[[RunConfig], Found]
+    """(setting, message) of each case."""
+
+
+RULES: list[Rule] = []
+
+
+def rule(*compares_with: str) -> Callable[[Callable[[RunConfig], Found]], Callable[[RunConfig], Found]]:
+    """Enters a function into RULES."""
+
+    def enter(find: Callable[[RunConfig], Found]) -> Callable[[RunConfig], Found]:
+        RULES.append(Rule(compares_with, find))
+        return find
+
+    return enter
+
+
+def conflicts(config: RunConfig, wrong: Set[str] = frozenset()) -> list[Problem]:
+    """Every impossible or idle combination; `wrong` settings are reported already."""
     return [
-        Problem(setting, message, config.origins.get(setting, "").replace("default", ""))
+        config.problem(setting, message)
         for rule in RULES
-        for setting, message in rule(config)
-        if setting not in ignore
+        if not any(_reported(setting, wrong) for setting in rule.compares_with)
+        for setting, message in rule.find(config)
+        if not _reported(setting, wrong)
     ]
 
 
-def unchosen(config: RunConfig) -> list[Problem]:
+def unchosen(config: RunConfig, wrong: Set[str] = frozenset()) -> list[Problem]:
     """The critical settings left at a default that nobody chose (what --strict refuses)."""
     kinds = {"method": config.method.type, "task": config.task.type}
-    problems = []
-    for path, field in leaf_fields(kinds):
-        extra = field.json_schema_extra
-        critical = isinstance(extra, dict) and extra.get("critical")
-        idle = path == "train.max_steps" and config.train.num_train_epochs
-        idle = idle or (path == "data.train.path" and config.data.train.name)
-        if critical and not idle and config.origins.get(path) == "default":
-            problems.append(Problem(path, "must be chosen under --strict: set it in the file, a profile or with --set"))
-    return problems
+    message = "must be chosen under --strict: set it in the file, a preset, a profile or with --set"
+    return [
+        Problem(path, message)
+        for path, field in leaf_fields(kinds)
+        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("critical")
+        if config.origins.get(path) == DEFAULT and path not in _settled_otherwise(config) and not _reported(path, wrong)
+    ]
 
 
+def _reported(setting: str, wrong: Set[str]) -> bool:
+    """Whether the setting, its group or something in its value is among the wrong ones."""
+    return any(f"{setting}.".startswith(f"{known}.") or known.startswith(f"{setting}.") for known in wrong)
+
+
+def _settled_otherwise(config: RunConfig) -> set[str]:
+    """Critical settings whose question another setting answers."""
+    settled = {
+        "train.max_steps": config.train.num_train_epochs is not None,
+        "data.train.path": config.data.train.name is not None,
+    }
+    return {path for path, is_settled in settled.items() if is_settled}
+
+
+@rule("train.max_steps", "train.num_train_epochs")
 def _one_run_length(config: RunConfig) -> Found:
     train = config.train
     if train.max_steps is not None and train.num_train_epochs is not None:
@@ -43,73 +82,103 @@ def _one_run_length(config: RunConfig) -> Found:
         yield "train.max_steps", "is null and so is train.num_train_epochs; give one"
 
 
-def _intervals_inside_the_run(config: RunConfig) -> Found:
-    steps = config.train.max_steps
-    if steps is None:
-        return
-    if config.train.warmup_steps >= steps:
+@rule("train.max_steps")
+def _warmup_inside_the_run(config: RunConfig) -> Found:
+    steps, warmup = config.train.max_steps, config.train.warmup_steps
+    if steps is not None and warmup >= steps:
         yield (
             "train.warmup_steps",
-            f"must be fewer than the run's {steps} steps (got {config.train.warmup_steps}): "
-            f"the peak learning rate would never be reached; at most {max(0, steps // 10)} is usual",
+            f"must be fewer than the run's {_steps(steps)} (got {warmup}): the peak learning rate would never be "
+            f"reached; {steps // 10} would be a tenth of the run",
         )
+
+
+@rule("train.lr_scheduler_type")
+def _warmup_with_a_curve(config: RunConfig) -> Found:
+    if config.train.warmup_steps and config.train.lr_scheduler_type == "constant":
+        yield (
+            "train.warmup_steps",
+            "does nothing with train.lr_scheduler_type: constant; use constant_with_warmup, or 0",
+        )
+
+
+@rule("train.max_steps")
+def _intervals_inside_the_run(config: RunConfig) -> Found:
+    steps = config.train.max_steps
     for name in ("logging_steps", "eval_steps", "save_steps"):
         value = getattr(config.train, name)
-        if value is not None and value > steps:
-            yield f"train.{name}", f"must be at most the run's {steps} steps (got {value}): it would never happen"
+        if steps is not None and value is not None and value > steps:
+            yield f"train.{name}", f"must be at most the run's {_steps(steps)} (got {value}): it would never happen"
 
 
+@rule("train.early_stopping_patience")
+def _threshold_with_patience(config: RunConfig) -> Found:
+    if config.train.early_stopping_threshold > 0 and config.train.early_stopping_patience is None:
+        yield "train.early_stopping_threshold", "does nothing without train.early_stopping_patience"
+
+
+@rule("train.max_steps", "train.eval_steps")
 def _stopping_can_happen(config: RunConfig) -> Found:
     train = config.train
-    if train.early_stopping_threshold > 0 and train.early_stopping_patience is None:
-        yield "train.early_stopping_threshold", "does nothing without train.early_stopping_patience"
-    if train.early_stopping_patience and train.max_steps and train.eval_steps:
-        evaluations = train.max_steps // train.eval_steps
-        if train.early_stopping_patience >= evaluations:
-            yield (
-                "train.early_stopping_patience",
-                f"can never act: the run has {evaluations} evaluations (got {train.early_stopping_patience})",
-            )
+    if train.early_stopping_patience is None or train.max_steps is None or train.eval_steps is None:
+        return
+    evaluations = math.ceil(train.max_steps / train.eval_steps)
+    most = evaluations - 2  # the first one sets the mark, and after the last one the run is over anyway
+    if train.early_stopping_patience > most:
+        remedy = f"at most {most} can act" if most > 0 else "lower train.eval_steps"
+        yield (
+            "train.early_stopping_patience",
+            f"can never act: the run has {evaluations} evaluation{'s' if evaluations != 1 else ''} "
+            f"(got {train.early_stopping_patience}); {remedy}",
+        )
 
 
+@rule("data.dev.fraction", "data.dev.split", "data.dev.path")
 def _one_dev_source(config: RunConfig) -> Found:
     given = [name for name in ("fraction", "split", "path") if getattr(config.data.dev, name) is not None]
     if len(given) > 1:
         yield f"data.dev.{given[-1]}", f"excludes {' and '.join(f'data.dev.{name}' for name in given[:-1])}; keep one"
 
 
+@rule()
+def _dev_rows_of_their_own(config: RunConfig) -> Found:
+    if config.data.dev.split == "train":
+        yield "data.dev.split", "is what the run trains on; use data.dev.fraction to set some of it aside"
+
+
+@rule("data.train.name", "data.train.path")
 def _a_training_source(config: RunConfig) -> Found:
-    train = config.data.train
-    if train.name is None and train.path is None:
+    if config.data.train.name is None and config.data.train.path is None:
         yield "data.train.path", "is missing: give your own file, or data.train.name of a known dataset"
-    if train.name is not None:
-        try:
-            DATASETS[train.name]
-        except InputError as error:
-            yield "data.train.name", str(error)
-        for name in ("columns",):
-            if getattr(train, name) is not None:
-                yield f"data.train.{name}", f"does nothing for the known dataset {train.name}, which brings its own"
-        if train.format != "auto":
-            yield "data.train.format", f"does nothing for the known dataset {train.name}, which brings its own"
 
 
-def _template_fits_loss(config: RunConfig) -> Found:
-    if config.data.train.format == "text" and config.data.loss_on == "completion" and config.data.template == "plain":
-        yield "data.loss_on", "must be all for rows of plain text: they have no completion of their own"
+@rule("data.train.name")
+def _a_known_dataset(config: RunConfig) -> Found:
+    train = config.data.train
+    if train.name is None:
+        return
+    try:
+        DATASETS[train.name]
+    except InputError as error:
+        yield "data.train.name", str(error)
+        return
+    for setting, is_given in (("format", train.format != "auto"), ("columns", train.columns is not None)):
+        if is_given:
+            yield f"data.train.{setting}", f"does nothing for the known dataset {train.name}, which brings its own"
 
 
+@rule()
+def _each_column_once(config: RunConfig) -> Found:
+    theirs = list((config.data.train.columns or {}).values())
+    for name in sorted({name for name in theirs if theirs.count(name) > 1}):
+        yield "data.train.columns", f"uses the column {name!r} {theirs.count(name)} times; one column is one thing"
+
+
+@rule("model.name")
 def _revision_of_a_hub_id(config: RunConfig) -> Found:
-    if config.model.revision is not None and config.model.name.startswith(("builtin:", "/", ".")):
+    if config.model.revision is not None and config.model.name.startswith(("builtin:", "/", ".", "~")):
         yield "model.revision", f"does nothing for {config.model.name}, which is not a hub id"
 
 
-RULES: tuple[Callable[[RunConfig], Found], ...] = (
-    _one_run_length,
-    _intervals_inside_the_run,
-    _stopping_can_happen,
-    _one_dev_source,
-    _a_training_source,
-    _template_fits_loss,
-    _revision_of_a_hub_id,
-)
+def _steps(count: int) -> str:
+    return f"{count} step{'s' if count != 1 else ''}"

@@ -1,16 +1,20 @@
-"""YAML and JSON files as (dotted path -> value, line), with `1e-4` a number and every duplicate key reported."""
+"""Files, mappings and `--set` texts as layers: path -> value with the place where it was given."""
 
 from __future__ import annotations
 
 import json
-import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ghosttune.errors import ConfigError, InputError, Problem
+from ghosttune.config.notation import Loader, fault, fault_line, parse_value, shown
+from ghosttune.errors import InputError, Problem, listed, nearest
+
+SettingPath = tuple[str, ...]
+"""`("train", "max_steps")`; a tuple because a key of a user's own may hold a dot."""
 
 
 @dataclass(frozen=True)
@@ -21,107 +25,134 @@ class Leaf:
     origin: str
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML follows YAML 1.1, where 1e-4 is a text; here it is a number, as in YAML 1.2 and JSON."""
+@dataclass
+class Layer:
+    """What one source gives, and what is wrong with how it is written."""
+
+    leaves: dict[SettingPath, Leaf] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$|^[-+]?(\d[\d_]*\.[\d_]*|\.\d[\d_]*)$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
-    ),
-    list("-+0123456789."),
-)
-
-
-def parse_scalar(text: str) -> Any:
-    """The value a text has in YAML: number, truth value, null, list, mapping or text."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise InputError(f"{text!r} is not a YAML value: {_first_line(error)}") from error
-
-
-def read_settings(path: str | Path) -> dict[str, Leaf]:
-    """The leaves of a configuration file; InputError when it is missing or not a mapping, with the line of the fault."""
+def read_file(path: str | Path) -> Layer:
+    """The settings of a YAML or JSON file, each with its line; InputError when the file cannot be read or parsed."""
     path = Path(path)
+    text = _text(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        if path.suffix.lower() == ".json":
+            return _json_layer(text, path.name)
+        return _yaml_layer(text, path.name)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        line = fault_line(error)
+        raise InputError(f"{path}{f':{line}' if line else ''}: not valid YAML: {fault(error)}") from error
+    except RecursionError:
+        raise InputError(f"{path}: nested too deeply, or an alias that contains itself") from None
+
+
+def read_mapping(tree: dict[str, Any], origin: str) -> Layer:
+    """The settings of a nested mapping, all with one origin."""
+    return Layer({path: Leaf(value, origin) for path, value in _flatten(tree, ())})
+
+
+def read_overrides(texts: Iterable[str]) -> Layer:
+    """The settings of `section.key=value` texts; of two for the same setting the later one holds."""
+    layer = Layer()
+    for text in texts:
+        key, equals, value = text.partition("=")
+        path = tuple(part.strip() for part in key.split("."))
+        if not equals or not all(path):
+            layer.problems.append(Problem("--set", f"takes section.key=value (got {shown(text)})"))
+            continue
+        try:
+            parsed = parse_value(value)
+        except InputError as error:
+            layer.problems.append(Problem(".".join(path), str(error), "--set"))
+            continue
+        given = dict(_flatten(parsed, path)) if isinstance(parsed, dict) and parsed else {path: parsed}
+        kept = {known: leaf for known, leaf in layer.leaves.items() if not any(overlap(known, new) for new in given)}
+        layer.leaves = kept | {path: Leaf(value, "--set") for path, value in given.items()}
+    return layer
+
+
+def overlap(one: SettingPath, other: SettingPath) -> bool:
+    """Whether one of the two is the other or stands inside it."""
+    return one[: len(other)] == other[: len(one)]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        beside = sorted(entry.name for entry in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-        hint = f"; {path.parent} holds {', '.join(beside)}" if beside else ""
-        raise InputError(f"{path} does not exist{hint}. `ghosttune init > {path.name}` writes one.") from None
+        raise InputError(f"{path} does not exist{_beside(path)}. `ghosttune init > {path.name}` writes one.") from None
     except IsADirectoryError:
         raise InputError(
             f"{path} is a folder; give the configuration file (a run keeps its own as config.yaml)"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    return _leaves_of_json(text, path) if path.suffix == ".json" else _leaves_of_yaml(text, path)
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}:{line}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def leaves_of_mapping(tree: dict[str, Any], origin: str) -> dict[str, Leaf]:
-    """The leaves of a nested mapping, all with one origin."""
-    return {path: Leaf(value, origin) for path, value in _flatten(tree)}
+def _beside(path: Path) -> str:
+    kinds = (".yaml", ".yml", ".json")
+    names = (
+        sorted(entry.name for entry in path.parent.iterdir() if entry.suffix in kinds) if path.parent.is_dir() else []
+    )
+    return f"{nearest(path.name, names)} ({path.parent} holds {listed(names)})" if names else ""
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
+def _flatten(tree: dict[Any, Any], prefix: SettingPath) -> Iterator[tuple[SettingPath, Any]]:
     for key, value in tree.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, dict) and value and not path.endswith(".columns"):
-            found += _flatten(value, f"{path}.")
-        elif value != {} or path.endswith(".columns"):
-            found.append((path, value))
-    return found
+        path = (*prefix, str(key))
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, path)
+        else:
+            yield path, value
 
 
-def _leaves_of_json(text: str, path: Path) -> dict[str, Leaf]:
-    try:
-        tree = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from error
-    if not isinstance(tree, dict):
-        raise InputError(f"{path}: must hold a mapping of sections, holds a {type(tree).__name__}")
-    return leaves_of_mapping(tree, path.name)
+def _json_layer(text: str, name: str) -> Layer:
+    tree = json.loads(text)
+    layer = _yaml_layer(text.replace("\t", " "), name)  # JSON is YAML but for tabs; this finds lines and repeated keys
+    values = dict(_flatten(tree, ()))
+    layer.leaves = {path: Leaf(values.get(path, leaf.value), leaf.origin) for path, leaf in layer.leaves.items()}
+    return layer
 
 
-def _leaves_of_yaml(text: str, path: Path) -> dict[str, Leaf]:
-    loader = _Loader(text)
+def _yaml_layer(text: str, name: str) -> Layer:
+    loader = Loader(text)
     try:
         node = loader.get_single_node()
-        if node is None:
-            return {}
+        if node is None or node.tag == "tag:yaml.org,2002:null":
+            raise InputError(f"{name} is empty. `ghosttune init > {name}` writes a complete configuration.")
         if not isinstance(node, yaml.MappingNode):
-            raise InputError(
-                f"{path}:{node.start_mark.line + 1}: must hold a mapping of sections (model, data, train, …)"
-            )
-        repeated: list[Problem] = []
-        leaves = dict(_walk(loader, node, "", path.name, repeated))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {_first_line(error)}") from error
+            kind = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
+            line = node.start_mark.line + 1
+            raise InputError(f"{name}:{line}: must hold sections (model, data, train, …), holds {kind}")
+        layer = Layer()
+        _walk(loader, node, (), name, layer)
+        return layer
     finally:
         loader.dispose()
-    if repeated:
-        raise ConfigError(repeated, str(path))
-    return leaves
 
 
-def _walk(loader: _Loader, node: yaml.MappingNode, prefix: str, name: str, repeated: list[Problem]):
-    seen: set[str] = set()
-    for key_node, value_node in node.value:
-        path = f"{prefix}{loader.construct_object(key_node, deep=True)}"
-        origin = f"{name}:{key_node.start_mark.line + 1}"
+def _walk(loader: Loader, node: yaml.MappingNode, prefix: SettingPath, name: str, layer: Layer) -> None:
+    seen: dict[SettingPath, int] = {}
+    for key, value in node.value:
+        path, line = (*prefix, _name(loader, key)), key.start_mark.line + 1
         if path in seen:
-            repeated.append(Problem(path, "is given twice; keep one", origin))
-        seen.add(path)
-        if isinstance(value_node, yaml.MappingNode) and value_node.value and not path.endswith(".columns"):
-            yield from _walk(loader, value_node, f"{path}.", name, repeated)
-        elif not isinstance(value_node, yaml.MappingNode) or path.endswith(".columns"):
-            yield path, Leaf(loader.construct_object(value_node, deep=True), origin)
+            message = f"is given twice (first in line {seen[path]}); keep one"
+            layer.problems.append(Problem(".".join(path), message, f"{name}:{line}"))
+            continue
+        seen[path] = line
+        if isinstance(value, yaml.MappingNode) and value.value:
+            _walk(loader, value, path, name, layer)
+        else:
+            layer.leaves[path] = Leaf(loader.construct_object(value, deep=True), f"{name}:{line}")
 
 
-def _first_line(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    what = getattr(error, "problem", None) or str(error).splitlines()[0]
-    return f"line {mark.line + 1}: {what}" if mark else what
+def _name(loader: Loader, key: yaml.Node) -> str:
+    """The key as written, whatever it would be as a value: `on` and `1` are names here."""
+    return key.value if isinstance(key, yaml.ScalarNode) else str(loader.construct_object(key, deep=True))

@@ -22,26 +22,33 @@ class Facts:
     source_splits: tuple[str, ...] = ()
     """Splits the training source itself has, such as ("train", "dev")."""
     row_format: str = "prompt_completion"
-    """Detected format of the training rows."""
+    """Format the training rows are written in."""
     has_chat_template: bool = False
     """Whether the model's tokenizer has a chat template."""
+    holds_conversations: bool = False
+    """Whether rows written as text are conversations, by their User:/Assistant: marks."""
 
 
 def resolve_sources(config: RunConfig, facts: Facts) -> RunConfig:
-    """The configuration with device, row format, template and dev source decided; ConfigError when they cannot be had."""
+    """The configuration with device, row format, template and dev source decided; ConfigError if they cannot be had."""
     derived: dict[str, Any] = {}
     if config.model.device == "auto":
         derived["model.device"] = "cuda" if facts.cuda_devices else "cpu"
     if config.data.train.format == "auto" and config.data.train.name is None:
         derived["data.train.format"] = facts.row_format
     if config.data.template == "auto":
-        turns = "turns" if facts.row_format == "messages" else "plain"
-        derived["data.template"] = "chat" if facts.has_chat_template else turns
+        conversations = facts.row_format == "messages" or facts.holds_conversations
+        derived["data.template"] = "chat" if facts.has_chat_template else "turns" if conversations else "plain"
     if config.data.dev.fraction is None and config.data.dev.split is None and config.data.dev.path is None:
         has_dev = "dev" in facts.source_splits
         derived |= {"data.dev.split": "dev"} if has_dev else {"data.dev.fraction": DEV_FRACTION}
     config = with_values(config, derived, "derived")
-    problems = [*_device_problems(config, facts), *_template_problems(config, facts), *_split_problems(config, facts)]
+    problems = [
+        *_device_problems(config, facts),
+        *_template_problems(config, facts),
+        *_split_problems(config, facts),
+        *_loss_problems(config, facts),
+    ]
     if problems:
         raise ConfigError(problems)
     return config
@@ -77,21 +84,18 @@ def steps_per_epoch(config: RunConfig, train_rows: int, processes: int = 1) -> i
 
 def _device_problems(config: RunConfig, facts: Facts) -> list[Problem]:
     device = config.model.device
-    if device == "cpu":
+    if device == "cpu" or int(device.partition(":")[2] or 0) < facts.cuda_devices:
         return []
-    number = int(device.partition(":")[2] or 0)
-    if number < facts.cuda_devices:
-        return []
-    found = f"{facts.cuda_devices} CUDA device{'s' if facts.cuda_devices != 1 else ''}"
-    message = f"{device} was asked for and torch sees {found}; use cpu, or install a CUDA build of torch"
-    return [Problem("model.device", message, config.origins.get("model.device", ""))]
+    found = f"{facts.cuda_devices or 'no'} CUDA device{'s' if facts.cuda_devices != 1 else ''}"
+    remedy = "cpu, or install a CUDA build of torch" if not facts.cuda_devices else "cuda:N below that number, or cpu"
+    return [config.problem("model.device", f"{device} was asked for and torch sees {found}; use {remedy}")]
 
 
 def _template_problems(config: RunConfig, facts: Facts) -> list[Problem]:
-    if config.data.template == "chat" and not facts.has_chat_template:
-        message = f"is chat, and the tokenizer of {config.model.name} has no chat template; use turns or plain"
-        return [Problem("data.template", message, config.origins.get("data.template", ""))]
-    return []
+    if config.data.template != "chat" or facts.has_chat_template:
+        return []
+    message = f"is chat, and the tokenizer of {config.model.name} has no chat template; use turns or plain"
+    return [config.problem("data.template", message)]
 
 
 def _split_problems(config: RunConfig, facts: Facts) -> list[Problem]:
@@ -102,4 +106,10 @@ def _split_problems(config: RunConfig, facts: Facts) -> list[Problem]:
     message = (
         f"{split!r} is not a split of the training source, which has {have}; use data.dev.fraction or data.dev.path"
     )
-    return [Problem("data.dev.split", message, config.origins.get("data.dev.split", ""))]
+    return [config.problem("data.dev.split", message)]
+
+
+def _loss_problems(config: RunConfig, facts: Facts) -> list[Problem]:
+    if config.data.loss_on == "all" or facts.row_format != "text" or facts.holds_conversations:
+        return []
+    return [config.problem("data.loss_on", "must be all for rows of plain text: they have no completion of their own")]

@@ -12,13 +12,21 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 from pydantic.fields import FieldInfo
 
+from ghosttune.errors import Problem
 from ghosttune.registry import METHODS, TASKS
 
 
 class Section(BaseModel):
-    """A closed, immutable group of settings; numbers given as text are refused."""
+    """A closed, immutable group of settings; numbers given as text, infinite numbers and NaN are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        use_attribute_docstrings=True,
+    )
 
 
 def setting(
@@ -31,20 +39,36 @@ def setting(
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
+TEXT = r"^[^\p{Cc}]*[^\s\p{Cc}][^\p{Cc}]*$"
+FILE_NAME = r"^[^\p{Cc}/\\]*[^\s\p{Cc}/\\.][^\p{Cc}/\\]*$"
+DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
+PATTERN_MEANINGS = {
+    TEXT: "text that is not empty, without line breaks and control characters",
+    FILE_NAME: "a name without slashes, not empty, without control characters",
+    DEVICE: "auto, cpu, cuda or cuda:N",
+}
+"""What a pattern accepts, in the words of an error message."""
+
+Text = Annotated[str, Field(pattern=TEXT)]
+Names = Annotated[list[Text], Field(min_length=1)]
+Column = Literal["prompt", "completion", "messages", "conversations", "text", "instruction", "input", "output"]
+"""The columns that a format needs; a test holds this list against the formats of `data.records`."""
 
 
 class ModelSettings(Section):
-    name: str = setting("builtin:tiny", critical=True, why="decides everything else: tokenizer, template, module names")
+    name: Text = setting(
+        "builtin:tiny", critical=True, why="decides everything else: tokenizer, template, module names"
+    )
     """Hub id, local folder, or `builtin:tiny` (ships with the package)."""
     init: Literal["pretrained", "random"] = setting("pretrained", why="`random` measures what pretraining contributed")
     """`pretrained` loads the weights; `random` takes only the shape and draws weights from `train.seed`."""
-    revision: str | None = setting(None, why="the same name can hold other weights tomorrow")
+    revision: Text | None = setting(None, why="the same name can hold other weights tomorrow")
     """Branch, tag or commit of a hub id; the resolved commit is recorded."""
     dtype: Literal["float32", "bfloat16"] = setting(
         "float32", critical=True, cost="bfloat16 halves the weights' memory; adapters stay float32"
     )
     """Precision of the base weights."""
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = setting(
+    device: Annotated[str, Field(pattern=DEVICE)] = setting(
         "auto",
         critical=True,
         why="`auto` is resolved once, printed and recorded; the others are never changed silently",
@@ -67,13 +91,13 @@ class TaskSettings(Section):
 
 
 class SourceSettings(Section):
-    name: str | None = setting(None, why="a known dataset brings its columns, prompt wording, splits and group key")
+    name: Text | None = setting(None, why="a known dataset brings its columns, prompt wording, splits and group key")
     """A known dataset (`ghosttune show datasets`); with `path`, where its files already lie."""
-    path: str | None = setting(None, critical=True)
+    path: Text | None = setting(None, critical=True)
     """Your own file or folder (JSONL, JSON, CSV, TSV, Parquet, text; gzip too), or `builtin:rows`."""
     format: Literal["auto", "text", "prompt_completion", "messages", "alpaca"] = setting("auto")
     """How the columns are meant; `auto` is detected from the columns of all rows, and reported."""
-    columns: dict[str, str] | None = setting(None, why="your own column names, without editing the file")
+    columns: dict[Column, Text] | None = setting(None, why="your own column names, without editing the file")
     """Needed column -> your column, such as {prompt: question, completion: answer}."""
     limit: Count | None = setting(
         None, unit="rows", why="a fixed sample drawn by row id, not the first rows of the file"
@@ -84,9 +108,9 @@ class SourceSettings(Section):
 class DevSettings(Section):
     fraction: Share | None = setting(None, unit="share of rows")
     """Share of the training rows set aside, drawn by group so that duplicates never straddle."""
-    split: str | None = setting(None)
+    split: Text | None = setting(None)
     """A split the source itself has, such as `dev`."""
-    path: str | None = setting(None)
+    path: Text | None = setting(None)
     """A file of its own, in the same format as the training rows."""
     limit: Count | None = setting(None, unit="rows", cost="every dev row is a forward pass at each evaluation")
     """Use only this many dev rows, a fixed sample drawn by row id."""
@@ -165,16 +189,16 @@ class EvaluateSettings(Section):
 
 
 class RunSettings(Section):
-    name: str | None = setting(None)
+    name: Annotated[str, Field(pattern=FILE_NAME)] | None = setting(None)
     """Name of the run directory below `root`; unset: data, model, method and time."""
-    root: str = setting("runs")
+    root: Text = setting("runs")
     """Folder that holds run directories."""
     trackers: list[Literal["tensorboard", "wandb"]] = setting([], why="metrics.jsonl is the record; trackers subscribe")
     """External trackers that receive the same numbers."""
 
 
 class RunConfig(Section):
-    """A whole run. `origins` says for each leaf where its value came from."""
+    """A whole run. Two are equal when their settings are, wherever the values came from."""
 
     model: ModelSettings = ModelSettings()
     method: SerializeAsAny[MethodSettings]
@@ -184,7 +208,22 @@ class RunConfig(Section):
     evaluate: EvaluateSettings = EvaluateSettings()
     run: RunSettings = RunSettings()
     origins: dict[str, str] = Field(default_factory=dict, exclude=True, repr=False)
+    """Where each setting's value came from: `run.yaml:12`, `--set`, `profile cpu@1`, `derived`, `default`."""
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RunConfig) and self.model_dump() == other.model_dump()
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+    def problem(self, setting: str, message: str) -> Problem:
+        """What is wrong with a setting, with the place where its value was given, if it was."""
+        origin = self.origins.get(setting, DEFAULT)
+        return Problem(setting, message, "" if origin == DEFAULT else origin)
+
+
+DEFAULT = "default"
+"""Origin of a value that nobody chose."""
 
 DEFAULT_TYPES = {"method": "lora", "task": "causal_lm"}
 """Sections whose settings class is chosen by their `type`, and the type nobody has to choose."""
@@ -195,6 +234,11 @@ ALTERNATIVES = (
 )
 """Settings of which at most one can hold; choosing one in a later layer drops the others of earlier layers."""
 
+IDLE_DEFAULTS = {("train.lr_scheduler_type", "constant"): ("train.warmup_steps", 0)}
+"""Choice -> the setting whose default it makes meaningless, and the value that says so."""
+
+SECTIONS = tuple(name for name in RunConfig.model_fields if name != "origins")
+
 
 def section_class(name: str, kind: str | None = None) -> type[Section]:
     """The settings class of a top-level section; `kind` chooses among methods and tasks (InputError if unknown)."""
@@ -204,7 +248,10 @@ def section_class(name: str, kind: str | None = None) -> type[Section]:
     return RunConfig.model_fields[name].annotation  # type: ignore[return-value]
 
 
-SECTIONS = tuple(name for name in RunConfig.model_fields if name != "origins")
+def group_of(field: FieldInfo) -> type[Section] | None:
+    """The class of a field that is itself a group of settings; None for a setting."""
+    inner = field.annotation
+    return inner if isinstance(inner, type) and issubclass(inner, Section) else None
 
 
 def leaf_fields(kinds: dict[str, str] | None = None) -> Iterator[tuple[str, FieldInfo]]:
@@ -215,8 +262,8 @@ def leaf_fields(kinds: dict[str, str] | None = None) -> Iterator[tuple[str, Fiel
 
 def _leaves(section: type[Section], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
     for name, field in section.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, Section):
-            yield from _leaves(inner, f"{prefix}.{name}")
+        group = group_of(field)
+        if group is not None:
+            yield from _leaves(group, f"{prefix}.{name}")
         else:
             yield f"{prefix}.{name}", field

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from ghosttune.config.schema import Count, MethodSettings, setting
+from ghosttune.config.schema import Count, MethodSettings, Names, setting
 from ghosttune.registry import METHODS
 
 if TYPE_CHECKING:
@@ -18,14 +18,16 @@ class LoraSettings(MethodSettings):
     """The adapter method (`ghosttune show methods`)."""
     r: Count = setting(8, critical=True, cost="trained parameters grow in proportion")
     """Rank of the update, r in the paper."""
-    lora_alpha: Annotated[float, Field(gt=0)] = setting(16, critical=True, why="the update is scaled by lora_alpha / r")
+    lora_alpha: Annotated[float, Field(gt=0)] = setting(
+        16.0, critical=True, why="the update is scaled by lora_alpha / r"
+    )
     """Numerator of the update's scale."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = setting(0.0)
     """Dropout on the adapter's input."""
-    target_modules: Literal["attention_qv", "attention", "mlp", "all_linear"] | list[str] = setting(
+    target_modules: Literal["attention_qv", "attention", "mlp", "all_linear"] | Names = setting(
         "all_linear", critical=True, why="adapting all linear layers, the MLP above all, usually beats attention alone"
     )
-    """Which linear layers: a group, or names and patterns (`q_proj`, `*.layers.0.*`) each of which must match."""
+    """Which linear layers: a group, or a list of names and patterns (`[q_proj, "*.layers.0.*"]`); each must match."""
 
 
 @METHODS.register("lora", LoraSettings)

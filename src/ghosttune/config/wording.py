@@ -1,0 +1,136 @@
+"""What pydantic found wrong, in the words of someone who writes a configuration."""
+
+from __future__ import annotations
+
+from typing import Any, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from ghosttune.config.notation import parse_value, shown
+from ghosttune.config.reading import SettingPath
+from ghosttune.config.schema import PATTERN_MEANINGS, Section, group_of
+from ghosttune.errors import InputError, listed, nearest
+
+EXPECTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "string_unicode": "text without halves of surrogate pairs",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "too_short": "a list with at least {min_length} entry",
+    "greater_than": "more than {gt:.12g}",
+    "greater_than_equal": "at least {ge:.12g}",
+    "less_than": "less than {lt:.12g}",
+    "less_than_equal": "at most {le:.12g}",
+}
+"""Kind of pydantic error -> what the value must be; `{…}` are filled from the error's context."""
+
+LIKE = {"int_type": int, "float_type": int | float, "bool_type": bool}
+"""Kinds of error that a quoted value can cause, and what it is without its quotes."""
+
+
+def concerned(section: type[Section], details: list[ErrorDetails]) -> dict[SettingPath, list[ErrorDetails]]:
+    """The errors of each setting, by its path below the section; a setting of several types has one error per type."""
+    found: dict[SettingPath, list[ErrorDetails]] = {}
+    for detail in details:
+        found.setdefault(_setting(section, detail), []).append(detail)
+    return found
+
+
+def explain(section: type[Section], path: SettingPath, details: list[ErrorDetails]) -> str:
+    """What is wrong with one setting: the value, what would be accepted, the nearest name."""
+    group, field = _parent(section, path)
+    detail = _about_its_shape(details)
+    kind, value = detail["type"], detail["input"]
+    if kind == "missing":
+        return "is missing"
+    if kind == "extra_forbidden":
+        known = list(group.model_fields)
+        return f"no such setting{nearest(path[-1], known)} (settings: {listed(known, 30)})"
+    if kind.startswith("model_"):
+        inner = group_of(field) if field else None
+        return f"must hold settings ({listed((inner or section).model_fields)}), got {shown(value)}"
+    return f"must be {_expected(detail, field)} (got {shown(value)}){_hint(detail, field)}"
+
+
+def _setting(section: type[Section], detail: ErrorDetails) -> SettingPath:
+    """The path of the setting an error is about: down to a field that is no group, or to a name that is no field.
+
+    What follows in pydantic's location lies inside the value (entries of a list, types of a union). Of a mapping, its
+    keys belong to the path.
+    """
+    path: list[str] = []
+    group: type[Section] | None = section
+    for part in detail["loc"]:
+        field = group.model_fields.get(str(part)) if group else None
+        if group is None and part == "[key]":
+            break
+        path.append(str(part))
+        group = group_of(field) if field else None
+        if group is None and not (field and _is_mapping(field)):
+            break
+    return tuple(path)
+
+
+def _is_mapping(field: FieldInfo) -> bool:
+    return any(get_origin(choice) is dict for choice in (field.annotation, *get_args(field.annotation)))
+
+
+def _parent(section: type[Section], path: SettingPath) -> tuple[type[Section], FieldInfo | None]:
+    """The group a setting stands in, and its field; None for a name that is no field."""
+    group, field = section, None
+    for name in path:
+        field = group.model_fields.get(name)
+        group = (group_of(field) if field else None) or group
+    return group, field
+
+
+def _about_its_shape(details: list[ErrorDetails]) -> ErrorDetails:
+    """Of the errors of a setting with several types, the one about the type that the value looks like."""
+    lists = [detail for detail in details if any("list[" in str(part) for part in detail["loc"])]
+    given_list = any(detail["type"] != "list_type" for detail in lists)
+    return lists[0] if given_list else details[0]
+
+
+def _expected(detail: ErrorDetails, field: FieldInfo | None) -> str:
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "literal_error":
+        names = _names(detail)
+        choice = f"one of {listed(names, 20)}" if len(names) > 1 else names[0]
+        return f"{choice}, or a list of names" if field and _takes_list(field) else choice
+    if kind == "string_pattern_mismatch":
+        return PATTERN_MEANINGS.get(context["pattern"], f"text that matches {context['pattern']}")
+    template = EXPECTED.get(kind)
+    return template.format(**context) if template else detail["msg"].removeprefix("Input should be ")
+
+
+def _hint(detail: ErrorDetails, field: FieldInfo | None) -> str:
+    kind, value = detail["type"], detail["input"]
+    if value is None and field is not None and not field.is_required():
+        return f"; leave the line out for its default, {shown(field.default)}"
+    if kind == "literal_error":
+        return nearest(str(value), _names(detail))
+    if isinstance(value, str) and kind in LIKE and _reads_as(value, LIKE[kind]):
+        return "; write it without quotes"
+    if isinstance(value, float) and kind == "int_type" and value.is_integer():
+        return f"; write {int(value)}"
+    return ""
+
+
+def _names(detail: ErrorDetails) -> list[str]:
+    return str(detail["ctx"]["expected"]).replace("'", "").replace(" or ", ", ").split(", ")  # type: ignore[index]
+
+
+def _takes_list(field: FieldInfo) -> bool:
+    return any("list[" in str(choice) for choice in get_args(field.annotation))
+
+
+def _reads_as(text: str, kind: Any) -> bool:
+    try:
+        return isinstance(parse_value(text), kind)
+    except InputError:
+        return False

@@ -1,0 +1,133 @@
+"""Every rule about combinations: what it refuses, and the nearest thing that it lets through."""
+
+from __future__ import annotations
+
+import pytest
+
+from ghosttune.config.checking import RULES, conflicts
+from ghosttune.config.loading import load_config, with_values
+
+BASE = load_config({"data": {"train": {"path": "builtin:rows"}}})
+
+CASES = {
+    "_one_run_length": [
+        ({"train.num_train_epochs": 2.0}, "train.num_train_epochs", {"train.max_steps": None}),
+        ({"train.max_steps": None}, "train.max_steps", {"train.num_train_epochs": 2.0}),
+    ],
+    "_warmup_inside_the_run": [
+        ({"train.max_steps": 10}, "train.warmup_steps", {"train.warmup_steps": 9}),
+        ({"train.max_steps": 1}, "train.warmup_steps", {"train.warmup_steps": 0}),
+    ],
+    "_warmup_with_a_curve": [
+        ({"train.lr_scheduler_type": "constant"}, "train.warmup_steps", {"train.warmup_steps": 0}),
+        (
+            {"train.lr_scheduler_type": "constant"},
+            "train.warmup_steps",
+            {"train.lr_scheduler_type": "constant_with_warmup"},
+        ),
+    ],
+    "_intervals_inside_the_run": [
+        ({"train.logging_steps": 301}, "train.logging_steps", {"train.logging_steps": 300}),
+        ({"train.eval_steps": 301}, "train.eval_steps", {"train.eval_steps": 300}),
+        ({"train.save_steps": 301}, "train.save_steps", {"train.max_steps": 301}),
+    ],
+    "_threshold_with_patience": [
+        (
+            {"train.early_stopping_threshold": 0.1},
+            "train.early_stopping_threshold",
+            {"train.early_stopping_patience": 3},
+        ),
+    ],
+    "_stopping_can_happen": [
+        (
+            {"train.early_stopping_patience": 9, "train.eval_steps": 30},
+            "train.early_stopping_patience",
+            {"train.early_stopping_patience": 8},
+        ),
+        (
+            {"train.early_stopping_patience": 9, "train.eval_steps": 30},
+            "train.early_stopping_patience",
+            {"train.max_steps": 301},  # an eleventh evaluation at the end
+        ),
+        (
+            {"train.early_stopping_patience": 1, "train.eval_steps": 150},
+            "train.early_stopping_patience",
+            {"train.eval_steps": 100},
+        ),
+    ],
+    "_one_dev_source": [
+        ({"data.dev.fraction": 0.1, "data.dev.split": "dev"}, "data.dev.split", {"data.dev.fraction": None}),
+        ({"data.dev.path": "x", "data.dev.split": "dev"}, "data.dev.path", {"data.dev.split": None}),
+    ],
+    "_dev_rows_of_their_own": [
+        ({"data.dev.split": "train"}, "data.dev.split", {"data.dev.split": "test"}),
+    ],
+    "_a_training_source": [
+        ({"data.train.path": None}, "data.train.path", {"data.train.name": "e2e_nlg"}),
+        ({"data.train.path": None}, "data.train.path", {"data.train.path": "rows.jsonl"}),
+    ],
+    "_a_known_dataset": [
+        ({"data.train.name": "e2e"}, "data.train.name", {"data.train.name": "e2e_nlg"}),
+        ({"data.train.name": "e2e_nlg", "data.train.format": "text"}, "data.train.format", {"data.train.name": None}),
+        (
+            {"data.train.name": "e2e_nlg", "data.train.columns": {"prompt": "mr"}},
+            "data.train.columns",
+            {"data.train.columns": None},
+        ),
+    ],
+    "_each_column_once": [
+        (
+            {"data.train.columns": {"prompt": "a", "completion": "a"}},
+            "data.train.columns",
+            {"data.train.columns": {"prompt": "a", "completion": "b"}},
+        ),
+    ],
+    "_revision_of_a_hub_id": [
+        ({"model.revision": "main"}, "model.revision", {"model.name": "org/model"}),
+        ({"model.revision": "main", "model.name": "/folder"}, "model.revision", {"model.revision": None}),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("rule", "wrong", "setting", "remedy"), [(rule, *case) for rule in CASES for case in CASES[rule]]
+)
+def test_a_rule_refuses_its_case_and_lets_the_remedy_through(rule, wrong, setting, remedy):
+    (find,) = [known.find for known in RULES if known.find.__name__ == rule]
+    assert [path for path, _ in find(with_values(BASE, wrong))] == [setting]
+    assert conflicts(with_values(BASE, wrong | remedy)) == []
+
+
+def test_every_rule_has_cases():
+    assert {rule.find.__name__ for rule in RULES} == set(CASES)
+
+
+def test_the_base_has_no_conflicts():
+    assert conflicts(BASE) == []
+
+
+def test_conflicts_of_settings_already_reported_are_not_repeated():
+    wrong = with_values(BASE, {"train.max_steps": 5})
+    assert [problem.setting for problem in conflicts(wrong)] == ["train.warmup_steps"]
+    assert conflicts(wrong, {"train.max_steps"}) == [] == conflicts(wrong, {"train.warmup_steps"})
+    assert conflicts(wrong, {"train"}) == [] and conflicts(wrong, {"train.seed"}) != []
+
+
+def test_messages_give_the_numbers_and_the_place(problems):
+    (found,) = problems("train:\n  max_steps: 3\n  warmup_steps: 100")
+    assert "must be fewer than the run's 3 steps (got 100)" in found and found.endswith("[run.yaml:4]")
+    (found,) = problems("train: {max_steps: 1}")
+    assert "the run's 1 step (got 10)" in found
+
+
+def test_a_constant_learning_rate_needs_no_warmup_by_default():
+    config = load_config({"data": {"train": {"path": "x"}}, "train": {"lr_scheduler_type": "constant"}})
+    assert config.train.warmup_steps == 0
+    assert load_config(config.model_dump()) == config
+
+
+def test_a_revision_of_a_relative_folder_is_refused_too(tmp_path, monkeypatch, problems):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    (found,) = problems("model: {name: weights, revision: main}")
+    assert found.startswith("model.revision: does nothing for /")

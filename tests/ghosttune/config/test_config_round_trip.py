@@ -1,0 +1,200 @@
+"""Any valid configuration, written as YAML and read again, is the same configuration."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, get_args
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ghosttune.config.loading import load_config
+from ghosttune.config.notation import parse_value, to_yaml
+from ghosttune.config.schema import ALTERNATIVES, Column, RunConfig, leaf_fields
+from ghosttune.errors import ConfigError
+
+ODD = [
+    "1e-4",
+    "no",
+    "null",
+    "~",
+    "017",
+    "1:30",
+    "'",
+    '"',
+    "- a",
+    "a: b",
+    "#",
+    "{",
+    "*a",
+    "&a",
+    "!b",
+    "%",
+    "@",
+    "...",
+    "---",
+    "<<",
+    "=",
+]
+TEXT = st.one_of(
+    st.sampled_from(ODD),
+    st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=20).filter(
+        lambda text: text.strip() != ""
+    ),
+)
+FILE_NAME = TEXT.filter(lambda text: not set(text) & set("/\\") and text.strip(" .\u2028\u2029") != "")
+COUNT = st.integers(1, 10**6)
+FEW = st.integers(1, 100)
+SHARE = st.floats(0, 1, exclude_min=True, exclude_max=True)
+BELOW_ONE = st.floats(0, 1, exclude_max=True)
+POSITIVE = st.one_of(st.integers(1, 99), st.floats(1e-300, 1e300))
+COLUMNS = st.dictionaries(st.sampled_from(get_args(Column)), TEXT, min_size=1, max_size=3).filter(
+    lambda columns: len(set(columns.values())) == len(columns)
+)
+
+VALUES: dict[str, st.SearchStrategy] = {
+    "model.name": TEXT,
+    "model.init": st.sampled_from(["pretrained", "random"]),
+    "model.revision": TEXT,
+    "model.dtype": st.sampled_from(["float32", "bfloat16"]),
+    "model.device": st.sampled_from(["auto", "cpu", "cuda", "cuda:3"]),
+    "model.trust_remote_code": st.booleans(),
+    "method.type": st.just("lora"),
+    "method.r": COUNT,
+    "method.lora_alpha": POSITIVE,
+    "method.lora_dropout": BELOW_ONE,
+    "method.target_modules": st.one_of(st.sampled_from(["mlp", "all_linear"]), st.lists(TEXT, min_size=1, max_size=3)),
+    "task.type": st.just("causal_lm"),
+    "data.train.name": st.just("e2e_nlg"),
+    "data.train.path": TEXT,
+    "data.train.format": st.sampled_from(["auto", "text", "prompt_completion", "messages", "alpaca"]),
+    "data.train.columns": COLUMNS,
+    "data.train.limit": COUNT,
+    "data.dev.fraction": SHARE,
+    "data.dev.split": TEXT,
+    "data.dev.path": TEXT,
+    "data.dev.limit": COUNT,
+    "data.template": st.sampled_from(["auto", "chat", "plain", "turns"]),
+    "data.max_length": st.integers(8, 10**6),
+    "data.loss_on": st.sampled_from(["completion", "all"]),
+    "data.truncated_share": st.one_of(st.floats(0, 1), st.integers(0, 1)),
+    "train.max_steps": st.integers(1000, 10**9),
+    "train.num_train_epochs": POSITIVE,
+    "train.per_device_train_batch_size": COUNT,
+    "train.per_device_eval_batch_size": COUNT,
+    "train.gradient_accumulation_steps": COUNT,
+    "train.learning_rate": SHARE,
+    "train.lr_scheduler_type": st.sampled_from(["cosine", "linear", "constant", "constant_with_warmup"]),
+    "train.warmup_steps": st.integers(0, 200),
+    "train.weight_decay": BELOW_ONE,
+    "train.adam_beta1": BELOW_ONE,
+    "train.adam_beta2": BELOW_ONE,
+    "train.adam_epsilon": POSITIVE,
+    "train.max_grad_norm": st.one_of(st.just(0), POSITIVE),
+    "train.seed": st.integers(0, 2**32 - 1),
+    "train.logging_steps": FEW,
+    "train.eval_steps": st.integers(1, 30),
+    "train.save_steps": FEW,
+    "train.save_total_limit": COUNT,
+    "train.early_stopping_patience": st.integers(1, 5),
+    "train.early_stopping_threshold": st.floats(0, 9),
+    "train.activation_checkpointing": st.booleans(),
+    "evaluate.limit": st.one_of(st.none(), st.integers(0, 10**6)),
+    "evaluate.max_new_tokens": COUNT,
+    "run.name": FILE_NAME,
+    "run.root": TEXT,
+    "run.trackers": st.lists(st.sampled_from(["tensorboard", "wandb"]), max_size=2),
+}
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> dict[str, Any]:
+    """Nested mappings of some settings, in any order, whose combination is possible."""
+    chosen = draw(st.lists(st.sampled_from(sorted(VALUES)), unique=True, max_size=12))
+    flat = {path: draw(VALUES[path]) for path in chosen}
+    for group in ALTERNATIVES:
+        for extra in [path for path in chosen if path in group][1:]:
+            del flat[extra]
+    if "data.train.name" in flat:
+        flat = {path: value for path, value in flat.items() if path not in ("data.train.format", "data.train.columns")}
+    else:
+        flat.setdefault("data.train.path", "rows.jsonl")
+    if flat.get("train.lr_scheduler_type") == "constant":
+        flat.pop("train.warmup_steps", None)
+    if "train.early_stopping_threshold" in flat:
+        flat.setdefault("train.early_stopping_patience", 2)
+    if "model.revision" in flat:
+        flat["model.name"] = "org/model"
+    if flat.get("data.dev.split") == "train":
+        flat["data.dev.split"] = "training"
+    return nested(flat)
+
+
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *groups, last = path.split(".")
+        level = tree
+        for group in groups:
+            level = level.setdefault(group, {})
+        level[last] = value
+    return tree
+
+
+def test_the_random_configurations_reach_every_setting():
+    assert set(VALUES) == {path for path, _ in leaf_fields()}
+
+
+@settings(max_examples=100, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+@given(trees())
+def test_what_is_written_reads_back_equal(tmp_path_factory, tree):
+    config = load_config(tree)
+    folder = tmp_path_factory.getbasetemp()
+    for name, text in (("trip.yaml", to_yaml(config.model_dump())), ("trip.json", config.model_dump_json())):
+        (folder / name).write_text(text, encoding="utf-8")
+        again = load_config(folder / name)
+        assert again == config and again.model_dump() == config.model_dump() and hash(again) == hash(config)
+    (folder / "typed.json").write_text(json.dumps(tree))
+    (folder / "typed.yaml").write_text(to_yaml(tree), encoding="utf-8")
+    assert load_config(folder / "typed.json") == load_config(folder / "typed.yaml") == config
+
+
+@settings(max_examples=300, deadline=None, database=None)
+@given(
+    st.one_of(
+        TEXT, st.text(max_size=20).filter(lambda text: text.isprintable()), st.integers(), st.floats(allow_nan=False)
+    )
+)
+def test_any_single_value_reads_back(value):
+    again = parse_value(to_yaml(value))
+    assert again == value and type(again) is type(value)
+
+
+@settings(max_examples=300, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.recursive(
+        st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8)),
+        lambda inner: st.one_of(
+            st.lists(inner, max_size=3),
+            st.dictionaries(
+                st.one_of(st.sampled_from(list(RunConfig.model_fields)), st.text(max_size=6)), inner, max_size=4
+            ),
+        ),
+        max_leaves=12,
+    )
+)
+def test_whatever_is_given_the_answer_is_a_configuration_or_a_list_of_problems(tree):
+    try:
+        load_config({"train": tree, "method": tree, "data": {"train": {"path": "x"}, "dev": tree}})
+    except ConfigError as error:
+        assert error.problems and all(problem.setting and problem.message for problem in error.problems)
+
+
+def test_the_dumper_of_pyyaml_would_not_do():
+    """What this notation is for: PyYAML writes the text `1e-4` as it stands, and then it is a number."""
+    import yaml
+
+    assert yaml.safe_dump("1e-4").startswith("1e-4") and to_yaml("1e-4").startswith("'1e-4'")
+    with pytest.raises(AssertionError):
+        assert parse_value(yaml.safe_dump("1e-4").split("\n")[0]) == "1e-4"

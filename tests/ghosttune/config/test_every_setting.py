@@ -1,0 +1,430 @@
+"""Every setting does something: changing it changes rows, arguments, adapter, loading, answers or folders.
+
+Nothing is trained. A setting without a case here fails by name, and so does one whose case changes nothing: a key that
+does not work has no place in the schema. The copy of a setting in config.yaml does not count.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import pytest
+
+from ghosttune.config.loading import load_config
+from ghosttune.config.resolve import Facts, resolve_sources, resolve_steps
+from ghosttune.config.schema import MethodSettings, RunConfig, TaskSettings, leaf_fields, setting
+from ghosttune.errors import DataError
+from ghosttune.registry import METHODS, TASKS
+
+# PEFT 0.21 asks Transformers 5.23 by a name that Transformers is about to drop
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+# --- the world: two small models with tokenizers of their own, and a few files of rows ---
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    _model(folder / "model", "the quick brown fox asks what colour the answer has", 280)
+    _model(folder / "other", "entirely different words merge into other tokens here", 290)
+    rows = [
+        {
+            "prompt": f"what colour is number {n % 20} " + "please " * (n % 7),
+            "completion": f"the answer is {n}",
+            "question": f"which brown fox is number {n}",
+            "text": f"User: number {n}\nAssistant: fox {n}",
+        }
+        for n in range(40)
+    ]
+    _write(folder / "rows.jsonl", rows)
+    _write(folder / "fewer.jsonl", rows[:30])
+    _write(folder / "dev.jsonl", [{**row, "prompt": f"another {row['prompt']}"} for row in rows[:5]])
+    splits = ["dev" if n % 20 == 0 else "test" if n % 20 == 1 else "train" for n in range(40)]
+    _write(folder / "split.jsonl", [{**row, "split": split} for row, split in zip(rows, splits, strict=True)])
+    (folder / "e2e").mkdir()
+    for name in ("trainset", "devset", "testset_w_refs"):
+        lines = [f'"name[{name} {n}], food[fox]",{name} {n} serves a fox' for n in range(12)]
+        (folder / "e2e" / f"{name}.csv").write_text("\n".join(["mr,ref", *lines]))
+    return folder
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _model(folder: Path, text: str, vocabulary: int) -> None:
+    import torch
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(
+        [text] * 3, vocabulary, min_frequency=2, special_tokens=["<pad>", "<eos>"], show_progress=False
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, pad_token="<pad>", eos_token="<eos>")
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(vocabulary)
+    shape = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=512,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    LlamaForCausalLM(shape).save_pretrained(folder)
+
+
+def configured(world: Path, settings: dict[str, Any]) -> RunConfig:
+    """The base configuration with these settings; `@x` stands for the world's file x."""
+    base = {
+        "model.name": "@model",
+        "model.device": "cpu",
+        "data.train.path": "@rows.jsonl",
+        "data.template": "plain",
+        "train.max_steps": 60,
+        "run.root": "@runs",
+    }
+    tree: dict[str, Any] = {}
+    for path, value in (base | settings).items():
+        *groups, last = path.split(".")
+        level = tree
+        for group in groups:
+            level = level.setdefault(group, {})
+        level[last] = str(world / value[1:]) if isinstance(value, str) and value.startswith("@") else value
+    return load_config(tree)
+
+
+# --- what can be observed without training ---
+
+Observed = Callable[[RunConfig, Path, pytest.MonkeyPatch], Any]
+
+
+def rows(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
+    """Ids, tokens and trained positions of both splits; or why there are none."""
+    from ghosttune.workflows.prepare import prepare
+
+    try:
+        prepared = prepare(config)
+    except DataError as error:
+        return f"refused: {error}"
+    return [
+        [(row.example_id, row.input_ids.tolist(), row.trained.tolist()) for row in split.features]
+        for split in (prepared.train, prepared.dev)
+    ]
+
+
+def arguments(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
+    """What transformers.Trainer is told."""
+    from ghosttune.training.arguments import training_arguments
+
+    config = resolve_steps(resolve_sources(config, Facts()), train_rows=100)
+    return training_arguments(config, str(folder), resuming=False).to_dict()
+
+
+def device(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
+    """Where the model goes, on a machine with two CUDA devices."""
+    from ghosttune.models.loading import device_of
+
+    return str(device_of(resolve_sources(config, Facts(cuda_devices=2)).model))
+
+
+def loading(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
+    """Which loader of transformers is called for the model, and how."""
+    import transformers
+
+    from ghosttune.models.loading import load_model
+
+    calls: list[Any] = []
+
+    def recorder(kind: str) -> Callable[..., Any]:
+        def record(*positional: Any, **named: Any) -> Any:
+            calls.append((kind, [str(value) for value in positional], named))
+            return SimpleNamespace(requires_grad_=lambda on: calls)
+
+        return record
+
+    for loader, methods in (
+        ("AutoModelForCausalLM", ("from_pretrained", "from_config")),
+        ("AutoConfig", ("from_pretrained",)),
+    ):
+        for method in methods:
+            patch.setattr(getattr(transformers, loader), method, recorder(f"{loader}.{method}"))
+    load_model(config.model, config.train.seed)
+    return [(kind, named) for kind, _, named in calls], calls[0][1]
+
+
+def adapter(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
+    """PEFT's configuration, the adapted modules and their first weights."""
+    from ghosttune.models.loading import add_adapter, load_model
+
+    model = add_adapter(load_model(config.model, config.train.seed), config.method, config.train.seed)
+    settings = {name: str(value) for name, value in model.peft_config["default"].to_dict().items()}
+    settings["target_modules"] = str(sorted(model.peft_config["default"].target_modules))  # type: ignore[arg-type]
+    weights = {name: p.tolist() for name, p in model.named_parameters() if p.requires_grad}
+    return (
+        settings,
+        weights,
+        [str(module) for name, module in model.named_modules() if name.endswith("dropout.default")],
+    )
+
+
+def stop(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
+    """The evaluation after which training stops, for losses that fall a little and then rise."""
+    from ghosttune.run.directory import RunDir
+    from ghosttune.training.watching import Watch
+
+    watch = Watch(RunDir(folder), config.train, lambda event: None)
+    control = SimpleNamespace(should_save=False, should_training_stop=False)
+    for step, loss in enumerate([3.0, 2.0, 1.9, 1.8, 1.7, 1.9, 1.9, 1.9, 1.9]):
+        watch.on_evaluate(None, SimpleNamespace(global_step=step), control, {"eval_loss": loss})
+        if control.should_training_stop:
+            return step
+    return None
+
+
+def kept(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
+    """The checkpoints that are left after five were written."""
+    from ghosttune.run.directory import RunDir
+    from ghosttune.training import trainer
+
+    run = RunDir(folder)
+    patch.setattr(trainer.checkpoints, "write_checkpoint", lambda path, *rest: path.mkdir(parents=True))
+    patch.setattr(trainer, "_state_as_json", lambda state: "")
+    nothing = SimpleNamespace(optimizer=None, state_dict=dict, counters=dict, best_step=None)
+    for step in range(1, 6):
+        trainer.RunTrainer._save_checkpoint(
+            SimpleNamespace(  # type: ignore[arg-type]
+                state=SimpleNamespace(global_step=step),
+                run=run,
+                config=config,
+                model=None,
+                optimizer=nothing,
+                lr_scheduler=nothing,
+                watch=nothing,
+            ),
+            None,
+        )
+    return run.checkpoint_steps()
+
+
+def answers(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
+    """How many dev rows are answered at the end, and how long an answer may be."""
+    from ghosttune.inference.generating import Answer
+    from ghosttune.run.directory import RunDir
+    from ghosttune.workflows import answering
+    from ghosttune.workflows.prepare import prepare
+
+    asked: list[Any] = []
+
+    class FakePipeline:
+        def __init__(self, model: Any, encoder: Any, max_new_tokens: int):
+            asked.append(max_new_tokens)
+
+        def generate(self, prompts: Any, adapter: bool = True) -> list[Answer]:
+            asked.append(len(prompts))
+            return [Answer("fox", 1, True) for _ in prompts]
+
+    patch.setattr(answering, "Pipeline", FakePipeline)
+    answering.answer_dev_rows(RunDir(folder), prepare(config), None, lambda event: None)
+    return asked
+
+
+def run_folder(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
+    """Where a run without --out goes."""
+    from ghosttune.workflows.prepare import default_run_folder
+
+    return default_run_folder(config, "20260101-000000")
+
+
+def task(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
+    """The class that computes the loss."""
+    return type(TASKS[config.task.type].build())
+
+
+# --- one case per setting ---
+
+
+@dataclass(frozen=True)
+class Case:
+    """Where a changed value shows."""
+
+    observed: Observed
+    value: Any
+    beside: dict[str, Any] = field(default_factory=dict)
+    """Settings of both configurations, where the base ones leave no room for a difference."""
+
+
+SHORT = {"data.max_length": 56, "data.truncated_share": 1.0}
+
+CASES: dict[str, Case] = {
+    "model.name": Case(rows, "@other"),
+    "model.init": Case(loading, "random"),
+    "model.revision": Case(loading, "v2", {"model.name": "org/model"}),
+    "model.dtype": Case(loading, "bfloat16"),
+    "model.device": Case(device, "cuda:1"),
+    "model.trust_remote_code": Case(loading, True),
+    "method(lora).type": Case(adapter, "another"),
+    "method(lora).r": Case(adapter, 4),
+    "method(lora).lora_alpha": Case(adapter, 8),
+    "method(lora).lora_dropout": Case(adapter, 0.5),
+    "method(lora).target_modules": Case(adapter, ["q_proj"]),
+    "task(causal_lm).type": Case(task, "another"),
+    "data.train.name": Case(rows, "e2e_nlg", {"data.train.path": "@e2e"}),
+    "data.train.path": Case(rows, "@fewer.jsonl"),
+    "data.train.format": Case(rows, "text"),
+    "data.train.columns": Case(rows, {"prompt": "question"}),
+    "data.train.limit": Case(rows, 7),
+    "data.dev.fraction": Case(rows, 0.4),
+    "data.dev.split": Case(rows, "test", {"data.train.path": "@split.jsonl"}),
+    "data.dev.path": Case(rows, "@dev.jsonl"),
+    "data.dev.limit": Case(rows, 1, {"data.dev.fraction": 0.3}),
+    "data.template": Case(rows, "turns"),
+    "data.max_length": Case(rows, 60, SHORT),
+    "data.loss_on": Case(rows, "all"),
+    "data.truncated_share": Case(rows, 0.0, SHORT),
+    "train.max_steps": Case(arguments, 61),
+    "train.num_train_epochs": Case(arguments, 2.0, {"train.max_steps": None, "train.num_train_epochs": 1.0}),
+    "train.per_device_train_batch_size": Case(arguments, 3),
+    "train.per_device_eval_batch_size": Case(arguments, 3),
+    "train.gradient_accumulation_steps": Case(arguments, 3),
+    "train.learning_rate": Case(arguments, 1e-3),
+    "train.lr_scheduler_type": Case(arguments, "linear"),
+    "train.warmup_steps": Case(arguments, 3),
+    "train.weight_decay": Case(arguments, 0.1),
+    "train.adam_beta1": Case(arguments, 0.8),
+    "train.adam_beta2": Case(arguments, 0.8),
+    "train.adam_epsilon": Case(arguments, 1e-6),
+    "train.max_grad_norm": Case(arguments, 0.5),
+    "train.seed": Case(rows, 7),
+    "train.logging_steps": Case(arguments, 11),
+    "train.eval_steps": Case(arguments, 11),
+    "train.save_steps": Case(arguments, 11),
+    "train.save_total_limit": Case(kept, 4),
+    "train.early_stopping_patience": Case(stop, 2),
+    "train.early_stopping_threshold": Case(stop, 0.5, {"train.early_stopping_patience": 3}),
+    "train.activation_checkpointing": Case(arguments, True),
+    "evaluate.limit": Case(answers, 2),
+    "evaluate.max_new_tokens": Case(answers, 9),
+    "run.name": Case(run_folder, "mine"),
+    "run.root": Case(run_folder, "@elsewhere"),
+    "run.trackers": Case(arguments, ["tensorboard"]),
+}
+
+
+def every_setting() -> Iterator[str]:
+    """The settings of the common sections and of every method and task: `train.seed`, `method(lora).r`."""
+    yield from (path for path, _ in leaf_fields() if path.partition(".")[0] not in ("method", "task"))
+    for section, registry in (("method", METHODS), ("task", TASKS)):
+        for entry in registry:
+            paths = [path for path, _ in leaf_fields({section: entry.name}) if path.startswith(f"{section}.")]
+            yield from (path.replace(section, f"{section}({entry.name})", 1) for path in paths)
+
+
+def assert_changes(name: str, case: Case, world: Path, folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """The case shows a difference, and the same configuration twice does not."""
+    section, _, rest = name.partition(".")
+    path = f"{section.partition('(')[0]}.{rest}"
+    settings = [case.beside, case.beside, case.beside | {path: case.value}]
+    seen = []
+    for number, given in enumerate(settings):
+        own = folder / str(number) / "x"
+        own.mkdir(parents=True)
+        with patch.context() as local:
+            seen.append(_without(case.observed(configured(world, given), own, local), str(own)))
+    assert seen[0] == seen[1], f"{name}: what is compared changes by itself"
+    assert seen[0] != seen[2], f"{name} changes nothing"
+
+
+def _without(observed: Any, folder: str) -> Any:
+    """What was observed, free of the folder's own name."""
+    return (
+        {key: value for key, value in observed.items() if value != folder} if isinstance(observed, dict) else observed
+    )
+
+
+@pytest.fixture(autouse=True)
+def one_more_method_and_task(monkeypatch):
+    """With one method and one task, their `type` has no second value to try."""
+
+    class AnotherMethod(MethodSettings):
+        type: Literal["another"] = setting("another")
+        target_modules: str = setting("mlp")
+
+    class AnotherTask(TaskSettings):
+        type: Literal["another"] = setting("another")
+
+    def build(settings: AnotherMethod, targets: list[str], transposed: bool) -> Any:
+        import peft
+
+        return peft.IA3Config(target_modules=targets, feedforward_modules=targets, task_type="CAUSAL_LM")
+
+    for registry, settings, function in ((METHODS, AnotherMethod, build), (TASKS, AnotherTask, SimpleNamespace)):
+        registry.names()
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+        registry.register("another", settings)(function)
+
+
+def real_settings() -> list[str]:
+    return [name for name in every_setting() if "(another)" not in name]
+
+
+def test_every_setting_has_a_case():
+    missing = [name for name in real_settings() if name not in CASES]
+    assert missing == [], "settings without proof that they do something"
+
+
+def test_no_case_is_for_a_setting_that_is_gone():
+    assert [name for name in CASES if name not in real_settings()] == []
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_changing_a_setting_changes_something(name, world, tmp_path, monkeypatch):
+    assert_changes(name, CASES[name], world, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("given", [{}, {"data.train.path": "@split.jsonl"}, {"data.train.format": "text"}], ids=str)
+def test_the_resolved_configuration_prepares_the_same_rows(given, world, tmp_path):
+    """What a run directory keeps trains again: nothing in it depends on how it was decided the first time."""
+    from ghosttune.config.notation import to_yaml
+    from ghosttune.workflows.prepare import prepare
+
+    first = prepare(configured(world, given))
+    (tmp_path / "config.yaml").write_text(to_yaml(first.config.model_dump()))
+    again = prepare(load_config(tmp_path / "config.yaml"))
+    assert again.config == first.config
+    for one, other in ((first.train, again.train), (first.dev, again.dev)):
+        assert [row.example_id for row in one.features] == [row.example_id for row in other.features]
+        assert [row.input_ids.tolist() for row in one.features] == [row.input_ids.tolist() for row in other.features]
+
+
+def test_the_seed_also_draws_the_adapter(world, tmp_path, monkeypatch):
+    assert_changes("train.seed", Case(adapter, 7), world, tmp_path, monkeypatch)
+
+
+def test_a_setting_without_a_case_is_found():
+    """A method with a setting of its own, as someone would add it, without a word here."""
+    assert "method(another).target_modules" in every_setting()
+    assert "method(another).target_modules" not in CASES
+
+
+@pytest.mark.parametrize(
+    "case", [Case(arguments, "elsewhere"), Case(rows, "elsewhere")], ids=lambda case: case.observed.__name__
+)
+def test_a_setting_that_does_nothing_there_is_found(case, world, tmp_path, monkeypatch):
+    with pytest.raises(AssertionError, match=r"run\.name changes nothing"):
+        assert_changes("run.name", case, world, tmp_path, monkeypatch)
+
+
+def test_an_observation_that_changes_by_itself_is_found(world, tmp_path, monkeypatch):
+    calls = iter(range(9))
+    with pytest.raises(AssertionError, match="changes by itself"):
+        assert_changes("run.name", Case(lambda *_: next(calls), "mine"), world, tmp_path, monkeypatch)
