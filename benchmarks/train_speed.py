@@ -106,12 +106,22 @@ def train_ghosttune(rows: list, batch: int, steps: int, folder: Path, watch: Any
         "model": {"device": "cpu"},
         "method": {"type": "lora", **LORA},
         "data": {"train": {"path": "builtin:rows"}},
-        "train": {"max_steps": steps, "per_device_train_batch_size": batch, "learning_rate": LEARNING_RATE, "logging_steps": 1}
+        "train": {
+            "max_steps": steps,
+            "per_device_train_batch_size": batch,
+            "learning_rate": LEARNING_RATE,
+            "logging_steps": 1,
+        }
         | {"lr_scheduler_type": "constant", "warmup_steps": 0, "eval_steps": steps, "save_steps": steps, "seed": SEED},
     }
     config = resolve_steps(load_config(settings), len(rows))
     features = [
-        Features(position, str(position), np.array(left + right, np.int32), np.array([False] * len(left) + [True] * len(right)))
+        Features(
+            position,
+            str(position),
+            np.array(left + right, np.int32),
+            np.array([False] * len(left) + [True] * len(right)),
+        )
         for position, (left, right) in enumerate(rows)
     ]
     model = add_adapter(model_of().requires_grad_(False), config.method, SEED)
@@ -161,7 +171,12 @@ def train_transformers(rows: list, batch: int, steps: int, folder: Path, watch: 
     from ghosttune.data.encoding import Collator, Features
 
     features = [
-        Features(position, str(position), np.array(left + right, np.int32), np.array([False] * len(left) + [True] * len(right)))
+        Features(
+            position,
+            str(position),
+            np.array(left + right, np.int32),
+            np.array([False] * len(left) + [True] * len(right)),
+        )
         for position, (left, right) in enumerate(rows)
     ]
     collate = Collator(0)
@@ -221,7 +236,9 @@ def report(results: dict[str, list[dict[str, Any]]]) -> None:
     """Medians, ratios of the turns, and the loss curves at a few steps."""
     for name, turns in results.items():
         speeds = [turn["targets_per_second"] for turn in turns]
-        print(f"{name:<14}{statistics.median(speeds):9.0f} targets/s (median of {len(speeds)}; {min(speeds):.0f} to {max(speeds):.0f})")  # noqa: T201
+        print(
+            f"{name:<14}{statistics.median(speeds):9.0f} targets/s (median of {len(speeds)}; {min(speeds):.0f} to {max(speeds):.0f})"
+        )
     for name in TRAINERS[1:]:
         pairs = zip(results["ghosttune"], results[name], strict=True)
         ratios = [ours["targets_per_second"] / theirs["targets_per_second"] for ours, theirs in pairs]

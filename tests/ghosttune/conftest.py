@@ -43,9 +43,12 @@ def tiny_model(tmp_path_factory) -> Path:
 def rows_file(tmp_path) -> Path:
     """Thirty prompts and completions of unequal length."""
     path = tmp_path / "rows.jsonl"
-    words = "red green blue golden silver pink white".split()
+    words = ["red", "green", "blue", "golden", "silver", "pink", "white"]
     rows = [
-        {"prompt": f"Say {words[n % 7]} {'please ' * (n % 5)}number {n}", "completion": f"{words[n % 7]} " * (1 + n % 3) + str(n)}
+        {
+            "prompt": f"Say {words[n % 7]} {'please ' * (n % 5)}number {n}",
+            "completion": f"{words[n % 7]} " * (1 + n % 3) + str(n),
+        }
         for n in range(30)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

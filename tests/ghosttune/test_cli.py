@@ -81,7 +81,9 @@ def test_check_finds_everything_and_prints_the_plan(config_file, rows_file, tmp_
     good = ghosttune("check", config_file)
     assert good.returncode == 0, good.stdout
     assert "trainable_parameters" in good.stdout and "nothing to complain about" in good.stdout
-    bad = ghosttune("check", config_file, "--set", "method.target_modules=[q_prj]", "--set", "data.max_length=8", "--json")
+    bad = ghosttune(
+        "check", config_file, "--set", "method.target_modules=[q_prj]", "--set", "data.max_length=8", "--json"
+    )
     report = json.loads(bad.stdout)
     assert bad.returncode == 2 and len(report["errors"]) == 2
     assert "q_proj" in report["errors"][1] and "max_length" in report["errors"][0]
@@ -108,12 +110,36 @@ def test_show_lists_and_explains(kind):
 
 def test_bad_input(config_file, rows_file, tmp_path):
     out = ["--out", tmp_path / "never"]
-    refused("train", config_file, "--set", "train.max_stepz=3", *out, saying=r"train\.max_stepz: no such setting; did you mean max_steps\?")
-    refused("train", config_file, "--set", "method.target_modules=[q_prj]", *out, saying=r"q_prj.*did you mean q_proj\?")
+    refused(
+        "train",
+        config_file,
+        "--set",
+        "train.max_stepz=3",
+        *out,
+        saying=r"train\.max_stepz: no such setting; did you mean max_steps\?",
+    )
+    refused(
+        "train", config_file, "--set", "method.target_modules=[q_prj]", *out, saying=r"q_prj.*did you mean q_proj\?"
+    )
     refused("train", tmp_path / "nothing.yaml", *out, saying=r"nothing\.yaml does not exist")
-    refused("train", config_file, "--set", "data.train.path=rows.jsnol", *out, saying=r"rows\.jsnol does not exist; .*rows\.jsonl", cwd=tmp_path)
+    refused(
+        "train",
+        config_file,
+        "--set",
+        "data.train.path=rows.jsnol",
+        *out,
+        saying=r"rows\.jsnol does not exist; .*rows\.jsonl",
+        cwd=tmp_path,
+    )
     refused("train", config_file, "--set", "model.name=/no/such/model", *out, saying=r"/no/such/model is not a folder")
-    refused("train", config_file, "--set", "model.name=no-such/hub-model", *out, saying=r"no-such/hub-model cannot be loaded")
+    refused(
+        "train",
+        config_file,
+        "--set",
+        "model.name=no-such/hub-model",
+        *out,
+        saying=r"no-such/hub-model cannot be loaded",
+    )
     refused("train", config_file, "--set", "model.device=cuda:7", *out, saying=r"cuda:7 was asked for and torch sees")
     refused("train", "--preset", "e2e_atention", *out, saying=r"did you mean e2e_attention\?")
     refused("train", "--resume", saying="--resume --out RUN")
@@ -131,7 +157,14 @@ def test_bad_rows(config_file, rows_file, tmp_path):
     rows_file.write_text(good + '{"prompt": "a", "completion": "  "}\n')
     refused("train", config_file, *out, saying=r"rows\.jsonl:31: completion is empty")
     rows_file.write_text(good + json.dumps({"prompt": "a " * 600, "completion": "b"}) + "\n")
-    refused("train", config_file, *out, "--set", "data.max_length=128", saying=r"1 of 2\d rows .* longer than data\.max_length 128|1 of .* rows")
+    refused(
+        "train",
+        config_file,
+        *out,
+        "--set",
+        "data.max_length=128",
+        saying=r"1 of 2\d rows .* longer than data\.max_length 128|1 of .* rows",
+    )
     rows_file.write_text("")
     refused("train", config_file, *out, saying=r"holds no rows")
     assert not (tmp_path / "never").exists(), "nothing was written"
@@ -166,10 +199,14 @@ def test_a_full_disk_stops_with_a_message_and_resumes(make_config, tmp_path):
 
 def test_ctrl_c_saves_and_resume_continues(make_config, tmp_path):
     config_file = tmp_path / "run.yaml"
-    config_file.write_text(plain_yaml(make_config(train__max_steps=2000, train__eval_steps=1000, train__save_steps=1000)))
+    config_file.write_text(
+        plain_yaml(make_config(train__max_steps=2000, train__eval_steps=1000, train__save_steps=1000))
+    )
     out = tmp_path / "run"
     command = [*PROGRAM, "train", str(config_file), "--out", str(out)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    ) as process:
         deadline = time.monotonic() + 60
         while not (out / "metrics.jsonl").is_file():
             assert time.monotonic() < deadline and process.poll() is None

@@ -39,7 +39,9 @@ def assert_same_run(left: Path, right: Path) -> None:
     assert RunDir(left).events() == RunDir(right).events()
     step = RunDir(left).checkpoint_steps()[-1]
     for file in (checkpoints.OPTIMIZER, checkpoints.RANDOM):
-        assert (RunDir(left).checkpoint(step) / file).read_bytes() == (RunDir(right).checkpoint(step) / file).read_bytes()
+        assert (RunDir(left).checkpoint(step) / file).read_bytes() == (
+            RunDir(right).checkpoint(step) / file
+        ).read_bytes()
     assert RunDir(left).read_record()["verdict"] == RunDir(right).read_record()["verdict"]
 
 

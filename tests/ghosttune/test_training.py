@@ -36,7 +36,15 @@ def test_run_directory_holds_what_the_contract_names(make_config, tmp_path):
     run = train(make_config(), tmp_path / "run")
     record = run.record
     assert record["status"] == "finished" and record["step"] == 6
-    for name in ("seed", "environment", "data", "stage_seconds", "tokens_per_second", "peak_memory_mb", "padding_share"):
+    for name in (
+        "seed",
+        "environment",
+        "data",
+        "stage_seconds",
+        "tokens_per_second",
+        "peak_memory_mb",
+        "padding_share",
+    ):
         assert record[name], name
     assert record["environment"]["packages"]["torch"] == torch.__version__
     assert record["data"]["rows"] == {"train": 27, "dev": 3}
@@ -47,7 +55,9 @@ def test_run_directory_holds_what_the_contract_names(make_config, tmp_path):
     assert [event["step"] for event in run.events if event["event"] == "eval"] == [0, 1, 2, 3, 4, 5, 6]
     assert all(event["split"] == "dev" for event in run.events if event["event"] == "eval")
     assert len(run.predictions) == 2 and run.evaluation["dev"]["adapter"]["exact_match"]["n"] == 2
-    assert not list(tmp_path.rglob("*.partial")) and not list(tmp_path.rglob("*.bin")) and not list(tmp_path.rglob("*.pt"))
+    assert (
+        not list(tmp_path.rglob("*.partial")) and not list(tmp_path.rglob("*.bin")) and not list(tmp_path.rglob("*.pt"))
+    )
 
 
 def test_saved_configuration_trains_to_the_same_run(make_config, tmp_path):
@@ -111,7 +121,11 @@ def test_best_and_last_are_what_the_events_say(make_config, tmp_path):
 
 def test_early_stopping_fires_when_dev_loss_stops_falling(make_config, tmp_path):
     config = make_config(
-        train__learning_rate=0.5, train__max_grad_norm=0, train__max_steps=20, train__eval_steps=1, train__early_stopping_patience=3
+        train__learning_rate=0.5,
+        train__max_grad_norm=0,
+        train__max_steps=20,
+        train__eval_steps=1,
+        train__early_stopping_patience=3,
     )
     run = train(config, tmp_path / "run")
     evals = [loss for loss in losses(run)][1:]

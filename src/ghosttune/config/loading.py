@@ -28,7 +28,7 @@ from ghosttune.errors import ConfigError, InputError, Problem, listed, nearest
 
 __all__ = ["load_config", "shipped", "value_at", "with_values"]
 
-PATH_SETTINGS = ("data.train.path", "data.dev.path", "run.root")
+PATH_SETTINGS = ("data.train.path", "data.dev.path")
 
 
 def load_config(

@@ -51,7 +51,7 @@ def open_source(settings: SourceSettings) -> Source:
     if settings.name is not None:
         return DATASETS[settings.name].build(settings.path)
     path = builtin_rows() if settings.path == BUILTIN_ROWS else Path(settings.path or "")
-    return read_source(_files(path), settings)
+    return read_source(source_files(path), settings)
 
 
 def builtin_rows() -> Path:
@@ -140,7 +140,7 @@ def _split_word(fields: Fields) -> str:
     return "" if value is None else str(value).strip().lower()
 
 
-def _files(path: Path) -> dict[str | None, Path]:
+def source_files(path: Path) -> dict[str | None, Path]:
     """The file itself, or the files of a folder by the split they are named after."""
     try:
         if not path.exists():

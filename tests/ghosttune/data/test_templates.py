@@ -159,6 +159,7 @@ def test_the_pipeline_asks_with_the_training_prompt(monkeypatch: pytest.MonkeyPa
 
     asked: list[list[int]] = []
     monkeypatch.setattr(pipeline, "generate", lambda model, tokenizer, prompts, stop, wanted: asked.extend(prompts))
+    monkeypatch.setattr(pipeline, "longest_input", lambda model: None)
     encoder = encoder_for("small-chatml", "chat")
     row = question("What is the capital of France?", "Paris")
     pipeline.Pipeline(object(), encoder, 8).generate(["What is the capital of France?"])
