@@ -33,7 +33,7 @@ def setting(
     default: Any, *, unit: str = "", why: str = "", cost: str = "", critical: bool = False, **bounds: Any
 ) -> Any:
     """A field with what `show settings` prints beside its meaning; `critical` ones must be chosen under --strict."""
-    extra = {"unit": unit, "why": why, "cost": cost, "critical": critical}
+    extra: dict[str, Any] = {"unit": unit, "why": why, "cost": cost, "critical": critical}
     return Field(default, json_schema_extra=extra, **bounds)
 
 

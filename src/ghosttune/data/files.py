@@ -74,7 +74,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _opened(path: Path) -> io.TextIOBase:
-    return io.TextIOWrapper(_opened_bytes(path), encoding="utf-8-sig", newline="")  # type: ignore[return-value]
+    return io.TextIOWrapper(_opened_bytes(path), encoding="utf-8-sig", newline="")
 
 
 def _opened_bytes(path: Path) -> BinaryIO:

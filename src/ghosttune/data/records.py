@@ -225,7 +225,10 @@ NEEDED_COLUMNS: dict[str, list[tuple[str, ...]]] = {
     "text": [("text",)],
 }
 
-READ_COLUMNS = {**NEEDED_COLUMNS, "alpaca": [("instruction", "input", "output")]}
+READ_COLUMNS: dict[str, list[tuple[str, ...]]] = {
+    **NEEDED_COLUMNS,
+    "alpaca": [("instruction", "input", "output")],
+}
 """Columns a format takes its turns from, optional ones included."""
 
 _READ_TURNS: dict[str, Callable[[Fields], tuple[Turn, ...]]] = {

@@ -12,6 +12,7 @@ from ghosttune.errors import ConfigError, ModelError, Problem, listed, nearest
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedModel
 
 ROLES = {
     "q": r"q_proj|query|q_lin|q",
@@ -25,14 +26,13 @@ ROLES = {
 GROUP_ROLES = {"attention_qv": {"q", "v", "qkv"}}
 
 
-def module_facts(model: nn.Module) -> list[ModuleFacts]:
+def module_facts(model: PreTrainedModel) -> list[ModuleFacts]:
     """One entry per linear layer and embedding, in the model's own order.
 
     Layers are the children of the longest list of equal blocks; within a block a path with `att` in it is attention and
     every other linear layer is mlp. Outside the blocks, the output layer is head and the input table embedding.
     """
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    table = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
     blocks = _blocks(model)
     facts = []
     for name, module in model.named_modules():

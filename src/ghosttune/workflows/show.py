@@ -7,7 +7,7 @@ from typing import Any
 
 from ghosttune.config.loading import shipped
 from ghosttune.config.rendering import first_sentence, inline
-from ghosttune.config.schema import leaf_fields
+from ghosttune.config.schema import Section, leaf_fields
 from ghosttune.errors import InputError, listed, nearest
 from ghosttune.registry import DATASETS, METHODS, TASKS, Registry
 
@@ -40,7 +40,7 @@ def _registered(registry: Registry) -> Callable[[str | None], Described]:
             meanings = {entry.name: entry.meaning for entry in registry}
             return _table(meanings), meanings
         entry = registry[name]
-        if isinstance(entry.settings, type):
+        if isinstance(entry.settings, type) and issubclass(entry.settings, Section):
             fields = {
                 field: first_sentence(info.description or "") for field, info in entry.settings.model_fields.items()
             }
