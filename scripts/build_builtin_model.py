@@ -1,0 +1,224 @@
+"""Builds `builtin:tiny`: trains its tokenizer and pretrains its weights on the generated corpus.
+
+    python scripts/build_builtin_model.py
+
+writes `src/ghosttune/models/builtin_tiny/` in about twenty minutes on one CPU core. `BUILD.json` there records what
+went in and came out. Another machine gives the same tokenizer and, since float32 sums depend on the processor, nearly
+the same weights: the hashes identify the shipped files, they do not promise a bit-identical rebuild.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from random import Random
+
+import builtin_corpus
+import tokenizers
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+FOLDER = Path(__file__).parents[1] / "src/ghosttune/models/builtin_tiny"
+SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<|system|>", "<|user|>", "<|assistant|>")
+PAD, BOS, EOS = range(3)
+CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+VOCABULARY = 1280
+CONTEXT = 512
+RECIPE = {
+    "seed": 7,
+    "sequences_per_step": 4,
+    "learning_rate": 2e-3,
+    "warmup_steps": 100,
+    "betas": (0.9, 0.95),
+    "weight_decay": 0.1,
+    "max_grad_norm": 1.0,
+    "learning_rate_at_the_end": 0.02,
+}
+
+
+def chat_text(document: builtin_corpus.Document) -> str:
+    """The document as the chat template writes it; plain text stands between `<bos>` and `<eos>` alone."""
+    if document[0]["role"] == "text":
+        return f"<bos>{document[0]['content']}<eos>"
+    return "<bos>" + "".join(f"<|{message['role']}|>{message['content']}<eos>" for message in document)
+
+
+def train_tokenizer(documents: Iterable[builtin_corpus.Document]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer: every text can be encoded and comes back unchanged."""
+    tokenizer = Tokenizer(models.BPE())
+    # Single digits, so that a number is never a token that was seen only in prices or only in lists.
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((turn["content"] for document in documents for turn in document), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        additional_special_tokens=list(SPECIAL_TOKENS[3:]),
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=CONTEXT,
+        padding_side="right",
+        clean_up_tokenization_spaces=False,
+        # A tokenizer that adds nothing itself: the template alone decides where <bos> stands.
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def pack(documents: Iterable[builtin_corpus.Document], tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
+    """Rows of `CONTEXT` token ids, each of whole documents and then padding; no document is cut."""
+    rows: list[list[int]] = [[]]
+    for ids in tokenizer([chat_text(document) for document in documents], add_special_tokens=False)["input_ids"]:
+        if len(rows[-1]) + len(ids) > CONTEXT:
+            rows.append([])
+        rows[-1] += ids
+    return torch.tensor([row + [PAD] * (CONTEXT - len(row)) for row in rows])
+
+
+def new_model(vocabulary: int, seed: int) -> LlamaForCausalLM:
+    """The model with random weights; the seed decides them."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=6,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        pad_token_id=PAD,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+    )
+    return LlamaForCausalLM(config)
+
+
+def loss_nats(model: LlamaForCausalLM, rows: torch.Tensor) -> torch.Tensor:
+    """The mean loss per token that is not padding."""
+    # Not labels=-100 everywhere but the pad id itself: documents end with <eos>, padding is never a target.
+    return model(input_ids=rows, labels=rows.masked_fill(rows == PAD, -100)).loss
+
+
+@torch.no_grad()
+def held_out_loss(model: LlamaForCausalLM, rows: torch.Tensor) -> float:
+    """The mean loss in nats per token over all rows."""
+    targets = (rows[:, 1:] != PAD).sum(1)
+    losses = [loss_nats(model, row[None]).item() for row in rows]
+    return sum(loss * n.item() for loss, n in zip(losses, targets, strict=True)) / targets.sum().item()
+
+
+def learning_rate(step: int, steps: int) -> float:
+    """Linear warm-up, then a cosine down to a small share of the peak."""
+    peak, end, warmup = (RECIPE[name] for name in ("learning_rate", "learning_rate_at_the_end", "warmup_steps"))
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    cosine = (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
+    return peak * (end + (1 - end) * cosine)
+
+
+def pretrain(model: LlamaForCausalLM, rows: torch.Tensor, held_out: torch.Tensor) -> None:
+    """One pass over the rows with AdamW; prints the loss as it goes."""
+    order = list(range(len(rows)))
+    Random(RECIPE["seed"]).shuffle(order)
+    batches = torch.tensor(order).split(RECIPE["sequences_per_step"])
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]
+    scales = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": RECIPE["weight_decay"]}, {"params": scales, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=RECIPE["betas"], fused=True)
+    start = time.monotonic()
+    for step, batch in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, len(batches))
+        # bfloat16 products over float32 weights: about twice as fast on a processor that has them, slow on one without.
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_nats(model, rows[batch])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), RECIPE["max_grad_norm"])
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 100 == 0 or step + 1 == len(batches):
+            checked = held_out_loss(model, held_out[:8])
+            print(f"step {step}/{len(batches)} loss {loss.item():.3f} held out {checked:.3f}", end=" ")
+            print(f"{time.monotonic() - start:.0f} s", flush=True)
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Writes a folder that `from_pretrained` loads, weights in bfloat16."""
+    model.generation_config = GenerationConfig(
+        do_sample=False, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS, max_new_tokens=128
+    )
+    model.to(torch.bfloat16).save_pretrained(folder)
+    # The template goes into tokenizer_config.json, where older readers look too.
+    tokenizer.save_pretrained(folder, save_jinja_files=False)
+
+
+def sha256(path: Path) -> str:
+    """The file's hash in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def build(folder: Path, limit: int | None) -> None:
+    """Trains everything and writes the folder with its `BUILD.json`."""
+    torch.set_num_threads(1)
+    train = list(builtin_corpus.documents(held_out=False))[:limit]
+    held_out = list(builtin_corpus.documents(held_out=True))
+    tokenizer = train_tokenizer(train)
+    rows, held_out_rows = pack(train, tokenizer), pack(held_out, tokenizer)
+    tokens = (rows != PAD).sum().item()
+    print(f"{len(train)} documents, {tokens} tokens, {len(rows)} rows, vocabulary {len(tokenizer)}", flush=True)
+
+    model = new_model(len(tokenizer), RECIPE["seed"])
+    random_loss = held_out_loss(model, held_out_rows)
+    start = time.monotonic()
+    pretrain(model, rows, held_out_rows)
+    seconds = time.monotonic() - start
+    save(model, tokenizer, folder)
+
+    shipped = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    record = {
+        "built_by": "scripts/build_builtin_model.py",
+        "corpus": {
+            "generator": "scripts/builtin_corpus.py",
+            "seed": builtin_corpus.SEED,
+            "train_documents": len(train),
+            "held_out_documents": len(held_out),
+            "train_tokens": tokens,
+            "sha256": builtin_corpus.corpus_sha256(),
+        },
+        "recipe": {**RECIPE, "rows": len(rows), "context": CONTEXT, "seconds": round(seconds)},
+        "parameters": shipped.num_parameters(),
+        "held_out_loss_nats_per_token": {
+            "trained": round(held_out_loss(shipped, held_out_rows), 4),
+            "random_initialisation": round(random_loss, 4),
+        },
+        "versions": {module.__name__: module.__version__ for module in (torch, transformers, tokenizers)},
+        "files": {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.name != "BUILD.json"},
+    }
+    (folder / "BUILD.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(record["held_out_loss_nats_per_token"]))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write")
+    parser.add_argument("--limit", type=int, help="train on the first N documents only, to try the script")
+    arguments = parser.parse_args()
+    build(arguments.out, arguments.limit)
