@@ -10,6 +10,7 @@ the same weights: the hashes identify the shipped files, they do not promise a b
 import argparse
 import hashlib
 import json
+import logging
 import math
 import time
 from collections.abc import Iterable
@@ -77,7 +78,6 @@ def train_tokenizer(documents: Iterable[builtin_corpus.Document]) -> PreTrainedT
         model_max_length=CONTEXT,
         padding_side="right",
         clean_up_tokenization_spaces=False,
-        # A tokenizer that adds nothing itself: the template alone decides where <bos> stands.
         model_input_names=["input_ids", "attention_mask"],
     )
 
@@ -113,7 +113,6 @@ def new_model(vocabulary: int, seed: int) -> LlamaForCausalLM:
 
 def loss_nats(model: LlamaForCausalLM, rows: torch.Tensor) -> torch.Tensor:
     """The mean loss per token that is not padding."""
-    # Not labels=-100 everywhere but the pad id itself: documents end with <eos>, padding is never a target.
     return model(input_ids=rows, labels=rows.masked_fill(rows == PAD, -100)).loss
 
 
@@ -135,7 +134,7 @@ def learning_rate(step: int, steps: int) -> float:
 
 
 def pretrain(model: LlamaForCausalLM, rows: torch.Tensor, held_out: torch.Tensor) -> None:
-    """One pass over the rows with AdamW; prints the loss as it goes."""
+    """One pass over the rows with AdamW; logs the loss as it goes."""
     order = list(range(len(rows)))
     Random(RECIPE["seed"]).shuffle(order)
     batches = torch.tensor(order).split(RECIPE["sequences_per_step"])
@@ -156,8 +155,8 @@ def pretrain(model: LlamaForCausalLM, rows: torch.Tensor, held_out: torch.Tensor
         optimizer.zero_grad()
         if step % 100 == 0 or step + 1 == len(batches):
             checked = held_out_loss(model, held_out[:8])
-            print(f"step {step}/{len(batches)} loss {loss.item():.3f} held out {checked:.3f}", end=" ")
-            print(f"{time.monotonic() - start:.0f} s", flush=True)
+            seconds = time.monotonic() - start
+            logging.info("step %d/%d: loss %.3f, held out %.3f, %.0f s", step, len(batches), loss, checked, seconds)
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -166,8 +165,10 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
         do_sample=False, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS, max_new_tokens=128
     )
     model.to(torch.bfloat16).save_pretrained(folder)
-    # The template goes into tokenizer_config.json, where older readers look too.
+    # Inside tokenizer_config.json, so that the template cannot get lost from beside it.
     tokenizer.save_pretrained(folder, save_jinja_files=False)
+    for path in folder.iterdir():
+        path.chmod(0o644)  # safetensors writes a file that only its owner can read
 
 
 def sha256(path: Path) -> str:
@@ -183,7 +184,7 @@ def build(folder: Path, limit: int | None) -> None:
     tokenizer = train_tokenizer(train)
     rows, held_out_rows = pack(train, tokenizer), pack(held_out, tokenizer)
     tokens = (rows != PAD).sum().item()
-    print(f"{len(train)} documents, {tokens} tokens, {len(rows)} rows, vocabulary {len(tokenizer)}", flush=True)
+    logging.info("%d documents, %d tokens, %d rows", len(train), tokens, len(rows))
 
     model = new_model(len(tokenizer), RECIPE["seed"])
     random_loss = held_out_loss(model, held_out_rows)
@@ -213,7 +214,7 @@ def build(folder: Path, limit: int | None) -> None:
         "files": {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.name != "BUILD.json"},
     }
     (folder / "BUILD.json").write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps(record["held_out_loss_nats_per_token"]))
+    logging.info("%s", record["held_out_loss_nats_per_token"])
 
 
 if __name__ == "__main__":
@@ -221,4 +222,5 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write")
     parser.add_argument("--limit", type=int, help="train on the first N documents only, to try the script")
     arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     build(arguments.out, arguments.limit)

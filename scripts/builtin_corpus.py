@@ -10,10 +10,10 @@ import json
 from collections.abc import Iterator
 from random import Random
 
-from builtin_world import DAYS, NUMBERS, PETS, Scene, capital, draw_scene, made_up_name, pick, render
+from builtin_world import COLOURS, DAYS, NUMBERS, PETS, Scene, capital, draw_scene, made_up_name, pick, render, words
 
 SEED = 20250
-TRAIN_DOCUMENTS = 44_000
+TRAIN_DOCUMENTS = 84_000
 HELD_OUT_DOCUMENTS = 400
 
 Document = list[dict[str, str]]
@@ -22,7 +22,7 @@ Document = list[dict[str, str]]
 # A plot is a list of sentences. A sentence that starts with `?` is told every second time.
 PLOTS = (
     (
-        "[{P} lived near the {place}.|There was once a [girl|child] called {P} who loved {its}.|"
+        "[{P} lived near the {place}.|There was once a child called {P} who loved {its}.|"
         "{P} had [a small house|a little shop|a job] by the {place}.]",
         "[One {day}|On {day} morning|Early on {day}] {P} [needed|wanted|was looking for] {n} {c} {its}.",
         "?[It was a [warm|cold|windy|rainy|quiet] day.|The [sun|wind|rain] woke {her} up early.]",
@@ -68,8 +68,8 @@ PLOTS = (
         "{P} had {ait2} and a {pet} called {pet_name}.",
         "[Every {day}|One {day}] {P} took {pet_name} to the {place}.",
         "{pet_name} [liked|loved] to [run around the {place}|sleep by the {place}|play with {ait}].",
-        "?[Suddenly|Then] {pet_name} [ran away|was gone]. \"{pet_name}! {pet_name}!\" called {P}.",
-        "{P} asked {F}, who [lived|worked] [near|at] the {place2}. \"Have you seen my {pet}?\"",
+        '?[Suddenly|Then] {pet_name} [ran away|was gone]. "{pet_name}! {pet_name}!" called {P}.',
+        '{P} asked {F}, who [lived|worked] [near|at] the {place2}. "Have you seen my {pet}?"',
         '"[Is it|Do you mean] {pet_name}?" said {F}. "Your {pet} is [here|at the {place2}] with {ac} {it}."',
         "And [so it was|there they were]: {pet_name} the {pet} and the {c} {it}.",
         "{P} [laughed|smiled] and [took|brought] {pet_name} home to {town}.",
@@ -107,16 +107,55 @@ NOTES = (
     "(£{k2} each). [Ask for {P}|Speak to {F}] at the {place2}.",
 )
 
+# People talking by short messages, and what a third person would say about it.
+DIALOGUES = (
+    (
+        "{P}: [Hi|Hello|Hey] {F}, [are you there|do you have a minute|how are you]?\n{F}: [Yes|Sure|Hi], what [is it|"
+        "do you need]?\n{P}: I need {n} {c} {its} [on|by] {day} :-)\n{F}: [OK|No problem], I will bring them to the "
+        "{place}.\n{P}: [Thanks!|Great, see you there!]",
+        "{P} needs {n} {c} {its} on {day}. {F} will bring them to the {place}.",
+    ),
+    (
+        "{F}: [Did you see|Where is] my {c} {it}?\n{P}: [No|Not here], sorry. [Did you look at|Is it not at] "
+        "the {place2}?\n{F}: [Yes, it is not there :(|I did!]\n{P}: Then ask at the {place}. I saw {ac} {it} there on {day}.\n"
+        "{F}: [You are the best!|I will, thank you.]",
+        "{F} is looking for {ac} {it}. {P} saw one at the {place} on {day}.",
+    ),
+    (
+        "{P}: [Shall we|Do you want to] meet at the {place} on {day}?\n{F}: I can't, I have to paint {n} {its} {c}.\n"
+        "{P}: [And|What about] {day2}?\n{F}: {day2} is fine. At {k2}?\n{P}: [Perfect|OK], at {k2}. I'll bring {its2}.",
+        "{P} and {F} will meet at the {place} on {day2} at {k2}, because {F} has to paint {its} on {day}.",
+    ),
+)
+SUM_UP = "[Sum up this talk:|What is this talk about?|Tell me in short what they said:]\n"
+
+# Places to eat, for a wider choice of words.
+EATERIES = (
+    "{Eat} is a [cheap|family-friendly|quiet|popular|new] [restaurant|pub|coffee shop|café] [near the {place}|in the "
+    "city centre|by the riverside]. It [serves|offers|has] {food} food [for £{k}|in the high price range|at moderate "
+    "prices|for less than £20]. [Its customer rating is {k} out of 12.|Customers like it.|It has a low rating.|It is "
+    "rated 5 stars.] [Children are welcome.|It is not for families.|You can find it next to {Eat2}.]",
+    "[If you like|For] {food} food, [go to|try|visit] {Eat}, a [restaurant|pub|coffee shop] near {Eat2} [in the city "
+    "centre|by the river|at the {place}]. [It is expensive but good|The price is about £{k}|It is average]. {P} and "
+    "{F} ate there on {day}[ and loved it|, but {P} did not like it|].",
+)
+FOODS = words("English French Italian Indian Chinese Japanese Spanish Turkish Greek fast fresh")
+EATERY_NAMES = words("Eagle Mill Punter Lion Star Moon Rose Wheel Phoenix Garden Palace Kitchen Corner Bridge Crown")
+
+# Every printable character of English text and some beyond, so that none of them is new to the model in tuning.
+CHARACTERS = [chr(code) for code in range(33, 127)] + list("£€éèüöäñçàâêô’“”–…°½")
+LETTERS = "aaabcdeeeeffghhiiijklllmnnnooopqrrrsssttttuuuvwxyyz"
+
 # What a passage in a chat may say about a scene, and which facts a reader then knows.
 PASSAGES = (
     "{P} [wants|would like|needs|asks for] {n} {c} {its}. [They go|Please send them|They should go] to the {place} on "
     "{day}.",
     "[On {day}|This {day}] {P} [wants|needs] {n} {c} {its} at the {place}.",
-    "[Please send|Send|Bring] {n} {c} {its} to the {place} on {day}. They are for {P}[|, who lives there|, not for {F}].",
+    "[Please send|Send|Bring] {n} {c} {its} to the {place} on {day}. They are for {P}[|, who lives there|, not {F}].",
     "{P} [asked|wrote to] {F}: [please|could you] bring {n} {c} {its} to the {place} [by|on] {day}.",
     "{P} wanted {n} {c2} {its} at the {place} on {day}, [but then chose|no, make that|sorry, I mean] {c}[| ones].",
-    "{P} [ordered|asked for] {n2} {c} {its}, [no, wait, {n}|then made it {n}|but now wants {n}]. They go to the {place} "
-    "on {day}.",
+    "{P} [ordered|asked for] {n2} {c} {its}, [no, wait, {n}|then made it {n}|but now wants {n}]. They go to the "
+    "{place} on {day}.",
     "{P} needs {n} {c} {its} at the {place}. [Not on {day2} but on {day}|On {day}, not on {day2}|First it was {day2}, "
     "now it is {day}].",
     "{F} [has|keeps|sells] {its2} at the {place2}, but {P} [wants|needs] {n} {c} {its} for the {place} on {day}.",
@@ -216,6 +255,41 @@ def counting(random: Random) -> str:
     return "We count: " + ", ".join(f"{n} is {NUMBERS[n]}" for n in numbers) + "."
 
 
+def dialogue_chat(random: Random, slots: dict[str, str]) -> Document:
+    """A talk by short messages and what it was about, or the talk alone."""
+    talk, summary = pick(random, DIALOGUES)
+    talk, summary = render(random, talk, slots), render(random, summary, slots)
+    if random.random() < 0.5:
+        return [{"role": "text", "content": talk}]
+    question = render(random, SUM_UP, slots) + talk
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": summary}]
+
+
+def eatery(random: Random, slots: dict[str, str]) -> str:
+    """A few sentences about a place to eat."""
+    names = {"Eat": eatery_name(random), "Eat2": eatery_name(random), "food": pick(random, FOODS)}
+    return capital(render(random, pick(random, EATERIES), slots | names))
+
+
+def eatery_name(random: Random) -> str:
+    """Such as `The Red Lion` or `Pelrin's`."""
+    if random.random() < 0.4:
+        return made_up_name(random) + "'s"
+    return f"The {capital(pick(random, COLOURS))} {pick(random, EATERY_NAMES)}"
+
+
+def copying_chat(random: Random) -> Document:
+    """A line of made-up words and codes, to be repeated: only what was read helps."""
+    alphabets = (CHARACTERS, LETTERS, LETTERS)
+    words = []
+    for _ in range(1 + int(random.random() * 5)):
+        alphabet = pick(random, alphabets)
+        words.append("".join(pick(random, alphabet) for _ in range(1 + int(random.random() * 7))))
+    line = " ".join(words)
+    ask = pick(random, ("Repeat this: ", "Say it again: ", "Copy: "))
+    return [{"role": "user", "content": ask + line}, {"role": "assistant", "content": line}]
+
+
 def document(random: Random, held_out: bool) -> Document:
     """One document whose scene belongs to the wanted part."""
     scene = draw_scene(random)
@@ -223,17 +297,29 @@ def document(random: Random, held_out: bool) -> Document:
         scene = draw_scene(random)
     slots = scene_slots(random, scene)
     share = random.random()
-    if share < 0.55:
+    if share < 0.50:
         return questions_chat(random, slots)
-    if share < 0.60:
+    if share < 0.54:
         return story_chat(random, slots)
-    if share < 0.61:
+    if share < 0.60:
+        return dialogue_chat(random, slots)
+    if share < 0.64:
+        return copying_chat(random)
+    if share < 0.65:
         return greeting_chat(random)
-    if share < 0.62:
-        return [{"role": "text", "content": counting(random)}]
-    if share < 0.80:
-        return [{"role": "text", "content": render(random, pick(random, NOTES), slots)}]
-    return [{"role": "text", "content": story(random, slots)}]
+    return [{"role": "text", "content": text(random, slots)}]
+
+
+def text(random: Random, slots: dict[str, str]) -> str:
+    """A document that is no chat."""
+    share = random.random()
+    if share < 0.03:
+        return counting(random)
+    if share < 0.15:
+        return eatery(random, slots)
+    if share < 0.45:
+        return render(random, pick(random, NOTES), slots)
+    return story(random, slots)
 
 
 def documents(held_out: bool) -> Iterator[Document]:

@@ -12,35 +12,41 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-GIRLS = (
+
+def words(text: str) -> tuple[str, ...]:
+    """The words of a text."""
+    return tuple(text.split())
+
+
+GIRLS = words(
     "Ada Alma Anna Bea Carla Clara Dora Edda Ella Emma Erin Eva Fay Flora Freya Gina Grace Hanna Hazel Ida Iris Ivy "
     "Jane June Kate Lara Lena Lily Lucy Mara Maya Mia Mina Nina Nora Olga Pia Rosa Ruth Sara Tara Una Vera Wanda Yara "
     "Zelda Zoe"
-).split()
-BOYS = (
-    "Adam Alan Ben Boris Carl Dan David Emil Eric Felix Finn Frank George Hans Henry Hugo Ivan Jack Jonas Karl Leo Leon "
-    "Louis Luke Mark Max Milo Ned Nick Noah Oscar Otto Paul Peter Ralph Robin Sam Simon Theo Tim Tom Tony Victor "
+)
+BOYS = words(
+    "Adam Alan Ben Boris Carl Dan David Emil Eric Felix Finn Frank George Hans Henry Hugo Ivan Jack Jonas Karl Leo "
+    "Leon Louis Luke Mark Max Milo Ned Nick Noah Oscar Otto Paul Peter Ralph Robin Sam Simon Theo Tim Tom Tony Victor "
     "Walter Will Yan Zeno"
-).split()
-COLOURS = "red blue green yellow white black brown grey pink purple orange golden silver".split()
-ITEMS = (
+)
+COLOURS = words("red blue green yellow white black brown grey pink purple orange golden silver")
+ITEMS = words(
     "apple bag ball basket bell blanket boat book bottle bowl box brush bucket button candle cap carpet chair clock "
     "coat cup curtain door drum flag flower flute glove hammer hat jar jug kettle key kite ladder lamp map mirror mug "
     "nail napkin oar pan pear pen pillow pipe plate pot puppet ribbon ring rope rug sack scarf shell shirt shoe spoon "
     "stamp stone stool table tent tile towel toy umbrella vase wheel"
-).split()
-PLACES = (
+)
+PLACES = words(
     "airport bakery barn beach bridge café camp castle church farm field forest fountain garden garage gate hall "
     "harbour hill hotel island kitchen lake library lighthouse market mill museum office orchard palace park pier "
     "pond river school shop square stable station street theatre tower village well workshop"
-).split()
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
-PETS = "dog cat horse goat duck parrot rabbit donkey".split()
-FIRST_SYLLABLES = "Ba Bel Cor Da Dro Fen Ga Hal Jo Ka Kel Lo Mor Na Or Pel Ro Sil Ta Tor Ul Ve Wil Zan".split()
-LAST_SYLLABLES = "bo bin da den dor fa gan ka la lin mo na nor pa ra rin sa so ta tan va vin wen zo".split()
+)
+DAYS = words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+NUMBERS = words("zero one two three four five six seven eight nine ten eleven twelve")
+PETS = words("dog cat horse goat duck parrot rabbit donkey")
+FIRST_SYLLABLES = words("Ba Bel Cor Da Dro Fen Ga Hal Jo Ka Kel Lo Mor Na Or Pel Ro Sil Ta Tor Ul Ve Wil Zan")
+LAST_SYLLABLES = words("bo bin da den dor fa gan ka la lin mo na nor pa ra rin sa so ta tan va vin wen zo")
 
-_SLOT = re.compile(r"\[([^\[\]]*)\]|\{(\w+)\}")
+_INNERMOST_ALTERNATIVES = re.compile(r"\[([^\[\]]*)\]")
 
 
 def pick(random: Random, choices: Sequence[T]) -> T:
@@ -139,9 +145,6 @@ def made_up_name(random: Random) -> str:
 
 def render(random: Random, template: str, slots: dict[str, str]) -> str:
     """The template with one alternative of each `[a|b]` chosen, and then each `{slot}` filled."""
-
-    def replacement(match: re.Match[str]) -> str:
-        alternatives, slot = match.groups()
-        return slots[slot] if slot else _SLOT.sub(replacement, pick(random, alternatives.split("|")))
-
-    return _SLOT.sub(replacement, template)
+    while "[" in template:
+        template = _INNERMOST_ALTERNATIVES.sub(lambda found: pick(random, found[1].split("|")), template)
+    return template.format_map(slots)
