@@ -117,8 +117,8 @@ DIALOGUES = (
     ),
     (
         "{F}: [Did you see|Where is] my {c} {it}?\n{P}: [No|Not here], sorry. [Did you look at|Is it not at] "
-        "the {place2}?\n{F}: [Yes, it is not there :(|I did!]\n{P}: Then ask at the {place}. I saw {ac} {it} there on {day}.\n"
-        "{F}: [You are the best!|I will, thank you.]",
+        "the {place2}?\n{F}: [Yes, it is not there :(|I did!]\n{P}: Then ask at the {place}. I saw {ac} {it} there on "
+        "{day}.\n{F}: [You are the best!|I will, thank you.]",
         "{F} is looking for {ac} {it}. {P} saw one at the {place} on {day}.",
     ),
     (
