@@ -10,10 +10,27 @@ import json
 from collections.abc import Iterator
 from random import Random
 
-from builtin_world import COLOURS, DAYS, NUMBERS, PETS, Scene, capital, draw_scene, made_up_name, pick, render, words
+from builtin_world import (
+    BOYS,
+    COLOURS,
+    DAYS,
+    GIRLS,
+    ITEMS,
+    NUMBERS,
+    PETS,
+    PLACES,
+    Scene,
+    capital,
+    draw_scene,
+    made_up_name,
+    pick,
+    render,
+    words,
+)
 
 SEED = 20250
-TRAIN_DOCUMENTS = 84_000
+PRIMER_DOCUMENTS = 8_000
+TRAIN_DOCUMENTS = 54_000
 HELD_OUT_DOCUMENTS = 400
 
 Document = list[dict[str, str]]
@@ -290,6 +307,13 @@ def copying_chat(random: Random) -> Document:
     return [{"role": "user", "content": ask + line}, {"role": "assistant", "content": line}]
 
 
+def primer(random: Random) -> Document:
+    """Four to sixteen words of the world, to be repeated."""
+    pools = (GIRLS + BOYS, ITEMS, COLOURS, PLACES, DAYS, NUMBERS)
+    line = " ".join(pick(random, pick(random, pools)) for _ in range(4 + int(random.random() * 13)))
+    return [{"role": "user", "content": line}, {"role": "assistant", "content": line}]
+
+
 def document(random: Random, held_out: bool) -> Document:
     """One document whose scene belongs to the wanted part."""
     scene = draw_scene(random)
@@ -323,10 +347,17 @@ def text(random: Random, slots: dict[str, str]) -> str:
 
 
 def documents(held_out: bool) -> Iterator[Document]:
-    """The training documents, or the held-out ones: a stream each, with no scene in common."""
+    """The training documents, or the held-out ones: a stream each, with no scene in common.
+
+    To be read in this order: training begins with a primer of nothing but copying. A new model finds the circuit that
+    copies within a few hundred steps there; in stories alone it had not found it after three million tokens.
+    """
     random = Random(SEED + held_out)
-    for _ in range(HELD_OUT_DOCUMENTS if held_out else TRAIN_DOCUMENTS):
-        yield document(random, held_out)
+    if held_out:
+        yield from (document(random, held_out) for _ in range(HELD_OUT_DOCUMENTS))
+    else:
+        yield from (primer(random) for _ in range(PRIMER_DOCUMENTS))
+        yield from (document(random, held_out) for _ in range(TRAIN_DOCUMENTS - PRIMER_DOCUMENTS))
 
 
 def corpus_sha256() -> str:
