@@ -26,13 +26,13 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 FOLDER = Path(__file__).parents[1] / "src/ghosttune/models/builtin_tiny"
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<|system|>", "<|user|>", "<|assistant|>")
-PAD, BOS, EOS = range(3)
+PAD, BOS, EOS, SYSTEM, USER, ASSISTANT = range(6)
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-VOCABULARY = 1280
+VOCABULARY = 1536
 CONTEXT = 512
 RECIPE = {
     "seed": 7,
@@ -145,17 +145,32 @@ def new_model(vocabulary: int, seed: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
+def labels(row: list[int]) -> list[int]:
+    """The tokens to be predicted: plain text and what the assistant says, `<eos>` included; -100 elsewhere.
+
+    What a user says is drawn at random; its loss would only add noise to the signal of the answers.
+    """
+    wanted, predicted = False, []
+    for token in row:
+        if token in (PAD, BOS, SYSTEM, USER, ASSISTANT):
+            wanted = token in (BOS, ASSISTANT)
+            predicted.append(-100)
+        else:
+            predicted.append(token if wanted else -100)
+    return predicted
+
+
 def loss_nats(model: LlamaForCausalLM, rows: torch.Tensor) -> torch.Tensor:
-    """The mean loss per token that is not padding."""
-    return model(input_ids=rows, labels=rows.masked_fill(rows == PAD, -100)).loss
+    """The mean loss per predicted token."""
+    return model(input_ids=rows, labels=torch.tensor([labels(row) for row in rows.tolist()])).loss
 
 
 @torch.no_grad()
 def held_out_loss(model: LlamaForCausalLM, documents: list[list[int]]) -> float:
-    """The mean loss in nats per token over all documents, each read alone."""
+    """The mean loss in nats per predicted token over all documents, each read alone."""
     documents = sorted(documents, key=len)
     rows = [padded(documents[n : n + 16]) for n in range(0, len(documents), 16)]
-    targets = [(batch[:, 1:] != PAD).sum().item() for batch in rows]
+    targets = [sum(label != -100 for row in batch.tolist() for label in labels(row)) for batch in rows]
     return sum(loss_nats(model, batch).item() * n for batch, n in zip(rows, targets, strict=True)) / sum(targets)
 
 

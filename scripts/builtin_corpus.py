@@ -19,7 +19,6 @@ from builtin_world import (
     NUMBERS,
     PETS,
     PLACES,
-    Scene,
     capital,
     draw_scene,
     made_up_name,
@@ -29,8 +28,8 @@ from builtin_world import (
 )
 
 SEED = 20250
-PRIMER_DOCUMENTS = 8_000
-TRAIN_DOCUMENTS = 54_000
+LESSONS = {"primer": 5_000, "chat": 16_000, "any": 43_000}
+"""What is read in turn, and how many documents of each."""
 HELD_OUT_DOCUMENTS = 400
 
 Document = list[dict[str, str]]
@@ -213,12 +212,13 @@ GREETINGS = (
 )
 
 
-def scene_slots(random: Random, scene: Scene) -> dict[str, str]:
-    """The scene's words and those that only stories use."""
+def draw_slots(random: Random, held_out: bool) -> dict[str, str]:
+    """The words of a scene that belongs to the wanted part, and those that only stories use."""
+    scene = draw_scene(random)
+    while scene.held_out != held_out:
+        scene = draw_scene(random)
     extra = {"pet": pick(random, PETS), "pet_name": made_up_name(random), "town": made_up_name(random)}
-    slots = scene.slots() | extra
-    slots["ait2"] = ("an " if slots["it2"][0] in "aeiou" else "a ") + slots["it2"]
-    return slots
+    return scene.slots() | extra
 
 
 def story(random: Random, slots: dict[str, str]) -> str:
@@ -273,13 +273,10 @@ def counting(random: Random) -> str:
 
 
 def dialogue_chat(random: Random, slots: dict[str, str]) -> Document:
-    """A talk by short messages and what it was about, or the talk alone."""
+    """A talk by short messages, and what it was about."""
     talk, summary = pick(random, DIALOGUES)
-    talk, summary = render(random, talk, slots), render(random, summary, slots)
-    if random.random() < 0.5:
-        return [{"role": "text", "content": talk}]
-    question = render(random, SUM_UP, slots) + talk
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": summary}]
+    question = render(random, SUM_UP + talk, slots)
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": render(random, summary, slots)}]
 
 
 def eatery(random: Random, slots: dict[str, str]) -> str:
@@ -314,24 +311,18 @@ def primer(random: Random) -> Document:
     return [{"role": "user", "content": line}, {"role": "assistant", "content": line}]
 
 
-def document(random: Random, held_out: bool) -> Document:
-    """One document whose scene belongs to the wanted part."""
-    scene = draw_scene(random)
-    while scene.held_out != held_out:
-        scene = draw_scene(random)
-    slots = scene_slots(random, scene)
+def chat(random: Random, slots: dict[str, str]) -> Document:
+    """A chat of any kind."""
     share = random.random()
-    if share < 0.50:
+    if share < 0.76:
         return questions_chat(random, slots)
-    if share < 0.54:
+    if share < 0.82:
         return story_chat(random, slots)
-    if share < 0.60:
+    if share < 0.91:
         return dialogue_chat(random, slots)
-    if share < 0.64:
+    if share < 0.98:
         return copying_chat(random)
-    if share < 0.65:
-        return greeting_chat(random)
-    return [{"role": "text", "content": text(random, slots)}]
+    return greeting_chat(random)
 
 
 def text(random: Random, slots: dict[str, str]) -> str:
@@ -341,23 +332,35 @@ def text(random: Random, slots: dict[str, str]) -> str:
         return counting(random)
     if share < 0.15:
         return eatery(random, slots)
+    if share < 0.20:
+        return render(random, pick(random, DIALOGUES)[0], slots)
     if share < 0.45:
         return render(random, pick(random, NOTES), slots)
     return story(random, slots)
 
 
+def document(random: Random, held_out: bool) -> Document:
+    """A chat or a text whose scene belongs to the wanted part."""
+    slots = draw_slots(random, held_out)
+    if random.random() < 0.65:
+        return chat(random, slots)
+    return [{"role": "text", "content": text(random, slots)}]
+
+
 def documents(held_out: bool) -> Iterator[Document]:
     """The training documents, or the held-out ones: a stream each, with no scene in common.
 
-    To be read in this order: training begins with a primer of nothing but copying. A new model finds the circuit that
-    copies within a few hundred steps there; in stories alone it had not found it after three million tokens.
+    To be read in this order: first nothing but copying, then chats, then everything. A new model learns from the first
+    two lessons, within a thousand steps, to look up an answer in what it has read; from everything in random order it
+    had not learned that after three million tokens.
     """
     random = Random(SEED + held_out)
     if held_out:
         yield from (document(random, held_out) for _ in range(HELD_OUT_DOCUMENTS))
-    else:
-        yield from (primer(random) for _ in range(PRIMER_DOCUMENTS))
-        yield from (document(random, held_out) for _ in range(TRAIN_DOCUMENTS - PRIMER_DOCUMENTS))
+        return
+    yield from (primer(random) for _ in range(LESSONS["primer"]))
+    yield from (chat(random, draw_slots(random, held_out)) for _ in range(LESSONS["chat"]))
+    yield from (document(random, held_out) for _ in range(LESSONS["any"]))
 
 
 def corpus_sha256() -> str:

@@ -112,6 +112,7 @@ class Scene:
             "C": capital(self.colour),
             "c2": self.colour2,
             "ac": article(self.colour) + " " + self.colour,
+            "ait2": article(self.item2) + " " + self.item2,
             "ait": article(self.item) + " " + self.item,
             "n": NUMBERS[self.count],
             "N": capital(NUMBERS[self.count]),

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -63,11 +64,13 @@ def test_generated_corpus_is_that_of_the_build_record(script):
     assert script.builtin_corpus.corpus_sha256() == BUILD["corpus"]["sha256"]
 
 
-def test_held_out_text_shares_no_document_with_the_training_text(script):
-    train = {json.dumps(document) for document in script.builtin_corpus.documents(held_out=False)}
-    held_out = [document for document in script.builtin_corpus.documents(held_out=True) if len(str(document)) > 200]
-    assert held_out
-    assert not [document for document in held_out if json.dumps(document) in train]
+def test_held_out_scenes_are_none_of_the_training_scenes(script):
+    def scenes(held_out: bool) -> set[tuple[str, str, str]]:
+        drawn = (script.builtin_corpus.draw_slots(Random(seed), held_out) for seed in range(1000))
+        return {(slots["P"], slots["it"], slots["place"]) for slots in drawn}
+
+    assert len(scenes(True)) > 900
+    assert not scenes(True) & scenes(False)
 
 
 def test_parameter_count(model):
@@ -95,8 +98,9 @@ def test_a_story_is_continued_in_words_of_the_corpus_and_ends(script, model, tok
     new = continuation(model, tokenizer, "<bos>Mia had lost a red kite. She had bought it at the market on Friday")
     assert new[-1] == tokenizer.eos_token_id
     story = tokenizer.decode(new, skip_special_tokens=True)
-    documents = (document for document, _ in zip(script.builtin_corpus.documents(False), range(8000), strict=False))
-    known = {word for document in documents for turn in document for word in re.findall(r"\w+", turn["content"])}
+    corpus = script.builtin_corpus
+    stories = (corpus.story(random, corpus.draw_slots(random, False)) for random in map(Random, range(3000)))
+    known = {word for told in stories for word in re.findall(r"\w+", told)}
     words = re.findall(r"\w+", story)
     assert len(words) >= 20
     assert set(words) <= known
@@ -162,6 +166,12 @@ def test_chat_prompt_is_a_prefix_of_the_chat_with_its_answer(tokenizer):
 
 
 def test_training_text_is_what_the_chat_template_writes(script, tokenizer):
-    chats = (d for d in script.builtin_corpus.documents(held_out=True) if d[0]["role"] != "text")
-    for document, _ in zip(chats, range(20), strict=False):
+    chats = [document for document in script.builtin_corpus.documents(held_out=True) if document[0]["role"] != "text"]
+    for document in chats[:20]:
         assert script.chat_text(document) == tokenizer.apply_chat_template(document, tokenize=False)
+
+
+def test_only_text_and_the_assistants_turns_are_predicted_in_pretraining(script, tokenizer):
+    chat = "<bos><|user|>Hi!<eos><|assistant|>Hello!<eos><bos>Some text.<eos><pad>"
+    ids = tokenizer(chat, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode([label for label in script.labels(ids) if label != -100]) == "Hello!<eos>Some text.<eos>"
