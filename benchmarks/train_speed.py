@@ -1,10 +1,10 @@
 """Target tokens per second of one LoRA run: ghosttune, TRL's SFTTrainer and a plain transformers.Trainer.
 
-Same model (a Llama of 15 million parameters with 32,000 tokens), rows, batch, optimizer and precision; one epoch over the
-same rows, so that each trainer sees the same targets. Each measurement is a process of its own with one thread, the three
-taking turns; printed are the medians, the ratio of each pair of turns, and the loss curves.
+Same model (a Llama of 15 million parameters with 32,000 tokens), rows, batch, optimizer and precision; one epoch over
+the same rows, so that each trainer sees the same targets. Each measurement is a process of its own with one thread, the
+three taking turns; printed are the medians, the ratio of each pair of turns, and the loss curves.
 
-    pip install trl==1.16.0
+    pip install -c constraints.txt -e '.[bench]'
     python benchmarks/train_speed.py --rounds 5
 
 E2E rows are read from --e2e (a folder with trainset.csv) where it is given; without it, rows have random tokens and the
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -67,8 +68,9 @@ def model_of() -> Any:
 
 def common_arguments(batch: int, steps: int) -> dict[str, Any]:
     return {
-        "max_steps": steps, "per_device_train_batch_size": batch, "learning_rate": LEARNING_RATE, "lr_scheduler_type": "constant",
-        "optim": "adamw_torch_fused", "max_grad_norm": 1.0, "logging_steps": 1, "save_strategy": "no", "report_to": [],
+        "max_steps": steps, "per_device_train_batch_size": batch, "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "constant", "optim": "adamw_torch_fused", "max_grad_norm": 1.0,
+        "logging_steps": 1, "save_strategy": "no", "report_to": [],
         "disable_tqdm": True, "use_cpu": True, "seed": SEED, "bf16": False,
     }  # fmt: skip
 
@@ -215,7 +217,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.worker:
         rows = rows_of(options.rows, options.e2e, options.tokenizer)
-        print(json.dumps(measure(options.worker, rows, options.batch)))  # noqa: T201
+        print(json.dumps(measure(options.worker, rows, options.batch)))
         return
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in TRAINERS}
     for _ in range(options.rounds):
@@ -227,26 +229,23 @@ def main() -> None:
 
 
 def _environment() -> dict[str, str]:
-    import os
-
-    return {**os.environ, "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1"}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def report(results: dict[str, list[dict[str, Any]]]) -> None:
     """Medians, ratios of the turns, and the loss curves at a few steps."""
     for name, turns in results.items():
         speeds = [turn["targets_per_second"] for turn in turns]
-        print(
-            f"{name:<14}{statistics.median(speeds):9.0f} targets/s (median of {len(speeds)}; {min(speeds):.0f} to {max(speeds):.0f})"
-        )
+        spread = f"median of {len(speeds)}; {min(speeds):.0f} to {max(speeds):.0f}"
+        print(f"{name:<14}{statistics.median(speeds):9.0f} targets/s ({spread})")
     for name in TRAINERS[1:]:
         pairs = zip(results["ghosttune"], results[name], strict=True)
         ratios = [ours["targets_per_second"] / theirs["targets_per_second"] for ours, theirs in pairs]
-        print(f"ghosttune / {name}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")  # noqa: T201
+        print(f"ghosttune / {name}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
     for name, turns in results.items():
         losses = turns[0]["losses"]
         marks = sorted({0, len(losses) // 4, len(losses) // 2, 3 * len(losses) // 4, len(losses) - 1})
-        print(f"{name:<14}loss " + "  ".join(f"step {mark + 1}: {losses[mark]:.3f}" for mark in marks))  # noqa: T201
+        print(f"{name:<14}loss " + "  ".join(f"step {mark + 1}: {losses[mark]:.3f}" for mark in marks))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A model of 30,000 random parameters with the built-in tokenizer, rows to learn, and a configuration that fits them."""
+"""A small random model with the built-in tokenizer, rows to learn, and a configuration that fits them."""
 
 from __future__ import annotations
 

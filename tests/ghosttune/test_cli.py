@@ -272,7 +272,8 @@ print("LOADED", *[name for name in {absent!r} if name in sys.modules], file=sys.
 
 
 def test_an_unexpected_error_is_one_line_and_debug_shows_it(tmp_path):
-    code = "import sys, ghosttune.workflows.show as s; s.show = lambda *a: 1/0; from ghosttune.cli.main import main; main()"
+    broken = "import ghosttune.workflows.show as s; s.show = lambda *a: 1/0"
+    code = f"{broken}; from ghosttune.cli.main import main; main()"
     quiet = subprocess.run([sys.executable, "-c", code, "show", "methods"], capture_output=True, text=True)
     assert quiet.returncode == 1 and "ZeroDivisionError" in quiet.stderr and "Traceback" not in quiet.stderr
     loud = subprocess.run([sys.executable, "-c", code, "show", "methods", "--debug"], capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""A run that was interrupted, killed or cut off in the middle of a checkpoint ends in the same bytes as one that was not."""
+"""A run that was interrupted, killed or cut off inside a checkpoint ends in the same bytes as one that was not."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -57,12 +59,20 @@ def kill(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def wait_for(condition, process: subprocess.Popen, seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, f"the process ended by itself ({process.returncode})"
         assert time.monotonic() < deadline, "the run never came to the point where it was to be killed"
         time.sleep(0.002)
+
+
+def wait_for_step(step: int, out: Path, process: subprocess.Popen) -> None:
+    wait_for(lambda: steps_logged(out) >= step, process)
+
+
+def in_a_checkpoint(out: Path) -> bool:
+    return steps_logged(out) >= 3 and bool(list(out.glob("checkpoints/.*.partial")))
 
 
 def steps_logged(out: Path) -> int:
@@ -118,12 +128,12 @@ def test_killed_at_any_moment_and_resumed_is_bit_identical(make_config, tmp_path
     choose = random.Random(0)
     out = tmp_path / "killed"
     process = start(config_file, "--out", out)
-    wait_for(lambda: steps_logged(out) >= choose.randrange(2, 8), process)
+    wait_for_step(choose.randrange(2, 8), out, process)
     kill(process)
     for _ in range(4):
         reached = steps_logged(out)
         process = start("--resume", "--out", out)
-        wait_for(lambda: steps_logged(out) >= min(reached + choose.randrange(3, 12), 54), process)
+        wait_for_step(min(reached + choose.randrange(3, 12), 54), out, process)
         time.sleep(choose.random() / 20)
         kill(process)
     assert RunDir(out).read_record()["status"] == "running"
@@ -141,7 +151,7 @@ def test_killed_in_the_middle_of_a_checkpoint(make_config, tmp_path):
     for attempt in range(5):
         out = tmp_path / f"killed-{attempt}"
         process = start(config_file, "--out", out)
-        wait_for(lambda: steps_logged(out) >= 3 and list(out.glob("checkpoints/.*.partial")), process)
+        wait_for(partial(in_a_checkpoint, out), process)
         kill(process)
         if list(out.glob("checkpoints/.*.partial")):
             caught = True
