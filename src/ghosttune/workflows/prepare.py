@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ghosttune.data.records import Record
 from ghosttune.data.sources import Source, open_source, read_source, refuse_repeated, source_files
 from ghosttune.data.splitting import sample, shared_groups, split_off
 from ghosttune.data.templates import Template
-from ghosttune.errors import DataError, listed
+from ghosttune.errors import ConfigError, DataError, listed
 from ghosttune.models.loading import load_tokenizer
 
 
@@ -35,6 +36,7 @@ class Prepared:
 
 def prepare(config: RunConfig) -> Prepared:
     """Reads, splits and encodes the rows of a run; raises ConfigError, DataError or ModelError, and writes nothing."""
+    _require_trackers(config)
     tokenizer = load_tokenizer(config.model)
     source = open_source(config.data.train)
     config = resolve_sources(config, _facts(source, tokenizer))
@@ -88,6 +90,13 @@ def split_records(
             "memory; remove them from one of the two, or let data.dev.fraction draw the dev rows"
         )
     return kept, dev_records, {reason: count for reason, count in left_out.items() if count}
+
+
+def _require_trackers(config: RunConfig) -> None:
+    missing = [name for name in config.run.trackers if find_spec(name) is None]
+    if missing:
+        message = f"{', '.join(missing)} is not installed: pip install 'ghosttune[track]', or take it off the list"
+        raise ConfigError([config.problem("run.trackers", message)])
 
 
 def _facts(source: Source, tokenizer: Any) -> Facts:

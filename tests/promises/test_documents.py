@@ -1,0 +1,66 @@
+"""What the README tells a newcomer to type works as it is written."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent.parent
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def block_after(heading: str, language: str) -> str:
+    found = re.search(rf"## {heading}\n.*?```{language}\n(.*?)```", README, re.DOTALL)
+    assert found, f"README has no {language} block under {heading}"
+    return found[1]
+
+
+def run(command: list[str], folder: Path) -> str:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.mark.slow
+def test_own_rows_from_the_command_line(tmp_path):
+    printed = run(["bash", "-euo", "pipefail", "-c", block_after("Your own rows", "bash")], tmp_path)
+    assert "dev loss" in printed and (tmp_path / "runs" / "capitals" / "adapter").is_dir()
+
+
+@pytest.mark.slow
+def test_own_rows_from_python(tmp_path):
+    rows = re.search(r"<<'ROWS'\n(.*?)ROWS", README, re.DOTALL)
+    assert rows
+    (tmp_path / "rows.jsonl").write_text(rows[1])
+    printed = run([sys.executable, "-c", block_after("From Python", "python")], tmp_path)
+    assert "'verdict'" in printed
+
+
+def test_links_lead_somewhere():
+    pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")]
+    broken = [
+        f"{page.name}: {target}"
+        for page in pages
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
+        if not target.startswith("http") and not (page.parent / target).exists()
+    ]
+    assert not broken
+
+
+def test_the_reading_guide_names_files_and_functions_that_exist():
+    guide = (REPOSITORY / "docs" / "reading.md").read_text(encoding="utf-8")
+    source = REPOSITORY / "src" / "ghosttune"
+    for name in re.findall(r"`([\w/]+\.py)`", guide):
+        assert (source / name).is_file(), name
+    named = re.findall(r"`([\w/]+\.py)`, `([\w.]+)`", guide)
+    assert len(named) >= 5
+    for name, symbol in named:
+        last = symbol.rpartition(".")[2]
+        assert re.search(rf"(def|class) {last}\b", (source / name).read_text(encoding="utf-8")), (name, symbol)
