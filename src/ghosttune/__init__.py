@@ -1,1 +1,35 @@
-"""Fine-tune a language model from one YAML file and learn what lowered the held-out loss."""
+"""Fine-tune a language model from one YAML file and learn what lowered the held-out loss.
+
+The command line is a thin shell over these functions; each is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ghosttune.version import __version__
+
+if TYPE_CHECKING:
+    from ghosttune.config.loading import load_config
+    from ghosttune.inference.pipeline import Pipeline
+    from ghosttune.workflows.quickstart import quickstart
+    from ghosttune.workflows.runs import Run, open_run
+    from ghosttune.workflows.train import train
+
+_HOMES = {
+    "load_config": "ghosttune.config.loading",
+    "train": "ghosttune.workflows.train",
+    "quickstart": "ghosttune.workflows.quickstart",
+    "open_run": "ghosttune.workflows.runs",
+    "Run": "ghosttune.workflows.runs",
+    "Pipeline": "ghosttune.inference.pipeline",
+}
+
+__all__ = ["Pipeline", "Run", "__version__", "load_config", "open_run", "quickstart", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ghosttune' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

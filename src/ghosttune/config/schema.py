@@ -33,7 +33,7 @@ def setting(
     default: Any, *, unit: str = "", why: str = "", cost: str = "", critical: bool = False, **bounds: Any
 ) -> Any:
     """A field with what `show settings` prints beside its meaning; `critical` ones must be chosen under --strict."""
-    extra = {"unit": unit, "why": why, "cost": cost, "critical": critical}
+    extra: dict[str, Any] = {"unit": unit, "why": why, "cost": cost, "critical": critical}
     return Field(default, json_schema_extra=extra, **bounds)
 
 
@@ -51,8 +51,6 @@ PATTERN_MEANINGS = {
 
 Text = Annotated[str, Field(pattern=TEXT)]
 Names = Annotated[list[Text], Field(min_length=1)]
-Column = Literal["prompt", "completion", "messages", "conversations", "text", "instruction", "input", "output"]
-"""The columns that a format needs; a test holds this list against the formats of `data.records`."""
 
 
 class ModelSettings(Section):
@@ -97,7 +95,7 @@ class SourceSettings(Section):
     """Your own file or folder (JSONL, JSON, CSV, TSV, Parquet, text; gzip too), or `builtin:rows`."""
     format: Literal["auto", "text", "prompt_completion", "messages", "alpaca"] = setting("auto")
     """How the columns are meant; `auto` is detected from the columns of all rows, and reported."""
-    columns: dict[Column, Text] | None = setting(None, why="your own column names, without editing the file")
+    columns: dict[Text, Text] | None = setting(None, why="your own column names, without editing the file")
     """Needed column -> your column, such as {prompt: question, completion: answer}."""
     limit: Count | None = setting(
         None, unit="rows", why="a fixed sample drawn by row id, not the first rows of the file"

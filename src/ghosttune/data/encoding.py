@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ghosttune.data.files import listed_faults
-from ghosttune.data.records import Record
+from ghosttune.data.records import Record, Turn
 from ghosttune.data.templates import Part, Template
-from ghosttune.errors import DataError, ModelError
+from ghosttune.errors import DataError, ModelError, listed
 
 if TYPE_CHECKING:
     import torch
 
 IGNORED = -100
 """Label of a token that is not trained (the value torch's cross entropy skips)."""
+
+TOKENISED_TOGETHER = 2048
+"""Texts per call of the tokenizer: its answer holds many times the memory of the ids."""
 
 
 @dataclass(frozen=True)
@@ -69,98 +72,172 @@ class Encoder:
         self.template = template
         self.max_length = max_length
         self.loss_on = loss_on
-        self._known: dict[str, list[int]] = {}
+        self._leads: dict[str, list[int]] = {"": []}
 
     def encode(self, records: Sequence[Record], truncated_share: float = 1.0) -> Encoded:
         """Features of every record, in order.
 
-        Raises DataError when a row has nothing to train, when an answer alone is too long, or when more than
+        Raises DataError when rows have nothing to train, when answers alone are too long, or when more than
         `truncated_share` of the rows must lose context; all such rows are listed.
         """
-        parts = [self._checked_parts(record) for record in records]
-        self._tokenise([part.text for row in parts for part in row])
+        self._refuse_untrainable(records)
+        rendered = [self._rendered(record) for record in records]
+        ids_of = self._tokenised(part for parts in rendered for part in parts)
         faults: list[str] = []
         features: list[Features] = []
         cut_rows: list[str] = []
         cut_tokens = 0
-        for index, (record, row) in enumerate(zip(records, parts, strict=True)):
-            ids, trained = self._joined(row)
-            excess = len(ids) - self.max_length
-            if excess > 0:
-                ids, trained = self._shortened(row, excess)
-                if len(ids) > self.max_length:
-                    faults.append(f"{record.place or record.example_id}: answer and cue need {len(ids)} tokens")
+        for index, (record, parts) in enumerate(zip(records, rendered, strict=True)):
+            ids = np.concatenate([ids_of[part] for part in parts])
+            trained = np.concatenate([self._trains(part, len(ids_of[part])) for part in parts])
+            if len(ids) > self.max_length:
+                kept = self._kept(record.turns, parts, len(ids) - self.max_length, asks=False)
+                if len(kept) > self.max_length:
+                    faults.append(f"{_place(record)}: answer and cue need {len(kept)} tokens")
                     continue
                 cut_rows.append(record.example_id)
-                cut_tokens += excess
+                cut_tokens += len(ids) - len(kept)
+                ids, trained = ids[kept], trained[kept]
             trained[0] = False
-            features.append(Features(index, record.example_id, np.asarray(ids, np.int32), np.asarray(trained, bool)))
-        self._refuse(records, faults, cut_rows, truncated_share)
+            features.append(Features(index, record.example_id, ids, trained))
+        self._refuse_long(records, faults, cut_rows, truncated_share)
         return Encoded(features, cut_rows, cut_tokens)
 
-    def prompt_ids(self, record_or_turns: Record | Sequence[Any], room: int = 0) -> list[int]:
-        """Token ids of the prompt, shortened from the left of its context so that `room` more tokens fit."""
-        turns = record_or_turns.prompt if isinstance(record_or_turns, Record) else record_or_turns
-        parts = self.template.prompt(turns)
-        self._tokenise([part.text for part in parts])
-        ids, _ = self._joined(parts)
+    def prompt_ids(self, record_or_turns: Record | Sequence[Turn], room: int = 0) -> list[int]:
+        """Token ids of the prompt, cut so that `room` more tokens fit into `max_length`, as far as it can be cut.
+
+        The oldest exchanges go first, then the left of the oldest context; a system message and the cue stay. Raises
+        DataError when what must stay does not fit by itself.
+        """
+        turns = tuple(record_or_turns.prompt if isinstance(record_or_turns, Record) else record_or_turns)
+        parts, ids = self._prompt(turns)
+        while len(ids) + room > self.max_length and len(shorter := _without_oldest_exchange(turns)) < len(turns):
+            turns = shorter
+            parts, ids = self._prompt(turns)
         excess = len(ids) + room - self.max_length
-        return self._shortened(parts, excess)[0] if excess > 0 else ids
-
-    def _checked_parts(self, record: Record) -> list[Part]:
-        parts = self.template.render(record.turns)
-        if self.loss_on == "completion" and record.turns[0].role == "text":
+        if excess > 0:
+            ids = ids[self._kept(turns, parts, excess, asks=True)]
+        if len(ids) > self.max_length:
             raise DataError(
-                f"{record.place or record.example_id}: plain text has no completion to train on; set data.loss_on: all, "
-                "or give rows with prompt and completion, messages, or User:/Assistant: lines"
+                f"the prompt needs {len(ids)} tokens besides what can be cut, and data.max_length is "
+                f"{self.max_length}; shorten its system message or its last line, or raise data.max_length"
             )
-        return parts
+        return ids.tolist()
 
-    def _tokenise(self, texts: list[str]) -> None:
-        new = list(dict.fromkeys(text for text in texts if text not in self._known))
-        if new:
-            ids = self.template.tokenizer(new, add_special_tokens=False).input_ids
-            self._known.update(zip(new, ids, strict=True))
+    def _prompt(self, turns: Sequence[Turn]) -> tuple[list[Part], np.ndarray]:
+        parts = self.template.prompt(turns)
+        ids_of = self._tokenised(parts)
+        return parts, np.concatenate([ids_of[part] for part in parts])
 
-    def _joined(self, parts: list[Part]) -> tuple[list[int], list[bool]]:
-        ids: list[int] = []
-        trained: list[bool] = []
-        for part in parts:
-            own = self._known[part.text]
-            ids += own
-            trained += [part.answer or self.loss_on == "all"] * len(own)
-        return ids, trained
+    def _rendered(self, record: Record) -> list[Part]:
+        try:
+            return self.template.render(record.turns)
+        except ModelError as error:
+            raise ModelError(f"{_place(record)}: {error}") from error
 
-    def _shortened(self, parts: list[Part], excess: int) -> tuple[list[int], list[bool]]:
-        """The row without the oldest `excess` tokens of its first context, or as many as there are."""
-        first = parts[0]
+    def _trains(self, part: Part, length: int) -> np.ndarray:
+        return np.full(length, part.answer or self.loss_on == "all")
+
+    def _tokenised(self, parts: Iterable[Part]) -> dict[Part, np.ndarray]:
+        """The ids of each different part, each tokenised once."""
+        different = list(dict.fromkeys(parts))
+        ids_of: dict[Part, np.ndarray] = {}
+        for start in range(0, len(different), TOKENISED_TOGETHER):
+            block = different[start : start + TOKENISED_TOGETHER]
+            rows = self._token_ids([part.after + part.text for part in block])
+            for part, row in zip(block, rows, strict=True):
+                lead = self._lead(part.after)
+                ids = row[len(lead) :] if row[: len(lead)] == lead else self._token_ids([part.text])[0]
+                ids_of[part] = np.asarray(ids, np.int32)
+        return ids_of
+
+    def _token_ids(self, texts: list[str]) -> list[list[int]]:
+        return self.template.tokenizer(
+            texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+        ).input_ids
+
+    def _lead(self, after: str) -> list[int]:
+        if after not in self._leads:
+            self._leads[after] = self._token_ids([after])[0]
+        return self._leads[after]
+
+    def _kept(self, turns: Sequence[Turn], parts: list[Part], excess: int, asks: bool) -> np.ndarray:
+        """Positions that stay when the oldest `excess` tokens of the context go, or as many as there are."""
+        going: list[int] = []
+        length = 0
+        for part, cuttable in zip(parts, self.template.context(turns, asks), strict=True):
+            spans = self._spans(part)
+            going += self._oldest(part, spans, cuttable, excess - len(going), length)
+            length += len(spans)
+        return np.setdiff1d(np.arange(length), going)
+
+    def _oldest(
+        self, part: Part, spans: list[tuple[int, int]], cuttable: tuple[int, int], wanted: int, first: int
+    ) -> list[int]:
+        """Positions (counted from `first`) of the leftmost `wanted` tokens inside `cuttable`.
+
+        A token may reach over the blank before the context; a character of several tokens goes as a whole.
+        """
+        start, end = cuttable
+        inside = [
+            (place, left, right)
+            for place, (left, right) in enumerate(spans)
+            if start < right <= end and (left >= start or part.text[left:start] == " ")
+        ]
+        while 0 < wanted < len(inside) and inside[wanted][1] < inside[wanted - 1][2]:
+            wanted += 1
+        return [first + place for place, _, _ in inside[: max(0, wanted)]]
+
+    def _spans(self, part: Part) -> list[tuple[int, int]]:
+        """The characters of the part's text that each of its tokens stands for."""
         if not self.template.tokenizer.is_fast:
             raise ModelError(
-                "rows must be shortened, and the slow tokenizer cannot say which tokens are context; raise data.max_length"
+                "rows must be shortened, and this tokenizer (a slow one) cannot say which tokens are context; "
+                "raise data.max_length"
             )
-        spans = self.template.tokenizer(
-            first.text, add_special_tokens=False, return_offsets_mapping=True
-        ).offset_mapping
-        start, end = first.cuttable
-        droppable = [position for position, (left, right) in enumerate(spans) if start <= left < right <= end]
-        dropped = set(droppable[:excess])
-        ids, trained = self._joined(parts)
-        keep = [position for position in range(len(ids)) if position not in dropped]
-        return [ids[position] for position in keep], [trained[position] for position in keep]
+        for after in (part.after, ""):
+            found = self.template.tokenizer(
+                after + part.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+            )
+            lead = self._lead(after)
+            if found.input_ids[: len(lead)] == lead:
+                break
+        return [(left - len(after), right - len(after)) for left, right in found.offset_mapping[len(lead) :]]
 
-    def _refuse(
+    def _refuse_untrainable(self, records: Sequence[Record]) -> None:
+        plain = [_place(record) for record in records if record.turns[0].role == "text"]
+        if plain and self.loss_on == "completion":
+            raise DataError(
+                f"{len(plain)} of {len(records)} rows are plain text without a completion to train on: "
+                f"{listed(plain, 5)}. Set data.loss_on: all, or give rows with prompt and completion, messages, or "
+                "User:/Assistant: lines."
+            )
+
+    def _refuse_long(
         self, records: Sequence[Record], faults: list[str], cut_rows: list[str], truncated_share: float
     ) -> None:
+        rows = f"of {len(records)} rows"
         if faults:
-            title = f"{len(faults)} of {len(records)} rows do not fit into data.max_length {self.max_length}, and answers are never cut"
+            title = f"{len(faults)} {rows} do not fit into data.max_length {self.max_length}; answers are never cut"
             raise DataError(listed_faults(title, faults) + "\nRaise data.max_length, or split these rows.")
         share = len(cut_rows) / max(1, len(records))
         if share > truncated_share:
             raise DataError(
-                f"{len(cut_rows)} of {len(records)} rows ({share:.1%}) are longer than data.max_length {self.max_length} and would lose "
-                f"context: {', '.join(cut_rows[:5])}{', …' if len(cut_rows) > 5 else ''}. Raise data.max_length, "
-                f"or accept the cut with data.truncated_share: {min(1.0, share + 0.01):.2f}."
+                f"{len(cut_rows)} {rows} ({share:.1%}) are longer than data.max_length {self.max_length} and would "
+                f"lose context: {listed(cut_rows, 5)}. Raise data.max_length, or accept the cut with "
+                f"data.truncated_share: {min(1.0, share + 0.01):.2f}."
             )
+
+
+def _place(record: Record) -> str:
+    return record.place or record.example_id
+
+
+def _without_oldest_exchange(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """The turns without the first question and its answer; unchanged when only one question is left."""
+    kept = turns[:1] if turns[0].role == "system" else ()
+    rest = turns[len(kept) :]
+    return (*kept, *rest[2:]) if len(rest) > 2 else turns
 
 
 class Collator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import shutil
 import tempfile
@@ -41,12 +42,12 @@ class KnownDataset:
 
     def locate(self, name: str, path: str | None) -> dict[str, Path]:
         """Split -> file, in the given folder or the cache; DataError lists all expected files when one is missing."""
-        folder = Path(path) if path else cache_folder() / name / self.revision[:12]
-        if path and not folder.is_dir():
-            raise DataError(f"data.train.path {folder} is not a folder; {name} needs {self._expected()} in it")
         if path is None:
-            for file in self.files.values():
-                _fetch(name, file, folder)
+            folder = cache_folder() / name / self.revision[:12]
+            return {split: _fetched(name, file, folder) for split, file in self.files.items()}
+        folder = Path(path)
+        if not folder.is_dir():
+            raise DataError(f"data.train.path {folder} is not a folder; {name} needs {self._expected()} in it")
         found = {split: _stored(folder, file.name) for split, file in self.files.items()}
         missing = [self.files[split].name for split, file in found.items() if file is None]
         if missing:
@@ -76,31 +77,50 @@ def _stored(folder: Path, name: str) -> Path | None:
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
-def _fetch(name: str, file: KnownFile, folder: Path) -> None:
-    """Puts a checked copy of the file into the folder, unless one is there; a wrong copy never gets its final name."""
+def _fetched(name: str, file: KnownFile, folder: Path) -> Path:
+    """The checked copy of the file in the cache, fetched when there is none."""
     target = folder / file.name
-    if target.is_file():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".fetching-", suffix=f"-{file.name}", delete=False) as copy:
-        partial = Path(copy.name)
-        try:
-            with urllib.request.urlopen(file.url, timeout=TIMEOUT_SECONDS) as answer:
-                shutil.copyfileobj(answer, copy)
-            copy.close()
-            _check(file, partial)
-            os.replace(partial, target)
-        except (urllib.error.URLError, OSError) as error:
-            raise DataError(
-                f"{name}: {file.url} cannot be fetched ({getattr(error, 'reason', error)}). Offline, put the file into {folder}, "
-                f"or give data.train.path the folder that holds it."
-            ) from error
-        finally:
+    if not target.is_file():
+        _fetch(name, file, target)
+    elif fault := _fault(file, target):
+        raise DataError(
+            f"{target} was changed since it was fetched: it has {fault}; delete it to have it fetched again"
+        )
+    return target
+
+
+def _fetch(name: str, file: KnownFile, target: Path) -> None:
+    """Puts a checked copy of the published file at the target; a wrong copy never gets that name."""
+    partial: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".fetching-", suffix=f"-{file.name}")
+        partial = Path(temporary)
+        with os.fdopen(handle, "wb") as copy, urllib.request.urlopen(file.url, timeout=TIMEOUT_SECONDS) as answer:
+            shutil.copyfileobj(answer, copy)
+        if fault := _fault(file, partial):
+            raise DataError(f"{name}: {file.url} gave {fault}; nothing was kept")
+        os.replace(partial, target)
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+        raise DataError(
+            f"{name}: {file.url} cannot be fetched into {target.parent} ({getattr(error, 'reason', None) or error}). "
+            f"Without a network, put {file.name} there, or give data.train.path the folder that holds the dataset's "
+            "files; another cache folder is chosen with GHOSTTUNE_CACHE."
+        ) from error
+    finally:
+        if partial is not None:
             partial.unlink(missing_ok=True)
 
 
-def _check(file: KnownFile, copy: Path) -> None:
-    if file.sha256 is not None and (found := fingerprint(copy)) != file.sha256:
-        raise DataError(f"{file.url} gave bytes with sha256 {found}, expected {file.sha256}; nothing was kept")
-    if file.sha256 is None and (rows := len(read_file(copy))) != file.rows:
-        raise DataError(f"{file.url} gave {rows} rows, expected {file.rows}; nothing was kept")
+def _fault(file: KnownFile, copy: Path) -> str:
+    """What the copy has that the published file has not; empty when it is that file."""
+    if file.sha256 is not None:
+        found = fingerprint(copy)
+        return "" if found == file.sha256 else f"bytes with sha256 {found}, expected {file.sha256}"
+    try:
+        rows = len(read_file(copy))
+    except DataError as error:
+        return f"something unreadable, expected {file.rows} rows ({str(error).splitlines()[-1].strip()})"
+    return "" if rows == file.rows else f"{rows} rows, expected {file.rows}"

@@ -7,9 +7,10 @@ import gzip
 import hashlib
 import io
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ghosttune.errors import DataError
 
@@ -38,7 +39,7 @@ def read_file(path: Path) -> list[Placed]:
     faults: list[str] = []
     rows = list(_READERS[kind](path, faults))
     if faults:
-        raise DataError(listed_faults(f"{len(faults)} of the lines of {path} cannot be read", faults))
+        raise DataError(listed_faults(f"{path} cannot be read, {len(faults)} of its lines or rows are wrong", faults))
     if not rows:
         raise DataError(f"{path} holds no rows")
     return rows
@@ -60,22 +61,38 @@ def fingerprint(path: Path) -> str:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Lines without their ends; DataError with the line number where the file is not UTF-8."""
-    number = 0
+    """Lines without their ends; DataError lists the lines that are not UTF-8."""
     try:
         with _opened(path) as file:
-            for number, line in enumerate(file, start=1):
+            for line in file:
                 yield line.rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 after line {number} ({error.reason}); convert it to UTF-8") from error
-    except (OSError, EOFError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+        title = f"{path} is not UTF-8; save it as UTF-8. These lines are not"
+        raise DataError(listed_faults(title, _undecodable(path))) from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _opened(path: Path) -> io.TextIOBase:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")  # type: ignore[return-value]
-    return open(path, encoding="utf-8-sig", newline="")
+    return io.TextIOWrapper(_opened_bytes(path), encoding="utf-8-sig", newline="")
+
+
+def _opened_bytes(path: Path) -> BinaryIO:
+    return gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb")  # type: ignore[return-value]
+
+
+def _undecodable(path: Path) -> list[str]:
+    """Every line that is not UTF-8, looked for line by line because text is decoded in blocks of many lines."""
+    faults: list[str] = []
+    with _opened_bytes(path) as file:
+        for number, line in enumerate(file, start=1):
+            if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
+                return [f"{path.name}:1: the file begins like UTF-16"]
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                faults.append(f"{path.name}:{number}: byte 0x{line[error.start]:02x} at byte {error.start + 1}")
+    return faults
 
 
 def _read_jsonl(path: Path, faults: list[str]) -> Iterator[Placed]:
@@ -88,49 +105,83 @@ def _read_jsonl(path: Path, faults: list[str]) -> Iterator[Placed]:
         except json.JSONDecodeError as error:
             faults.append(f"{place}: not valid JSON: {error.msg} at column {error.colno}")
             continue
-        if isinstance(fields, dict):
-            yield place, fields
-        else:
-            faults.append(f"{place}: must be an object with columns, is a {type(fields).__name__}")
+        yield from _object(place, fields, faults)
 
 
 def _read_json(path: Path, faults: list[str]) -> Iterator[Placed]:
+    text = "\n".join(_lines(path))
+    if not text.strip():
+        return
     try:
-        rows = json.loads("\n".join(_lines(path)))
+        rows = json.loads(text)
     except json.JSONDecodeError as error:
-        faults.append(f"{path.name}:{error.lineno}: not valid JSON: {error.msg} at column {error.colno}")
+        hint = "; one object per line? then name the file .jsonl" if error.msg == "Extra data" else ""
+        faults.append(f"{path.name}:{error.lineno}: not valid JSON: {error.msg} at column {error.colno}{hint}")
         return
     if not isinstance(rows, list):
         faults.append(f"{path.name}: must hold a list of objects, holds a {type(rows).__name__}")
         return
     for position, fields in enumerate(rows):
-        place = f"{path.name}[{position}]"
-        if isinstance(fields, dict):
-            yield place, fields
-        else:
-            faults.append(f"{place}: must be an object with columns, is a {type(fields).__name__}")
+        yield from _object(f"{path.name}[{position}]", fields, faults)
+
+
+def _object(place: str, fields: Any, faults: list[str]) -> Iterator[Placed]:
+    """The row, if it is one whose text can be written as UTF-8."""
+    if not isinstance(fields, dict):
+        faults.append(f"{place}: must be an object with columns, is a {type(fields).__name__}")
+    elif _has_half_character(fields):
+        faults.append(f"{place}: holds half a character (a lone \\ud800 to \\udfff); write the whole pair")
+    else:
+        yield place, fields
+
+
+def _has_half_character(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _read_table(path: Path, faults: list[str], delimiter: str) -> Iterator[Placed]:
     csv.field_size_limit(1 << 30)
     reader = csv.reader((line + "\n" for line in _lines(path)), delimiter=delimiter, strict=True)
-    try:
-        header = next(reader, None)
-        if header is None:
+    header: list[str] = []
+    for place, cells in _table_rows(reader, path, faults):
+        if not header:
+            header = [cell.strip() for cell in cells]
+            if fault := _header_fault(header, delimiter):
+                faults.append(f"{place}: {fault}")
+                return
+        elif len(cells) == len(header):
+            yield place, dict(zip(header, cells, strict=True))
+        else:
+            faults.append(f"{place}: {len(cells)} cells where the header has {len(header)}")
+
+
+def _table_rows(reader: Any, path: Path, faults: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """The rows that are not empty, each placed at its first line; quoted cells may span several."""
+    while True:
+        place = f"{path.name}:{reader.line_num + 1}"
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            faults.append(f'{place}: {error} (a quote inside a quoted cell is written "")')
+            continue
+        if cells is None:
             return
-        if len(set(header)) != len(header):
-            faults.append(f"{path.name}:1: column names repeat: {', '.join(header)}")
-            return
-        for cells in reader:
-            place = f"{path.name}:{reader.line_num}"
-            if not cells:
-                continue
-            if len(cells) == len(header):
-                yield place, dict(zip(header, cells, strict=True))
-            else:
-                faults.append(f"{place}: {len(cells)} cells where the header has {len(header)}")
-    except csv.Error as error:
-        faults.append(f"{path.name}:{reader.line_num}: {error}")
+        if cells:
+            yield place, cells
+
+
+def _header_fault(header: list[str], delimiter: str) -> str:
+    """What is wrong with the column names; empty when nothing is."""
+    if len(set(header)) != len(header):
+        return f"column names repeat: {', '.join(header)}"
+    other = next((mark for mark in ",;\t" if mark != delimiter and mark in header[0]), None)
+    if len(header) == 1 and other is not None:
+        return f"the one column is called {header[0]!r}: separate cells with {delimiter!r}, not {other!r}"
+    return ""
 
 
 def _read_csv(path: Path, faults: list[str]) -> Iterator[Placed]:
@@ -146,8 +197,9 @@ def _read_parquet(path: Path, faults: list[str]) -> Iterator[Placed]:
     import pyarrow.parquet as parquet
 
     try:
-        table = parquet.read_table(path)
-    except (arrow.ArrowInvalid, OSError) as error:
+        with _opened_bytes(path) as file:
+            table = parquet.ParquetFile(io.BytesIO(file.read()) if path.suffix.lower() == ".gz" else file).read()
+    except (arrow.ArrowException, OSError, EOFError, zlib.error) as error:
         faults.append(f"{path.name}: not a Parquet file: {str(error).splitlines()[0]}")
         return
     for position, fields in enumerate(table.to_pylist()):

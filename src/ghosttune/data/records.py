@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,29 +52,63 @@ class RowFault(Exception):
 
 def detect_format(rows: list[Placed]) -> str:
     """The format whose columns every row has; DataError with the columns found when there is none."""
-    common = set(rows[0][1])
-    for _, fields in rows:
-        common &= set(fields)
-    for name, needed in NEEDED_COLUMNS.items():
-        if any(set(columns) <= common for columns in needed):
-            return name
-    wanted = "; ".join(f"{name}: {' + '.join(columns[0])}" for name, columns in NEEDED_COLUMNS.items())
+    common = set(rows[0][1]).intersection(*(fields for _, fields in rows))
+    found = _format_of(common)
+    if found is not None:
+        return found
+    first = _format_of(rows[0][1])
+    if first is not None:
+        lacking = [
+            f"{place}: has {listed(fields) or 'no columns'}"
+            for place, fields in rows
+            if not _has_columns(fields, first)
+        ]
+        raise DataError(
+            listed_faults(f"the first row is {first} ({_needed(first)}), {len(lacking)} others lack columns", lacking)
+        )
     raise DataError(
-        f"columns {listed(sorted(rows[0][1]))} (first row, {rows[0][0]}) fit no format; needed are {wanted}. "
+        f"columns {listed(sorted(rows[0][1]))} (first row, {rows[0][0]}) fit no format; needed are "
+        f"{'; '.join(f'{name}: {_needed(name)}' for name in NEEDED_COLUMNS)}. "
         "Name yours with data.train.columns, such as {prompt: question, completion: answer}."
     )
 
 
+def _format_of(columns: Collection[str]) -> str | None:
+    return next((name for name in NEEDED_COLUMNS if _has_columns(columns, name)), None)
+
+
+def _has_columns(columns: Collection[str], row_format: str) -> bool:
+    return any(all(name in columns for name in needed) for needed in NEEDED_COLUMNS[row_format])
+
+
+def _needed(row_format: str) -> str:
+    return " + ".join(NEEDED_COLUMNS[row_format][0])
+
+
 def rename_columns(rows: list[Placed], columns: dict[str, str]) -> list[Placed]:
-    """Rows with the user's columns under the needed names; DataError naming the columns that no row has."""
+    """Rows with the user's columns under the needed names.
+
+    DataError names the columns that no row has, and those that would be overwritten.
+    """
     found = {name for _, fields in rows for name in fields}
     missing = [f"{theirs} (for {ours})" for ours, theirs in columns.items() if theirs not in found]
     if missing:
         raise DataError(
             f"data.train.columns names columns that no row has: {listed(missing)}; found: {listed(sorted(found))}"
         )
-    ours = {theirs: name for name, theirs in columns.items()}
-    return [(place, {ours.get(name, name): value for name, value in fields.items()}) for place, fields in rows]
+    hidden = [name for name in columns if name in found - set(columns.values())]
+    if hidden:
+        raise DataError(
+            f"data.train.columns would hide the column {listed(hidden)} that the rows have themselves; give it another "
+            f"name there too, such as {{old_{hidden[0]}: {hidden[0]}}}"
+        )
+    return [(place, _renamed(fields, columns)) for place, fields in rows]
+
+
+def _renamed(fields: Fields, columns: dict[str, str]) -> Fields:
+    taken = set(columns.values())
+    own = {name: value for name, value in fields.items() if name not in taken}
+    return own | {ours: fields[theirs] for ours, theirs in columns.items() if theirs in fields}
 
 
 def turns_of(fields: Fields, row_format: str) -> tuple[Turn, ...]:
@@ -84,11 +118,11 @@ def turns_of(fields: Fields, row_format: str) -> tuple[Turn, ...]:
 
 def used_columns(row_format: str) -> set[str]:
     """Columns that carry the turns, the id or the split; the others are metadata."""
-    return {name for columns in NEEDED_COLUMNS[row_format] for name in columns} | {"input", "split", *ID_COLUMNS}
+    return {name for columns in READ_COLUMNS[row_format] for name in columns} | {"split", *ID_COLUMNS}
 
 
-def records_of(rows: list[Placed], row_format: str, ids: list[str]) -> list[Record]:
-    """Records of the rows; DataError lists every row that cannot be used."""
+def records_of(rows: list[Placed], row_format: str, ids: list[str], group_column: str | None = None) -> list[Record]:
+    """Records of the rows, grouped by a column or else by prompt; DataError lists the rows that cannot be used."""
     faults: list[str] = []
     records: list[Record] = []
     used = used_columns(row_format)
@@ -98,8 +132,9 @@ def records_of(rows: list[Placed], row_format: str, ids: list[str]) -> list[Reco
         except RowFault as fault:
             faults.append(f"{place}: {fault}")
             continue
+        group = fields[group_column] if group_column else prompt_group(turns)
         metadata = {name: value for name, value in fields.items() if name not in used}
-        records.append(Record(example_id, turns, prompt_group(turns), fields.get("split"), metadata, place))
+        records.append(Record(example_id, turns, group, fields.get("split"), metadata, place))
     if faults:
         raise DataError(listed_faults(f"{len(faults)} of {len(rows)} rows cannot be used", faults))
     return records
@@ -116,10 +151,16 @@ def _text(fields: Fields, column: str, may_be_empty: bool = False) -> str:
         raise RowFault(f"has no column {column!r} (columns: {listed(fields)})")
     value = fields[column]
     if not isinstance(value, str):
-        raise RowFault(f"{column} must be text, is {value!r}")
+        raise RowFault(f"{column} must be text, is {_shown(value)}")
     if not may_be_empty and not value.strip():
         raise RowFault(f"{column} is empty")
     return value
+
+
+def _shown(value: Any) -> str:
+    """The value as Python writes it, short enough for a message."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def _prompt_completion(fields: Fields) -> tuple[Turn, ...]:
@@ -127,38 +168,38 @@ def _prompt_completion(fields: Fields) -> tuple[Turn, ...]:
 
 
 def _alpaca(fields: Fields) -> tuple[Turn, ...]:
-    context = _text({"input": "", **fields}, "input", may_be_empty=True)
+    has_input = fields.get("input") is not None
+    context = _text(fields, "input", may_be_empty=True) if has_input else ""
     instruction = _text(fields, "instruction")
     asked = f"{instruction}\n\n{context}" if context.strip() else instruction
     return Turn("user", asked), Turn("assistant", _text(fields, "output"))
 
 
 def _messages(fields: Fields) -> tuple[Turn, ...]:
-    column = "messages" if "messages" in fields else "conversations"
+    column = "conversations" if "conversations" in fields and "messages" not in fields else "messages"
     messages = fields.get(column)
     if not isinstance(messages, list) or not messages:
-        raise RowFault(f"{column} must be a list of messages, is {messages!r}")
+        raise RowFault(f"{column} must be a list of messages, is {_shown(messages)}")
     turns = tuple(_message(message, position) for position, message in enumerate(messages))
     if turns[-1].role != "assistant":
         raise RowFault(f"the last message is the {turns[-1].role}'s; it must be the assistant's answer")
     said = [turn.role for turn in turns if turn.role != "system"]
     if said != ["user", "assistant"] * (len(said) // 2) or any(turn.role == "system" for turn in turns[1:]):
-        raise RowFault(
-            f"roles must alternate user, assistant (a system message may stand first), are {listed(turn.role for turn in turns)}"
-        )
+        roles = listed(turn.role for turn in turns)
+        raise RowFault(f"roles must alternate user, assistant (a system message may stand first), are {roles}")
     return turns
 
 
 def _message(message: Any, position: int) -> Turn:
     if not isinstance(message, dict):
-        raise RowFault(f"message {position} must be an object with role and content, is {message!r}")
+        raise RowFault(f"message {position} must be an object with role and content, is {_shown(message)}")
     role = message.get("role", message.get("from"))
     content = message.get("content", message.get("value"))
     role = OTHER_ROLE_NAMES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
         raise RowFault(f"message {position} has role {role!r}; known are {listed(ROLES)}")
     if not isinstance(content, str) or not content.strip():
-        raise RowFault(f"message {position} ({role}) must have text, has {content!r}")
+        raise RowFault(f"message {position} ({role}) must have text, has {_shown(content)}")
     return Turn(role, content)
 
 
@@ -183,6 +224,12 @@ NEEDED_COLUMNS: dict[str, list[tuple[str, ...]]] = {
     "prompt_completion": [("prompt", "completion")],
     "text": [("text",)],
 }
+
+READ_COLUMNS: dict[str, list[tuple[str, ...]]] = {
+    **NEEDED_COLUMNS,
+    "alpaca": [("instruction", "input", "output")],
+}
+"""Columns a format takes its turns from, optional ones included."""
 
 _READ_TURNS: dict[str, Callable[[Fields], tuple[Turn, ...]]] = {
     "messages": _messages,

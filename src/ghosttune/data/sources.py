@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,10 @@ from ghosttune.registry import DATASETS
 
 BUILTIN_ROWS = "builtin:rows"
 SPLIT_NAMES = {"train": "train", "dev": "dev", "validation": "dev", "valid": "dev", "val": "dev", "test": "test"}
+"""Name of a file in a folder -> the split it holds."""
+
+SPLIT_WORDS = {**SPLIT_NAMES, "guide": "guide"}
+"""What a split column may hold -> the split."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +38,20 @@ class Source:
         """Splits the source itself has, in the order of first appearance; empty when its rows name none."""
         return tuple(dict.fromkeys(record.split for record in self.records if record.split))
 
+    @property
+    def has_turns(self) -> bool:
+        """Whether any row is a conversation, plain text with User:/Assistant: marks included."""
+        return self.row_format == "messages" or (
+            self.row_format == "text" and any(record.turns[0].role != "text" for record in self.records)
+        )
+
 
 def open_source(settings: SourceSettings) -> Source:
     """The records of a source; DataError when files are missing or rows cannot be used."""
     if settings.name is not None:
         return DATASETS[settings.name].build(settings.path)
-    files = {None: builtin_rows()} if settings.path == BUILTIN_ROWS else _files(Path(settings.path or ""))
-    return read_source(files, settings)
+    path = builtin_rows() if settings.path == BUILTIN_ROWS else Path(settings.path or "")
+    return read_source(source_files(path), settings)
 
 
 def builtin_rows() -> Path:
@@ -52,14 +65,13 @@ def read_source(files: dict[str | None, Path], settings: SourceSettings) -> Sour
     ids: list[str] = []
     for split, path in files.items():
         read = read_file(path)
-        if split is not None:
-            read = [(place, {**fields, "split": split}) for place, fields in read]
-        ids += example_ids(read, path.name.split(".")[0], split)
-        rows += read
-    _refuse_repeated(ids)
-    _refuse_unknown_splits(rows)
-    if settings.columns:
-        rows = rename_columns(rows, settings.columns)
+        named = _with_split(rename_columns(read, settings.columns or {}), split)
+        ids += [
+            _own_id(fields) or _derived_id(path.name.split(".")[0], split, position, read[position][1])
+            for position, (_, fields) in enumerate(named)
+        ]
+        rows += named
+    refuse_repeated(ids)
     row_format = detect_format(rows) if settings.format == "auto" else settings.format
     fingerprints = {str(path): fingerprint(path) for path in files.values()}
     return Source(records_of(rows, row_format, ids), row_format, fingerprints)
@@ -85,35 +97,60 @@ def _derived_id(dataset: str, split: str | None, position: int, fields: Fields) 
     return "-".join([dataset, *([split] if split else []), f"{position:06d}", digest])
 
 
-def _refuse_repeated(ids: list[str]) -> None:
+def refuse_repeated(ids: Iterable[str]) -> None:
+    """DataError when an id stands on more than one row."""
     repeated = [example_id for example_id, count in Counter(ids).items() if count > 1]
     if repeated:
         raise DataError(
-            f"{len(repeated)} ids stand on more than one row: {listed(repeated)}. Ids name rows in every table of a run; "
-            "make them unique, or remove the column to have them derived."
+            f"{len(repeated)} ids stand on more than one row: {listed(repeated)}. Ids name rows in every table of a "
+            "run; make them unique, or remove the column to have them derived."
         )
 
 
-def _refuse_unknown_splits(rows: list[Placed]) -> None:
-    named = [(place, fields.get("split")) for place, fields in rows if fields.get("split") not in (None, "")]
-    known = {*SPLIT_NAMES.values(), "guide"}
-    faults = [f"{place}: split {split!r}" for place, split in named if split not in known]
-    faults += [f"{place}: no split" for place, fields in rows if named and fields.get("split") in (None, "")]
+def _with_split(rows: list[Placed], of_file: str | None) -> list[Placed]:
+    """The rows with their split under its own name: that of their file, or what their split column says.
+
+    DataError when the column holds another word, is empty on some rows, or contradicts the file.
+    """
+    words = [_split_word(fields) for _, fields in rows]
+    if not any(words):
+        return [(place, {**fields, "split": of_file} if of_file else _without_split(fields)) for place, fields in rows]
+    splits = [SPLIT_WORDS.get(word) for word in words]
+    faults = [
+        f"{place}: split is {fields.get('split')!r}"
+        for (place, fields), split in zip(rows, splits, strict=True)
+        if split is None or of_file not in (None, split)
+    ]
     if faults:
-        raise DataError(
-            listed_faults(f"the split column must hold {listed(sorted(known))} on every row, or not exist", faults)
+        accepted = f"{of_file}, as the file's name says," if of_file else listed(sorted(SPLIT_WORDS))
+        title = (
+            f"the split column must hold {accepted} on every row, or not exist (if it means something else, name it "
+            "otherwise with data.train.columns: {other_name: split})"
         )
+        raise DataError(listed_faults(title, faults))
+    return [(place, {**fields, "split": split}) for (place, fields), split in zip(rows, splits, strict=True)]
 
 
-def _files(path: Path) -> dict[str | None, Path]:
+def _without_split(fields: Fields) -> Fields:
+    return {name: value for name, value in fields.items() if name != "split"} if "split" in fields else fields
+
+
+def _split_word(fields: Fields) -> str:
+    value = fields.get("split")
+    return "" if value is None else str(value).strip().lower()
+
+
+def source_files(path: Path) -> dict[str | None, Path]:
     """The file itself, or the files of a folder by the split they are named after."""
-    if path.is_file():
+    try:
+        if not path.exists():
+            raise DataError(f"{path} does not exist{_beside(path)}")
+        children = sorted(path.iterdir()) if path.is_dir() else []
+    except PermissionError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    if not path.is_dir():
         return {None: path}
-    if not path.exists():
-        raise DataError(f"{path} does not exist{_beside(path)}")
-    named = {
-        child: SPLIT_NAMES.get(child.name.split(".")[0].lower()) for child in sorted(path.iterdir()) if kind_of(child)
-    }
+    named = {child: SPLIT_NAMES.get(child.name.split(".")[0].lower()) for child in children if kind_of(child)}
     found: dict[str | None, Path] = {}
     for child, split in named.items():
         if split in found:
@@ -121,7 +158,7 @@ def _files(path: Path) -> dict[str | None, Path]:
         if split is not None:
             found[split] = child
     if "train" not in found:
-        have = listed(child.name for child in sorted(path.iterdir())) or "nothing"
+        have = listed(child.name for child in children) or "nothing"
         raise DataError(f"{path} holds no train file (train.jsonl, train.csv, …); it holds {have}")
     return found
 
@@ -131,4 +168,7 @@ def _beside(path: Path) -> str:
     if not parent.is_dir():
         return f", nor does the folder {parent}"
     names = [child.name for child in sorted(parent.iterdir()) if child.is_dir() or kind_of(child)]
-    return f"; {parent} holds {listed(names)}" if names else f"; {parent} holds no readable files"
+    stems = {name.split(".")[0]: name for name in reversed(names)}
+    close = difflib.get_close_matches(path.name.split(".")[0], stems, n=1)
+    hint = f"; did you mean {stems[close[0]]}?" if close else ""
+    return f"{hint}; {parent} holds {listed(names) or 'no readable files'}"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 from ghosttune.data.records import Record
 from ghosttune.errors import DataError
@@ -26,29 +26,32 @@ def sample(records: list[Record], limit: int | None, seed: int) -> list[Record]:
 
 
 def split_off(records: list[Record], fraction: float, seed: int, purpose: str) -> tuple[list[Record], list[Record]]:
-    """(rest, drawn): whole groups until the drawn rows reach the fraction, at least one group on each side.
+    """(rest, drawn): whole groups, drawn as long as each brings the rows nearer to the fraction; neither side is empty.
 
     Raises DataError when all rows belong to one group, so that nothing can be set aside.
     """
-    groups: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        groups[record.group].append(record)
-    if len(groups) < 2:
+    sizes = Counter(record.group for record in records)
+    if len(sizes) < 2:
+        same = "there is only one row" if len(records) == 1 else f"all {len(records)} rows have the same prompt"
         raise DataError(
-            f"{purpose} rows cannot be set aside: all {len(records)} rows have the same prompt, and equal prompts stay together. "
+            f"{purpose} rows cannot be set aside: {same}, and equal prompts stay together. "
             f"Give data.{purpose}.path a file of its own."
         )
     wanted = max(1, round(fraction * len(records)))
-    order = sorted(groups, key=lambda group: draw(seed, purpose, group))
-    drawn: set[str] = set()
-    rows = 0
-    for group in order[:-1]:
-        if rows >= wanted:
-            break
-        drawn.add(group)
-        rows += len(groups[group])
+    drawn = _groups_near(wanted, sorted(sizes, key=lambda group: draw(seed, purpose, group)), sizes)
     rest = [record for record in records if record.group not in drawn]
     return rest, [record for record in records if record.group in drawn]
+
+
+def _groups_near(wanted: int, order: list[str], sizes: Mapping[str, int]) -> set[str]:
+    """The first groups of the order whose rows come near `wanted`: at least one, and never all."""
+    drawn: set[str] = set()
+    rows = 0
+    for group in order:
+        if abs(rows + sizes[group] - wanted) < abs(rows - wanted) and len(drawn) < len(order) - 1:
+            drawn.add(group)
+            rows += sizes[group]
+    return drawn or {min(order, key=lambda group: sizes[group])}
 
 
 def shared_groups(left: Iterable[Record], right: Iterable[Record]) -> list[str]:

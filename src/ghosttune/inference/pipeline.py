@@ -14,7 +14,7 @@ from ghosttune.data.records import Turn
 from ghosttune.data.templates import Template
 from ghosttune.errors import RunError
 from ghosttune.inference.generating import Answer, generate
-from ghosttune.models.loading import device_of, load_adapter, load_model, load_tokenizer
+from ghosttune.models.loading import device_of, load_adapter, load_model, load_tokenizer, longest_input
 from ghosttune.run.directory import RunDir
 
 
@@ -57,16 +57,24 @@ class Pipeline:
     def generate(
         self, prompts: Sequence[str | Sequence[Turn]], *, max_new_tokens: int | None = None, adapter: bool = True
     ) -> list[Answer]:
-        """The greedy answer to each prompt (text, or turns of a conversation); `adapter=False` asks the untouched base."""
+        """The greedy answer to each prompt: a text, or the turns of a conversation.
+
+        `adapter=False` asks the untouched base. Prompts too long for `data.max_length` lose their oldest context.
+        """
         wanted = max_new_tokens or self.max_new_tokens
         turns = [(Turn("user", prompt),) if isinstance(prompt, str) else tuple(prompt) for prompt in prompts]
-        ids = [self.encoder.prompt_ids(row, room=min(wanted, self.encoder.max_length // 2)) for row in turns]
+        ids = [self.encoder.prompt_ids(row, room=self._room(wanted)) for row in turns]
         template = self.encoder.template
         untouched = (
             nullcontext() if adapter or not hasattr(self.model, "disable_adapter") else self.model.disable_adapter()
         )
         with untouched:
             return generate(self.model, template.tokenizer, ids, template.stop_token_ids, wanted)
+
+    def _room(self, wanted: int) -> int:
+        """By how much a prompt must stay below `max_length` so that the answer fits into the model's positions."""
+        positions = longest_input(self.model)
+        return 0 if positions is None else max(0, self.encoder.max_length + wanted - positions)
 
     def chat(self, prompt: str) -> str:
         """The answer to one message."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +38,9 @@ def load_model(settings: ModelSettings, seed: int) -> PreTrainedModel:
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     name = _place(settings.name)
     dtype = getattr(torch, settings.dtype)
     try:
@@ -69,7 +74,8 @@ def add_adapter(model: PreTrainedModel, settings: MethodSettings, seed: int) -> 
     targets = matched_modules(module_facts(model), settings.target_modules)  # type: ignore[attr-defined]
     transposed = any(isinstance(model.get_submodule(name), Conv1D) for name in targets)
     torch.manual_seed(seed)
-    adapted = peft.get_peft_model(model, METHODS[settings.type].build(settings, targets, transposed))
+    with _without_upstream_warnings():
+        adapted = peft.get_peft_model(model, METHODS[settings.type].build(settings, targets, transposed))
     adapted.peft_config["default"].base_model_name_or_path = model.name_or_path
     return adapted
 
@@ -79,7 +85,8 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> peft.PeftModel:
     import peft
 
     try:
-        return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+        with _without_upstream_warnings():
+            return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=False)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"the adapter in {folder} cannot be loaded: {_first_line(error)}") from error
 
@@ -94,6 +101,14 @@ def device_of(settings: ModelSettings) -> torch.device:
 def revision_of(model: PreTrainedModel) -> str | None:
     """Commit of a hub model; None for a folder."""
     return getattr(model.config, "_commit_hash", None)
+
+
+@contextmanager
+def _without_upstream_warnings() -> Iterator[None]:
+    """PEFT 0.21 asks Transformers 5.23 for an attribute under its old name; nothing a user could mend."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield
 
 
 def _place(name: str) -> str:

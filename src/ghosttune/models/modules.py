@@ -12,6 +12,7 @@ from ghosttune.errors import ConfigError, ModelError, Problem, listed, nearest
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedModel
 
 ROLES = {
     "q": r"q_proj|query|q_lin|q",
@@ -25,14 +26,13 @@ ROLES = {
 GROUP_ROLES = {"attention_qv": {"q", "v", "qkv"}}
 
 
-def module_facts(model: nn.Module) -> list[ModuleFacts]:
+def module_facts(model: PreTrainedModel) -> list[ModuleFacts]:
     """One entry per linear layer and embedding, in the model's own order.
 
     Layers are the children of the longest list of equal blocks; within a block a path with `att` in it is attention and
     every other linear layer is mlp. Outside the blocks, the output layer is head and the input table embedding.
     """
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    table = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
     blocks = _blocks(model)
     facts = []
     for name, module in model.named_modules():
@@ -49,7 +49,10 @@ def module_facts(model: nn.Module) -> list[ModuleFacts]:
 
 
 def matched_modules(facts: list[ModuleFacts], target_modules: str | list[str]) -> list[str]:
-    """Full names of the linear layers that `method.target_modules` means; ConfigError naming entries that match nothing."""
+    """Full names of the linear layers that `method.target_modules` means.
+
+    Raises ConfigError naming every entry that matches nothing, with the nearest name the model has.
+    """
     layers = [fact for fact in facts if fact.layer is not None]
     if isinstance(target_modules, str):
         return _group(layers, target_modules)
@@ -59,7 +62,8 @@ def matched_modules(facts: list[ModuleFacts], target_modules: str | list[str]) -
         found = [fact.name for fact in facts if fact.group != "embedding" and _matches(fact.name, entry)]
         if not found:
             last_names = dict.fromkeys(fact.name.rpartition(".")[2] for fact in layers)
-            message = f"{entry!r} matches no linear layer{nearest(entry, last_names)} (the model has {listed(last_names, 20)})"
+            have = listed(last_names, 20)
+            message = f"{entry!r} matches no linear layer{nearest(entry, last_names)} (the model has {have})"
             problems.append(Problem("method.target_modules", message))
         matched.update(dict.fromkeys(found))
     if problems or not target_modules:

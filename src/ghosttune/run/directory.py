@@ -79,12 +79,18 @@ class RunDir:
         """Whether a run was ever started here."""
         return self.record.is_file()
 
+    def require_unused(self) -> None:
+        """RunError when the folder holds anything, or when something else has its name."""
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path} is a file; a run needs a folder of its own")
+        if self.path.is_dir() and any(entry.name != LOCK for entry in self.path.iterdir()):
+            raise RunError(self._in_use())
+
     def create(self) -> RunDir:
-        """Makes the folder; RunError when it holds anything, or cannot be written to."""
+        """Makes the folder; RunError when it is used, or cannot be written to."""
         with explained(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            if any(entry.name != LOCK for entry in self.path.iterdir()):
-                raise RunError(self._in_use())
+            self.require_unused()
             self.checkpoints.mkdir()
         return self
 
@@ -116,11 +122,9 @@ class RunDir:
     def _in_use(self) -> str:
         if not self.exists:
             return f"{self.path} is not empty and holds no run; give an empty or new folder"
-        record = self.read_record()
-        return (
-            f"{self.path} already holds a run ({record.get('status')}, step {record.get('step', 0)}). "
-            f"Choose another folder, or continue it with `ghosttune train --resume --out {self.path}`."
-        )
+        status = self.read_record()["status"]
+        way_out = "" if status == "finished" else f", or continue it with `ghosttune train --resume --out {self.path}`"
+        return f"{self.path} already holds a run ({status}). Choose another folder with --out{way_out}."
 
     def read_record(self) -> dict[str, Any]:
         return json.loads(self.record.read_text(encoding="utf-8"))
@@ -156,7 +160,8 @@ def explained(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise GhosttuneError(
-                f"no space left for {path} ({error.strerror}). Nothing already written is lost: free some space and continue with --resume."
+                f"no space left for {path} ({error.strerror}). Nothing already written is lost: "
+                "free some space and continue with --resume."
             ) from error
         raise RunError(f"{path} cannot be written: {error.strerror}; choose another folder with --out") from error
 

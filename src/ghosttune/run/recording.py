@@ -60,8 +60,12 @@ class Record:
         try:
             yield
         finally:
-            seconds = self.contents["stage_seconds"]
-            seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+            self.add_seconds(name, time.perf_counter() - start)
+
+    def add_seconds(self, stage: str, seconds: float) -> None:
+        """Adds to the time of a stage; on disk with the next note."""
+        stages = self.contents["stage_seconds"]
+        stages[stage] = round(stages.get(stage, 0.0) + seconds, 3)
 
     def end(self, status: str, **facts: Any) -> None:
         """The last word: finished, stopped or failed."""

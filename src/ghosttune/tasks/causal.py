@@ -24,7 +24,7 @@ class CausalTask:
     """Generate text: prompts and completions, conversations, instructions, plain text."""
 
     def example_loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """Summed negative log-likelihood of each row's trained tokens, in nats: [B] float32.
+        """Summed negative log-likelihood of each row's trained tokens, in nats: [B], at least float32.
 
         Logits are computed at the positions that predict a trained token and nowhere else: with a vocabulary of 32,000
         the output layer is otherwise most of the work of a small model.
@@ -37,16 +37,17 @@ class CausalTask:
         head = _unwrapped(model).get_output_embeddings()
         with only_positions(head, predicts):
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-        losses = cross_entropy(logits.float(), labels[predicts], reduction="none")
-        rows = predicts.nonzero()[:, 0]
-        return torch.zeros(len(labels), device=losses.device).index_add(0, rows, losses)
+        precise = torch.promote_types(logits.dtype, torch.float32)
+        losses = cross_entropy(logits.to(precise), labels[predicts], reduction="none")
+        return losses.new_zeros(labels.shape).masked_scatter(predicts, losses).sum(1)
 
 
 @contextmanager
 def only_positions(head: nn.Module, predicts: Tensor) -> Iterator[None]:
     """While inside, the output layer sees only the hidden states at the `predicts` [B, T-1] positions, as [N, d].
 
-    A hook on the layer, not a call of the inner model, so that wrappers around the model keep their part in the forward.
+    A hook on the layer, not a call of the inner model, so that wrappers around the model keep their part in the
+    forward.
     """
 
     def select(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

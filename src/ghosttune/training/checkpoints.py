@@ -38,8 +38,8 @@ def write_checkpoint(
 ) -> None:
     """A complete checkpoint, or none: the folder gets its name when every byte is on disk.
 
-    `schedule` is the learning-rate scheduler's state, `counters` what our callbacks count, `trainer_state` the Trainer's
-    own state as JSON. About three times the adapter's size.
+    `schedule` is the learning-rate scheduler's state, `counters` what `Watch` counts, `trainer_state` the Trainer's own
+    state as JSON. About three times the adapter's size.
     """
 
     def fill(partial: Path) -> None:
@@ -119,11 +119,12 @@ def restore_random(folder: Path) -> None:
         torch.cuda.set_rng_state(torch.from_numpy(arrays["cuda"].copy()))
 
 
-def parameter_names(model: torch.nn.Module) -> dict[torch.nn.Parameter, str]:
+def parameter_names(model: torch.nn.Module) -> dict[torch.Tensor, str]:
+    """Name of each trainable parameter."""
     return {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def _optimizer_tensors(optimizer: Optimizer, names: dict[torch.nn.Parameter, str]) -> dict[str, torch.Tensor]:
+def _optimizer_tensors(optimizer: Optimizer, names: dict[torch.Tensor, str]) -> dict[str, torch.Tensor]:
     return {
         f"{names[parameter]}|{key}": value.detach().cpu().contiguous()
         for parameter, state in optimizer.state.items()

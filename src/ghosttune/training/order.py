@@ -14,9 +14,9 @@ POOL = 32
 class RowOrder(Sampler[int]):
     """Row positions of one epoch, step after step.
 
-    Rows are shuffled, sorted by length within pools of steps, cut into steps, and the steps shuffled. Grouping is by whole
-    steps (all ranks and micro-batches), so that it does not change with their number. A last step that is not full comes
-    last.
+    Rows are shuffled, sorted by length within pools of steps, cut into steps, and the steps shuffled. Grouping is by
+    whole steps (all ranks and micro-batches), so that it does not change with their number. A last step that is not
+    full comes last.
     """
 
     def __init__(self, lengths: Sequence[int], rows_per_step: int, seed: int):

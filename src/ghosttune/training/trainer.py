@@ -1,4 +1,4 @@
-"""The training loop: transformers.Trainer with our loss, row order, evaluation and checkpoints, and nothing else changed.
+"""The training loop: transformers.Trainer with our loss, row order, evaluation and checkpoints.
 
 A step goes: rows in the order of `RowOrder` -> `Collator` -> `compute_loss` (the task's loss per row) -> backward ->
 clip -> AdamW -> `Watch.on_step_end`, which decides what is recorded, evaluated and saved.
@@ -50,8 +50,8 @@ class RunTrainer(Trainer):
             model=model,
             args=training_arguments(config, str(run.path), resuming),
             data_collator=collator,
-            train_dataset=train.features,  # type: ignore[arg-type]  # a list has a length and items
-            eval_dataset=dev.features,  # type: ignore[arg-type]
+            train_dataset=train.features,
+            eval_dataset=dev.features,
             callbacks=[watch],
         )
         self.remove_callback(PrinterCallback)
@@ -86,7 +86,7 @@ class RunTrainer(Trainer):
         losses = self.example_losses(self.dev_rows)
         targets = sum(row.targets for row in self.dev_rows)
         metrics = {"eval_loss": float(losses.sum()) / targets}
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     @torch.no_grad()

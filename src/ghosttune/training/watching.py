@@ -22,6 +22,10 @@ Listener = Callable[[dict[str, Any]], None]
 """Called with every event and, between them, with {"event": "step", "step", "max_steps"}."""
 
 
+def ignore(event: dict[str, Any]) -> None:
+    """The listener of a run nobody watches."""
+
+
 class Watch(TrainerCallback):
     """Records events into the run and steers the Trainer by them; its counters are part of every checkpoint."""
 
@@ -64,7 +68,7 @@ class Watch(TrainerCallback):
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """While inside, the first Ctrl-C or SIGTERM ends training after the step at hand, its state saved; a second acts at once."""
+        """While inside, Ctrl-C or SIGTERM ends training after its step, the state saved; a second acts at once."""
 
         def note(number: int, frame: Any) -> None:
             if self.interrupted:

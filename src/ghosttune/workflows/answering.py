@@ -40,8 +40,8 @@ def answer_dev_rows(run: RunDir, prepared: Prepared, model: Any, listen: Listene
     write_jsonl(run.predictions("dev"), rows)
     scores = {
         "adapter": {
-            "exact_match": _share([row["exact_match"] for row in rows]),
-            "stopped": _share([row["stopped"] for row in rows]),
+            "exact_match": _share([bool(row["exact_match"]) for row in rows]),
+            "stopped": _share([bool(row["stopped"]) for row in rows]),
         },
         "base": {
             "exact_match": _share(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from ghosttune.config.resolve import Facts, resolve_sources, resolve_steps
 from ghosttune.config.schema import RunConfig, SourceSettings
 from ghosttune.data.encoding import Collator, Encoded, Encoder
 from ghosttune.data.records import Record
-from ghosttune.data.sources import Source, open_source
+from ghosttune.data.sources import Source, open_source, read_source, refuse_repeated, source_files
 from ghosttune.data.splitting import sample, shared_groups, split_off
 from ghosttune.data.templates import Template
 from ghosttune.errors import DataError, listed
@@ -37,9 +37,7 @@ def prepare(config: RunConfig) -> Prepared:
     """Reads, splits and encodes the rows of a run; raises ConfigError, DataError or ModelError, and writes nothing."""
     tokenizer = load_tokenizer(config.model)
     source = open_source(config.data.train)
-    has_chat_template = bool(getattr(tokenizer, "chat_template", None))
-    facts = Facts(_cuda_devices(), source.splits, _row_format(source), has_chat_template)
-    config = resolve_sources(config, facts)
+    config = resolve_sources(config, _facts(source, tokenizer))
     dev_source = _dev_source(config)
     train_records, dev_records, left_out = split_records(config, source, dev_source)
     config = resolve_steps(config, len(train_records))
@@ -60,64 +58,69 @@ def prepare(config: RunConfig) -> Prepared:
 def split_records(
     config: RunConfig, source: Source, dev_source: Source | None
 ) -> tuple[list[Record], list[Record], dict[str, int]]:
-    """(train, dev, rows left out by reason), disjoint by id and by prompt."""
+    """(train, dev, rows left out by reason), disjoint by id and by prompt.
+
+    `data.train.limit` is applied before a `fraction` is drawn, so that it bounds the rows of both.
+    """
     seed, dev = config.train.seed, config.data.dev
     own = [record for record in source.records if record.split in (None, "train")]
-    left_out = {
-        f"split {split} is not used for training": count
-        for split in source.splits
-        if split not in ("train", dev.split) and (count := sum(record.split == split for record in source.records))
-    }
+    kept = sample(own, config.data.train.limit, seed)
+    left_out = {"beyond data.train.limit": len(own) - len(kept)}
+    for split in source.splits:
+        if split not in ("train", dev.split):
+            count = sum(record.split == split for record in source.records)
+            left_out[f"split {split} is not used for training"] = count
     if dev_source is not None:
-        dev_records = [replace(record, split=None) for record in dev_source.records]
+        judges = dev_source.records
     elif dev.split is not None:
-        dev_records = [record for record in source.records if record.split == dev.split]
+        judges = [record for record in source.records if record.split == dev.split]
     else:
-        own, dev_records = split_off(own, dev.fraction or 0.0, seed, "dev")
-    if not own:
+        kept, judges = split_off(kept, dev.fraction or 0.0, seed, "dev")
+    dev_records = sample(judges, dev.limit, seed)
+    left_out["beyond data.dev.limit"] = len(judges) - len(dev_records)
+    if not kept:
         raise DataError("no training rows: the source's rows all belong to other splits")
-    shared = shared_groups(dev_records, own)
+    refuse_repeated(record.example_id for record in [*kept, *judges])
+    shared = shared_groups(judges, kept)
     if shared:
         raise DataError(
-            f"{len(shared)} training rows ask the same as a dev row ({listed(shared, 5)}), so that dev would reward memory; remove them "
-            "from one of the two, or let data.dev.fraction draw the dev rows"
+            f"{len(shared)} training rows ask the same as a dev row ({listed(shared, 5)}), so that dev would reward "
+            "memory; remove them from one of the two, or let data.dev.fraction draw the dev rows"
         )
-    train, kept_dev = sample(own, config.data.train.limit, seed), sample(dev_records, dev.limit, seed)
-    left_out |= {
-        reason: count
-        for reason, count in (
-            ("beyond data.train.limit", len(own) - len(train)),
-            ("beyond data.dev.limit", len(dev_records) - len(kept_dev)),
-        )
-        if count
-    }
-    return train, kept_dev, left_out
+    return kept, dev_records, {reason: count for reason, count in left_out.items() if count}
+
+
+def _facts(source: Source, tokenizer: Any) -> Facts:
+    import torch
+
+    return Facts(
+        cuda_devices=torch.cuda.device_count(),
+        source_splits=source.splits,
+        row_format=source.row_format,
+        has_chat_template=bool(getattr(tokenizer, "chat_template", None)),
+        holds_conversations=source.has_turns,
+    )
 
 
 def _dev_source(config: RunConfig) -> Source | None:
-    if config.data.dev.path is None:
+    """The rows of `data.dev.path`, one file, named and read like the training rows."""
+    path = config.data.dev.path
+    if path is None:
         return None
+    if Path(path).is_dir():
+        raise DataError(f"data.dev.path {path} is a folder; give the file that holds the dev rows")
     train = config.data.train
-    settings = SourceSettings(path=config.data.dev.path, format=train.format, columns=train.columns)
-    return open_source(settings)
-
-
-def _row_format(source: Source) -> str:
-    """`messages` as soon as any row is a conversation, so that text rows with User:/Assistant: marks count as such."""
-    if source.row_format == "text" and any(record.turns[0].role != "text" for record in source.records):
-        return "messages"
-    return source.row_format
+    settings = SourceSettings(path=path, format=train.format, columns=train.columns)
+    try:
+        (file,) = source_files(Path(path)).values()
+        return read_source({"dev": file}, settings)
+    except DataError as error:
+        raise DataError(f"data.dev.path: {error}") from error
 
 
 def _padding_token(tokenizer: Any) -> int:
     """Any token serves, padding is recognised by position; 0 where the tokenizer names none."""
     return next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
-
-
-def _cuda_devices() -> int:
-    import torch
-
-    return torch.cuda.device_count()
 
 
 def default_run_folder(config: RunConfig, now: str) -> Path:

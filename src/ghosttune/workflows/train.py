@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from ghosttune.config.loading import load_config
+from ghosttune.config.rendering import plain_yaml
 from ghosttune.config.schema import RunConfig
-from ghosttune.errors import ConfigError, DataError, GhosttuneError, Problem, RunError
+from ghosttune.errors import ConfigError, DataError, GhosttuneError, Problem
 from ghosttune.metrics.intervals import mean_ratio, verdict
 from ghosttune.models.loading import add_adapter, device_of, load_model, longest_input, revision_of
 from ghosttune.models.modules import module_facts, trainable_counts
@@ -24,43 +24,72 @@ from ghosttune.run.directory import RunDir, write_folder, write_text
 from ghosttune.run.recording import Record
 from ghosttune.training import checkpoints
 from ghosttune.training.trainer import RunTrainer
-from ghosttune.training.watching import Listener, Watch
+from ghosttune.training.watching import Listener, Watch, ignore
 from ghosttune.workflows.answering import answer_dev_rows
 from ghosttune.workflows.prepare import Prepared, default_run_folder, prepare
 from ghosttune.workflows.runs import Run
 
 
-def train(
-    config: RunConfig, out: str | Path | None = None, *, resume: bool = False, listen: Listener = lambda event: None
-) -> Run:
+class Stopped(GhosttuneError):
+    """Someone ended the run early; its state is saved and `resume` continues it."""
+
+
+def train(config: RunConfig, out: str | Path | None = None, *, listen: Listener = ignore) -> Run:
     """Trains the run a configuration describes, into `out` (or a new folder below `run.root`), and returns it.
 
-    With `resume`, continues the run in `out` from its newest checkpoint, to the same bytes as if it had not stopped; a
-    finished run is returned as it is. Raises an InputError before anything is written when the input is wrong, and
-    GhosttuneError when training cannot go on; what was written stays.
+    Raises an InputError before anything is written when the input is wrong or the folder is used, and GhosttuneError
+    when training cannot go on; what was written stays, and `resume` takes it up.
     """
-    if resume:
-        if out is None:
-            raise RunError("--resume needs the run to continue: give --out RUN")
-        run = RunDir(out).open()
-        if run.read_record()["status"] == "finished":
-            return Run(run)
-        config = load_config(run.config)
-    else:
-        run = RunDir(out or default_run_folder(config, datetime.now().strftime("%Y%m%d-%H%M%S")))
-    started = time.perf_counter()
+    run = RunDir(out or default_run_folder(config, datetime.now().strftime("%Y%m%d-%H%M%S")))
+    run.require_unused()
+    start = time.perf_counter()
     prepared = prepare(config)
     model, counts = adapted_model(prepared)
     with run.locked():
-        record = _reopen(run, prepared) if resume else _begin(run, prepared, model, counts)
-        record.contents["stage_seconds"]["prepare"] = round(time.perf_counter() - started, 3)
-        listen({"event": "begin", "run": run, "prepared": prepared, "parameters": counts, "resumed": resume})
-        try:
-            _run_stages(run, record, prepared, model, resume, listen)
-        except BaseException as error:
-            reason = str(error).splitlines()[0] if isinstance(error, GhosttuneError) else type(error).__name__
-            record.end("failed", error=reason)
-            raise
+        record = _begin(run, prepared, model, counts)
+        record.add_seconds("prepare", time.perf_counter() - start)
+        listen({"event": "begin", "run": run, "prepared": prepared, "parameters": counts, "resumed": False})
+        return _to_the_end(run, record, prepared, model, None, listen)
+
+
+def resume(out: str | Path, *, listen: Listener = ignore) -> Run:
+    """Continues the run in `out` from its newest checkpoint, to the same bytes as if it had never stopped.
+
+    A finished run is returned as it is. Raises RunError when there is no run, when its newest checkpoint is damaged or
+    when another process is at it, and DataError when its data changed.
+    """
+    run = RunDir(out).open()
+    with run.locked():
+        if run.read_record()["status"] == "finished":
+            listen({"event": "already finished", "run": run})
+            return Run(run)
+        start = time.perf_counter()
+        prepared = prepare(load_config(run.config))
+        steps = run.checkpoint_steps()
+        checkpoint = run.checkpoint(steps[-1]) if steps else None
+        _require_same_data(run, prepared)
+        if checkpoint is not None:
+            checkpoints.verify(checkpoint)
+        model, counts = adapted_model(prepared)
+        run.forget_events_after(steps[-1] if steps else -1)
+        record = Record.reopen(run)
+        record.add_seconds("prepare", time.perf_counter() - start)
+        listen({"event": "begin", "run": run, "prepared": prepared, "parameters": counts, "resumed": True})
+        return _to_the_end(run, record, prepared, model, checkpoint, listen)
+
+
+def _to_the_end(
+    run: RunDir, record: Record, prepared: Prepared, model: Any, checkpoint: Path | None, listen: Listener
+) -> Run:
+    try:
+        _run_stages(run, record, prepared, model, checkpoint, listen)
+    except Stopped:
+        record.end("stopped")
+        raise
+    except BaseException as error:
+        reason = str(error).splitlines()[0] if isinstance(error, GhosttuneError) else type(error).__name__
+        record.end("failed", error=reason)
+        raise
     return Run(run)
 
 
@@ -81,7 +110,7 @@ def adapted_model(prepared: Prepared) -> tuple[Any, dict[str, int]]:
 
 def _begin(run: RunDir, prepared: Prepared, model: Any, counts: dict[str, int]) -> Record:
     run.create()
-    write_text(run.config, config_text(prepared.config))
+    write_text(run.config, plain_yaml(prepared.config))
     _write_splits(run, prepared)
     return Record.begin(
         run,
@@ -99,23 +128,19 @@ def _begin(run: RunDir, prepared: Prepared, model: Any, counts: dict[str, int]) 
     )
 
 
-def _reopen(run: RunDir, prepared: Prepared) -> Record:
+def _require_same_data(run: RunDir, prepared: Prepared) -> None:
     before = run.read_record()["data"]["fingerprints"]
     changed = [name for name, digest in prepared.fingerprints.items() if before.get(name) != digest]
     if changed:
         raise DataError(f"{', '.join(changed)} changed since {run.path} was started; restore it, or start a new run")
-    steps = run.checkpoint_steps()
-    run.forget_events_after(steps[-1] if steps else -1)
-    return Record.reopen(run)
 
 
-def _run_stages(run: RunDir, record: Record, prepared: Prepared, model: Any, resume: bool, listen: Listener) -> None:
+def _run_stages(
+    run: RunDir, record: Record, prepared: Prepared, model: Any, checkpoint: Path | None, listen: Listener
+) -> None:
     config = prepared.config
     watch = Watch(run, config.train, listen)
-    steps = run.checkpoint_steps() if resume else []
-    checkpoint = run.checkpoint(steps[-1]) if steps else None
     if checkpoint is not None:
-        checkpoints.verify(checkpoint)
         watch.restore(checkpoints.read_counters(checkpoint))
     task = TASKS[config.task.type].build()
     trainer = RunTrainer(
@@ -126,8 +151,7 @@ def _run_stages(run: RunDir, record: Record, prepared: Prepared, model: Any, res
     step = trainer.state.global_step
     record.note(step=step, best_step=watch.best_step, **_throughput(trainer, record))
     if watch.interrupted:
-        record.end("stopped")
-        raise GhosttuneError(
+        raise Stopped(
             f"stopped after step {step}, its state saved. Continue with `ghosttune train --resume --out {run.path}`."
         )
     with record.stage("save"):
@@ -180,11 +204,6 @@ def _judge(trainer: RunTrainer, prepared: Prepared, watch: Watch) -> dict[str, A
         "change": change.as_dict(),
         "best_step": watch.best_step,
     }
-
-
-def config_text(config: RunConfig) -> str:
-    """The configuration as YAML that loads to itself."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
 
 
 def _write_splits(run: RunDir, prepared: Prepared) -> None:

@@ -32,7 +32,6 @@ def test_an_unknown_key_is_named_with_its_nearest(problems, text, start, meant):
         ("{train: {path: x}, dev: {fractoin: 0.1}}", "data.dev.fractoin: no such setting", "fraction"),
         ("{train: {path: x}, max_lenght: 5}", "data.max_lenght: no such setting", "max_length"),
         ("{trian: {limit: 3}, train: {path: x}}", "data.trian: no such setting", "train"),
-        ("{train: {path: x, columns: {promt: question}}}", "data.train.columns.promt: must be one of", "prompt"),
     ],
 )
 def test_an_unknown_key_below_data(write, data, start, meant):

@@ -5,13 +5,10 @@ from __future__ import annotations
 import sys
 import types
 from importlib.metadata import EntryPoint
-from typing import get_args
 
 import pytest
 
 from ghosttune import registry
-from ghosttune.config.schema import Column
-from ghosttune.data.records import NEEDED_COLUMNS
 from ghosttune.errors import GhosttuneError, InputError
 from ghosttune.registry import DATASETS, METHODS, TASKS, Registry
 
@@ -59,8 +56,3 @@ def test_a_package_that_cannot_be_loaded_is_named(foreign):
     own, _ = foreign
     with pytest.raises(GhosttuneError, match="foreign:enter, which another package adds to home, cannot be loaded"):
         own.names()
-
-
-def test_the_columns_that_can_be_renamed_are_those_that_formats_need():
-    needed = {column for columns in NEEDED_COLUMNS.values() for names in columns for column in names}
-    assert set(get_args(Column)) == needed | {"input"}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ghosttune.data.fetching import KnownDataset, KnownFile
-from ghosttune.data.files import fingerprint, read_file
-from ghosttune.data.records import Record, Turn
+from ghosttune.data.files import Fields, fingerprint, read_file
+from ghosttune.data.records import Record, records_of
 from ghosttune.data.sources import Source, example_ids
 from ghosttune.registry import DATASETS
 
@@ -50,8 +50,10 @@ def e2e_nlg(path: str | None) -> Source:
         rows = read_file(file)
         E2E.require_columns(file, rows)
         fingerprints[str(file)] = fingerprint(file)
-        ids = example_ids(rows, "e2e_nlg", split)
-        for example_id, (place, row) in zip(ids, rows, strict=True):
-            turns = (Turn("user", PROMPT.format(mr=row["mr"])), Turn("assistant", row["ref"]))
-            records.append(Record(example_id, turns, row["mr"], split, {"mr": row["mr"]}, place))
+        asked = [(place, _asked(row, split)) for place, row in rows]
+        records += records_of(asked, "prompt_completion", example_ids(rows, "e2e_nlg", split), E2E.group)
     return Source(records, "prompt_completion", fingerprints)
+
+
+def _asked(row: Fields, split: str) -> Fields:
+    return {"prompt": PROMPT.format(mr=row["mr"]), "completion": row["ref"], "mr": row["mr"], "split": split}

@@ -1,0 +1,39 @@
+# make demo    install and run the quickstart: offline, about a minute
+# make check   format, lint, types, import layers
+# make test    everything that is quick (under 10 minutes on 2 cores)
+# make proofs  the slow tests: crashes, real data
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo check test proofs clean
+
+demo: .venv/runs
+	$(BIN)/ghosttune quickstart
+
+check: .venv/tests
+	$(BIN)/ruff format --check src tests scripts benchmarks
+	$(BIN)/ruff check src tests scripts benchmarks
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/ghosttune/test_layers.py
+
+test: .venv/tests
+	$(BIN)/python -m pytest -m "not slow" --durations=10
+
+proofs: .venv/tests
+	$(BIN)/python -m pytest -m slow --durations=10
+
+# torch comes first and by its exact version, so that machines without a GPU get the CPU build where one is offered.
+.venv/runs: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(INSTALL) torch==2.13.0
+	$(INSTALL) --editable .
+	touch $@
+
+.venv/tests: .venv/runs
+	$(INSTALL) --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv build dist

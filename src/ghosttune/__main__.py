@@ -1,0 +1,5 @@
+"""`python -m ghosttune` is `ghosttune`."""
+
+from ghosttune.cli.main import main
+
+main()

@@ -1,0 +1,167 @@
+"""What a person sees: a live bar on a terminal, plain lines elsewhere. The only file that imports rich."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+LINE_SECONDS = 5.0
+"""Least time between two progress lines where there is no terminal."""
+
+VERDICTS = {
+    "better": "The adapter is better than the untouched base.",
+    "worse": "The adapter is WORSE than the untouched base.",
+    "not distinguishable": "The adapter is not distinguishable from the untouched base.",
+}
+
+
+class Display:
+    """Follows a run by its events and prints results; `quiet` leaves standard output to JSON."""
+
+    def __init__(self, quiet: bool = False):
+        self.console = Console(stderr=quiet, highlight=False, markup=False)
+        self.bar: Progress | None = None
+        self.loss = ""
+        self.last_line = 0.0
+        self.started = 0.0
+
+    def line(self, text: str = "", style: str = "") -> None:
+        """One line, never broken by us, so that paths and commands can be copied."""
+        self.console.print(text, style=style, soft_wrap=True)
+
+    def recipe(self, title: str, text: str) -> None:
+        """The configuration of a run, before it starts."""
+        self.line(title, "bold")
+        self.line()
+        self.line(text)
+
+    def listen(self, event: dict[str, Any]) -> None:
+        """Shows one event of a run."""
+        shown = {
+            "begin": self._begin,
+            "step": self._step,
+            "log": self._log,
+            "eval": self._eval,
+            "interrupt": self._interrupt,
+            "already finished": self._already_finished,
+            "end": self._end,
+        }
+        if event["event"] in shown:
+            shown[event["event"]](event)
+
+    def _begin(self, event: dict[str, Any]) -> None:
+        prepared, counts = event["prepared"], event["parameters"]
+        model, train = prepared.config.model, prepared.config.train
+        groups = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+        self.line(f"run        {event['run'].path}{' (continued)' if event['resumed'] else ''}")
+        self.line(f"model      {model.name} on {model.device}, {model.dtype}, {prepared.config.data.template} template")
+        self.line(f"rows       {len(prepared.train):,} train, {len(prepared.dev):,} dev")
+        for reason, count in prepared.left_out.items():
+            self.line(f"           {count:,} left out: {reason}")
+        self.line(f"trains     {sum(counts.values()):,} parameters ({groups})")
+        rows_per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps
+        self.line(f"steps      {train.max_steps:,} of {rows_per_step} rows")
+        self.line()
+        self.started = time.monotonic()
+        if self.console.is_terminal:
+            columns = [TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}")]
+            self.bar = Progress(*columns, TimeRemainingColumn(), console=self.console)
+            self.bar.add_task("", total=train.max_steps)
+            self.bar.start()
+
+    def _step(self, event: dict[str, Any]) -> None:
+        if self.bar is not None:
+            self.bar.update(self.bar.task_ids[0], completed=event["step"], description=self.loss)
+        elif time.monotonic() - self.last_line >= LINE_SECONDS:
+            self.last_line = time.monotonic()
+            self.line(f"step {event['step']}/{event['max_steps']}  {self.loss}  {self.last_line - self.started:.0f} s")
+
+    def _log(self, event: dict[str, Any]) -> None:
+        self.loss = f"loss {event['loss']:.4f}"
+
+    def _eval(self, event: dict[str, Any]) -> None:
+        base = "  (the untouched base)" if event["step"] == 0 else ""
+        self.line(f"step {event['step']}: dev loss {event['loss']:.4f} nats per target{base}")
+
+    def _interrupt(self, event: dict[str, Any]) -> None:
+        self.line("stopping after this step and saving its state (again: stop at once)")
+
+    def _already_finished(self, event: dict[str, Any]) -> None:
+        self.line(f"{event['run'].path} is finished already; there is nothing to continue")
+
+    def _end(self, event: dict[str, Any]) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Takes the bar away; safe to call twice."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def summary(self, run: Any) -> None:
+        """What a finished run achieved, with one answer before and after."""
+        self.close()
+        judged = run.record["verdict"]
+        change = judged["change"]
+        self.line()
+        self.line(VERDICTS[judged["verdict"]], "bold")
+        self.line(f"dev loss   {judged['dev_loss_base']:.4f} -> {judged['dev_loss']:.4f} nats per target")
+        interval = f"95 % interval {change['low']:+.4f} to {change['high']:+.4f}, {change['n']} rows"
+        self.line(f"change     {change['value']:+.4f} ({interval})")
+        if run.evaluation:
+            for name, title in (("exact_match", "exact     "), ("stopped", "stopped   ")):
+                adapter, base = (run.evaluation["dev"][who][name] for who in ("adapter", "base"))
+                interval = f"95 % interval {adapter['low']:.0%} to {adapter['high']:.0%}, {adapter['n']} rows"
+                self.line(f"{title} {base['value']:.0%} -> {adapter['value']:.0%} ({interval})")
+            self._one_answer(run.predictions)
+        self.line(f"adapter    {run.folder.adapter} (best: step {judged['best_step']}), loads with PEFT alone")
+        self.line(f"try        ghosttune chat {run.path} --prompt {_quoted(run.predictions)}")
+
+    def _one_answer(self, rows: list[dict[str, Any]]) -> None:
+        """One row that the adapter got right where there is one, beside the untouched base."""
+        row = next((row for row in rows if row["exact_match"]), rows[0])
+        said = {"prompt": "prompt", "base": "base_output", "adapter": "output", "expected": "reference"}
+        text = Text()
+        for label, key in said.items():
+            text.append(f"{label:<9}", style="bold").append(f"{row[key]}\n")
+        text.rstrip()
+        self.console.print(Panel(text, title=f"dev row {row['example_id']}", title_align="left"))
+
+    def report(self, report: Any) -> None:
+        """What `check` found, then the plan."""
+        for error in report.errors:
+            self.line(error, "red")
+        for finding in report.findings:
+            self.line(f"{finding.subject}: {finding.message}", "yellow")
+        for name, value in report.plan.items():
+            self.line(f"{name:<22}{_plain(value)}")
+        if not report.errors and not report.findings:
+            self.line("nothing to complain about", "green")
+
+    def preview(self, rows: list[Any]) -> None:
+        """Rows with their trained tokens marked."""
+        for row in rows:
+            trained = sum(flag for _, flag in row.tokens)
+            self.line(f"{row.example_id}: {len(row.tokens)} tokens, {trained} trained (in ⟦ ⟧)", "bold")
+            text = Text()
+            for token, flag in row.tokens:
+                text.append(f"⟦{token}⟧" if flag else token, style="bold green" if flag else "dim")
+            self.console.print(text, soft_wrap=True)
+            self.line()
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(entry)}" for key, entry in value.items()) or "none"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _quoted(rows: list[dict[str, Any]]) -> str:
+    prompt = rows[0]["prompt"] if rows else "Hello"
+    return shlex.quote(prompt if len(prompt) < 200 else prompt[:80] + "…")

@@ -1,0 +1,226 @@
+"""The `ghosttune` command: parses arguments, calls a workflow, prints what it returns.
+
+Every command imports its workflow when it runs, so that `--help` answers without torch, pydantic or rich.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ghosttune.errors import GhosttuneError
+
+app = typer.Typer(
+    name="ghosttune",
+    help="Fine-tune a language model with any PEFT method from one YAML file.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Config = Annotated[
+    Path | None, typer.Argument(metavar="[CONFIG]", help="YAML or JSON file; `ghosttune init` writes one.")
+]
+Preset = Annotated[str | None, typer.Option("--preset", help="A complete configuration that ships: `show presets`.")]
+Profile = Annotated[str | None, typer.Option("--profile", help="A bundle of settings for a machine or purpose.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Replace one setting; may be repeated.")
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse critical settings that nobody chose.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@app.command()
+def quickstart(
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Run directory; a new one below runs/ if not given.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune the built-in model on the shipped rows, offline, in about a minute."""
+    from ghosttune.cli.display import Display
+    from ghosttune.config.rendering import commented_yaml
+    from ghosttune.workflows.quickstart import PROFILE, quickstart_config
+    from ghosttune.workflows.train import train
+
+    config = quickstart_config()
+    display = Display(quiet=as_json)
+    display.recipe(
+        f"The recipe (profile {PROFILE}); save it as run.yaml and `ghosttune train run.yaml` does the same",
+        commented_yaml(config),
+    )
+    _finish(train(config, out, listen=display.listen), display, as_json)
+
+
+@app.command()
+def init(
+    task: Annotated[str, typer.Option("--task", help="One of `ghosttune show tasks`.")] = "causal_lm",
+    profile: Profile = None,
+) -> None:
+    """Write a complete configuration, every setting explained, to standard output."""
+    from ghosttune.config.loading import load_config
+    from ghosttune.config.rendering import commented_yaml
+
+    chosen = (
+        ["train.warmup_steps=5", "data.train.path=builtin:rows"]
+        if profile is None
+        else ["data.train.path=builtin:rows"]
+    )
+    config = load_config(profile=profile, overrides=[f"task.type={task}", *chosen])
+    typer.echo(
+        "# ghosttune train run.yaml\n# To make it your own, change model.name and data.train.path.\n"
+        + commented_yaml(config),
+        nl=False,
+    )
+
+
+@app.command()
+def show(
+    kind: Annotated[str, typer.Argument(help="presets, profiles, datasets, methods, tasks or settings.")],
+    name: Annotated[str | None, typer.Argument(help="One of them, such as `train.learning_rate`.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List what can be chosen, or explain one of them."""
+    from ghosttune.workflows.show import show as described
+
+    text, value = described(kind, name)
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text)
+
+
+@app.command()
+def check(
+    config: Config = None,
+    preset: Preset = None,
+    profile: Profile = None,
+    set_: Set = None,
+    strict: Strict = False,
+    as_json: Json = False,
+) -> None:
+    """Find everything that is wrong with a run before training it, and print the plan."""
+    loaded = _load(config, preset, profile, set_, strict)
+    from ghosttune.cli.display import Display
+    from ghosttune.workflows.check import check as checked
+
+    report = checked(loaded)
+    if as_json:
+        findings = [vars(finding) for finding in report.findings]
+        typer.echo(
+            json.dumps(
+                {"errors": report.errors, "findings": findings, "plan": report.plan}, indent=2, ensure_ascii=False
+            )
+        )
+    else:
+        Display().report(report)
+    raise typer.Exit(report.exit_code)
+
+
+@app.command()
+def preview(
+    config: Config = None,
+    rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows.")] = 3,
+    preset: Preset = None,
+    profile: Profile = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Show training rows as the model sees them, every token marked trained or not."""
+    loaded = _load(config, preset, profile, set_, strict=False)
+    from ghosttune.cli.display import Display
+    from ghosttune.workflows.preview import preview as previewed
+
+    shown = previewed(loaded, rows)
+    if as_json:
+        typer.echo(json.dumps([vars(row) for row in shown], indent=2, ensure_ascii=False, default=str))
+    else:
+        Display().preview(shown)
+
+
+@app.command()
+def train(
+    config: Config = None,
+    preset: Preset = None,
+    profile: Profile = None,
+    set_: Set = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The run directory; a new one below run.root if not given.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out from its newest checkpoint.")
+    ] = False,
+    strict: Strict = False,
+    as_json: Json = False,
+) -> None:
+    """Train a run and judge it against the untouched base."""
+    if resume and (config or preset or profile or set_ or out is None):
+        raise typer.BadParameter("continues a run with its own config.yaml: --resume --out RUN", param_hint="--resume")
+    loaded = None if resume else _load(config, preset, profile, set_, strict)
+    from ghosttune.cli.display import Display
+    from ghosttune.workflows.train import resume as resumed
+    from ghosttune.workflows.train import train as trained
+
+    display = Display(quiet=as_json)
+    run = resumed(out or "", listen=display.listen) if loaded is None else trained(loaded, out, listen=display.listen)
+    _finish(run, display, as_json)
+
+
+@app.command()
+def chat(
+    run_or_model: Annotated[
+        str, typer.Argument(metavar="RUN_OR_MODEL", help="Run directory, model folder, hub id or builtin:tiny.")
+    ],
+    prompt: Annotated[str, typer.Option("--prompt", help="What to ask.")],
+    as_json: Json = False,
+) -> None:
+    """Answer one prompt, greedily, with the template the run was trained with."""
+    from ghosttune.inference.pipeline import Pipeline
+
+    answer = Pipeline.open(run_or_model).generate([prompt])[0]
+    typer.echo(json.dumps(vars(answer), ensure_ascii=False) if as_json else answer.text)
+
+
+def _load(
+    config: Path | None, preset: str | None, profile: str | None, overrides: list[str] | None, strict: bool
+) -> Any:
+    from ghosttune.config.loading import load_config
+
+    return load_config(config, preset=preset, profile=profile, overrides=overrides or [], strict=strict)
+
+
+def _finish(run: Any, display: Any, as_json: bool) -> None:
+    if as_json:
+        record = run.record
+        kept = {name: record.get(name) for name in ("status", "step", "best_step", "verdict")}
+        typer.echo(
+            json.dumps({"run": str(run.path), **kept, "evaluation": run.evaluation}, indent=2, ensure_ascii=False)
+        )
+    else:
+        display.summary(run)
+
+
+def main() -> None:
+    """Runs the command line; exit codes: 0 done, 1 the work failed, 2 the input is wrong."""
+    debug = "--debug" in sys.argv[1:]
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(arguments)
+    except GhosttuneError as error:
+        if debug:
+            raise
+        typer.echo(str(error), err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        first = (str(error).strip().splitlines() or [""])[0]
+        what = f"this should not have happened ({type(error).__name__}: {first})"
+        typer.echo(f"{what}. Run again with --debug and report what it prints.", err=True)
+        sys.exit(1)

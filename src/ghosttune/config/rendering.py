@@ -1,0 +1,52 @@
+"""A configuration as YAML with one line of meaning per setting, made from the schema."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ghosttune.config.notation import to_yaml
+from ghosttune.config.schema import SECTIONS, RunConfig, Section
+
+COMMENT_COLUMN = 46
+WIDTH = 120
+
+
+def commented_yaml(config: RunConfig) -> str:
+    """The configuration with every setting explained; loads to an equal configuration."""
+    lines: list[str] = []
+    for name in SECTIONS:
+        lines += [f"{name}:", *_section(getattr(config, name), 1), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def plain_yaml(config: RunConfig) -> str:
+    """The configuration as YAML that loads to itself: what a run directory keeps."""
+    return to_yaml(config.model_dump())
+
+
+def _section(section: Section, depth: int) -> list[str]:
+    lines: list[str] = []
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        indent = "  " * depth
+        if isinstance(value, Section):
+            lines += [f"{indent}{name}:", *_section(value, depth + 1)]
+            continue
+        text = f"{indent}{name}: {inline(value)}"
+        meaning = first_sentence(field.description or "")
+        if len(beside := f"{text:<{COMMENT_COLUMN}}# {meaning}") <= WIDTH:
+            lines.append(beside)
+        else:
+            lines += [f"{indent}# {meaning}", text]
+    return lines
+
+
+def inline(value: Any) -> str:
+    """A value as it stands behind a key in YAML."""
+    text = to_yaml(value, default_flow_style=True, width=10**9).strip()
+    return text.removesuffix("...").strip()
+
+
+def first_sentence(text: str) -> str:
+    """The first sentence, on one line."""
+    return " ".join(text.split()).split(". ")[0].rstrip(".")

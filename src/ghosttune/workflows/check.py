@@ -1,0 +1,120 @@
+"""Everything that can be known about a run before training, all at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from ghosttune.config.resolve import steps_per_epoch
+from ghosttune.config.schema import RunConfig
+from ghosttune.data.encoding import Encoded
+from ghosttune.errors import InputError, listed
+from ghosttune.models.loading import load_model
+from ghosttune.models.modules import matched_modules, module_facts
+from ghosttune.workflows.prepare import Prepared, prepare
+from ghosttune.workflows.train import adapted_model
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about the data that a person should look at before training."""
+
+    subject: str
+    message: str
+
+
+@dataclass
+class Report:
+    """What `ghosttune check` found."""
+
+    errors: list[str] = field(default_factory=list)
+    """Why training would refuse."""
+    findings: list[Finding] = field(default_factory=list)
+    plan: dict[str, Any] = field(default_factory=dict)
+    """What training would do; empty when it would refuse."""
+
+    @property
+    def exit_code(self) -> int:
+        return 2 if self.errors else 1 if self.findings else 0
+
+
+def check(config: RunConfig) -> Report:
+    """Runs the tokenisation, templates and modules of training without training; needs no run directory."""
+    report = Report()
+    prepared: Prepared | None = None
+    try:
+        prepared = prepare(config)
+    except InputError as error:
+        report.errors.append(str(error))
+    try:
+        if prepared is None:  # the rows failed: the model can still be judged
+            matched_modules(module_facts(load_model(config.model, config.train.seed)), config.method.target_modules)  # type: ignore[attr-defined]
+        else:
+            _, counts = adapted_model(prepared)
+            report.plan = _plan(prepared, counts)
+    except InputError as error:
+        report.errors.append(str(error))
+    if prepared is not None:
+        report.findings = [*_label_findings(prepared), *_row_findings(prepared)]
+    return report
+
+
+def _plan(prepared: Prepared, counts: dict[str, int]) -> dict[str, Any]:
+    config, train = prepared.config, prepared.config.train
+    steps = train.max_steps or 0
+    per_epoch = steps_per_epoch(config, len(prepared.train))
+    return {
+        "device": config.model.device,
+        "template": config.data.template,
+        "rows": {"train": len(prepared.train), "dev": len(prepared.dev), "left_out": prepared.left_out},
+        "tokens": {
+            "longest_row": max(len(row) for row in prepared.train.features),
+            "targets_per_row": _mean_targets(prepared.train),
+        },
+        "cut": {"rows": len(prepared.train.cut_rows), "tokens": prepared.train.cut_tokens},
+        "steps": {"total": steps, "per_epoch": per_epoch, "epochs": round(steps / per_epoch, 2)},
+        "learning_rate": {
+            "first": _first_rate(config),
+            "peak": train.learning_rate,
+            "peak_at_step": train.warmup_steps + 1,
+        },
+        "events": {"logs": steps // (train.logging_steps or 1), "evaluations": steps // (train.eval_steps or 1) + 1},
+        "trainable_parameters": counts | {"total": sum(counts.values())},
+    }
+
+
+def _first_rate(config: RunConfig) -> float:
+    """Learning rate of the first update: warm-up starts from 0."""
+    warm_up = config.train.warmup_steps > 0 and config.train.lr_scheduler_type != "constant"
+    return 0.0 if warm_up else config.train.learning_rate
+
+
+def _mean_targets(encoded: Encoded) -> float:
+    return round(encoded.targets / len(encoded), 1)
+
+
+def _label_findings(prepared: Prepared) -> list[Finding]:
+    """Rows without a trained token, and answers whose stop token is not trained."""
+    stops = set(prepared.encoder.template.stop_token_ids)
+    empty = [row.example_id for row in prepared.train.features if row.targets == 0]
+    endless = [
+        row.example_id
+        for row in prepared.train.features
+        if row.targets and int(row.input_ids[row.trained][-1]) not in stops
+    ]
+    found = []
+    if empty:
+        found.append(Finding("labels", f"{len(empty)} rows have no trained token: {listed(empty, 5)}"))
+    if endless:
+        found.append(Finding("stop token", f"{len(endless)} rows do not train their stop token: {listed(endless, 5)}"))
+    return found
+
+
+def _row_findings(prepared: Prepared) -> list[Finding]:
+    """Rows that stand more than once."""
+    rows = Counter((record.group, record.reference) for record in prepared.train_records)
+    repeated = sum(count - 1 for count in rows.values())
+    if repeated:
+        return [Finding("duplicates", f"{repeated} training rows repeat another row's prompt and answer")]
+    return []

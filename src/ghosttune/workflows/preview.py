@@ -1,0 +1,42 @@
+"""Rendered rows with every token marked as trained or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ghosttune.config.schema import RunConfig
+from ghosttune.workflows.prepare import prepare
+
+
+@dataclass(frozen=True)
+class PreviewedRow:
+    """One training row, token by token."""
+
+    example_id: str
+    tokens: list[tuple[str, bool]]
+    """(the token's text, whether it is trained)."""
+    metadata: dict[str, object]
+
+
+def preview(config: RunConfig, rows: int = 3) -> list[PreviewedRow]:
+    """The first training rows exactly as training sees them, after template, truncation and masking."""
+    prepared = prepare(config)
+    tokenizer = prepared.encoder.template.tokenizer
+    shown = []
+    for record, features in zip(prepared.train_records[:rows], prepared.train.features, strict=False):
+        texts = _token_texts(tokenizer, features.input_ids.tolist())
+        shown.append(
+            PreviewedRow(record.example_id, list(zip(texts, features.trained.tolist(), strict=True)), record.metadata)
+        )
+    return shown
+
+
+def _token_texts(tokenizer, ids: list[int]) -> list[str]:
+    """The text each token adds; a character spread over several tokens is shown by the last of them."""
+    texts: list[str] = []
+    done = ""
+    for end in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False)
+        texts.append(text[len(done) :] if text.startswith(done) and not text.endswith("\ufffd") else "")
+        done = text if not text.endswith("\ufffd") else done
+    return texts

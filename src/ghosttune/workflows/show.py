@@ -1,0 +1,116 @@
+"""What the registries and the schema hold, as text and as data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ghosttune.config.loading import shipped
+from ghosttune.config.rendering import first_sentence, inline
+from ghosttune.config.schema import Section, leaf_fields
+from ghosttune.errors import InputError, listed, nearest
+from ghosttune.registry import DATASETS, METHODS, TASKS, Registry
+
+Described = tuple[str, Any]
+"""Text for a person, and the same as plain data."""
+
+
+def show(kind: str, name: str | None) -> Described:
+    """The list of a kind, or one entry of it; InputError with the known names otherwise."""
+    if kind not in KINDS:
+        raise InputError(f"nothing called {kind!r} can be shown{nearest(kind, KINDS)} (known: {listed(KINDS)})")
+    return KINDS[kind](name)
+
+
+def _shipped(kind: str) -> Callable[[str | None], Described]:
+    def describe(name: str | None) -> Described:
+        files = shipped(kind)
+        if name is None:
+            meanings = {known: _header(file.read_text(encoding="utf-8")) for known, file in files.items()}
+            return _table(meanings), meanings
+        text = files[_known(kind, name, files)].read_text(encoding="utf-8")
+        return text.rstrip(), {name: text}
+
+    return describe
+
+
+def _registered(registry: Registry) -> Callable[[str | None], Described]:
+    def describe(name: str | None) -> Described:
+        if name is None:
+            meanings = {entry.name: entry.meaning for entry in registry}
+            return _table(meanings), meanings
+        entry = registry[name]
+        if isinstance(entry.settings, type) and issubclass(entry.settings, Section):
+            fields = {
+                field: first_sentence(info.description or "") for field, info in entry.settings.model_fields.items()
+            }
+            return f"{entry.name}: {entry.meaning}\n\n{_table(fields)}", {"name": entry.name, "settings": fields}
+        facts = {
+            **{key: str(value) for key, value in vars(entry.settings).items() if key != "files"},
+            "files": _files(entry.settings),
+        }
+        lines = [
+            f"{entry.name}: {entry.meaning}",
+            "",
+            _table({key: str(value) for key, value in facts.items() if key != "files"}),
+        ]
+        return "\n".join([*lines, "files:", *[f"  {line}" for line in facts["files"]]]), facts
+
+    return describe
+
+
+def _files(dataset: Any) -> list[str]:
+    return [f"{split}: {file.name}, {file.rows:,} rows, {file.url}" for split, file in dataset.files.items()]
+
+
+def _settings(name: str | None) -> Described:
+    fields = dict(leaf_fields())
+    if name is None:
+        meanings = {path: first_sentence(field.description or "") for path, field in fields.items()}
+        return _table(meanings), meanings
+    if name not in fields:
+        within = {
+            path: first_sentence(field.description or "")
+            for path, field in fields.items()
+            if path.startswith(f"{name}.")
+        }
+        if within:
+            return _table(within), within
+        raise InputError(f"no setting is called {name!r}{nearest(name, fields)}")
+    field = fields[name]
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    facts = {
+        "what": " ".join((field.description or "").split()),
+        "why": str(extra.get("why") or ""),
+        "unit": str(extra.get("unit") or ""),
+        "default": inline(field.default) + (" (must be chosen under --strict)" if extra.get("critical") else ""),
+        "cost": str(extra.get("cost") or ""),
+    }
+    facts = {key: value for key, value in facts.items() if value}
+    return f"{name}\n{_table(facts)}", {"name": name, **facts}
+
+
+def _known(kind: str, name: str, files: dict[str, Any]) -> str:
+    if name not in files:
+        raise InputError(f"no {kind} is called {name!r}{nearest(name, files)} (known: {listed(files, 40)})")
+    return name
+
+
+def _header(text: str) -> str:
+    """The comment that opens a shipped file."""
+    return text.splitlines()[0].removeprefix("#").strip()
+
+
+def _table(entries: dict[str, str]) -> str:
+    width = max((len(name) for name in entries), default=0)
+    return "\n".join(f"{name:<{width}}  {meaning}".rstrip() for name, meaning in entries.items())
+
+
+KINDS: dict[str, Callable[[str | None], Described]] = {
+    "presets": _shipped("preset"),
+    "profiles": _shipped("profile"),
+    "datasets": _registered(DATASETS),
+    "methods": _registered(METHODS),
+    "tasks": _registered(TASKS),
+    "settings": _settings,
+}

@@ -1,0 +1,30 @@
+"""What every test shares: one thread, the folder of real data where it is, and small models made in code."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Neighbours on the machine make two threads slower than one."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real rows and weights beside the repository; tests that need it say so when it is not there."""
+    folder = Path(os.environ.get("GHOSTTUNE_SHARED", REPOSITORY.parent / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip("the folder of real data (../shared, or GHOSTTUNE_SHARED) is not here")
+    return folder

@@ -1,0 +1,177 @@
+"""Known datasets: fetched once, checked, and refused with a way out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from hashlib import sha256
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from ghosttune.data.fetching import KnownDataset, KnownFile, cache_folder
+from ghosttune.errors import DataError
+
+TRAIN = b"mr,ref\na,b\nc,d\n"
+DEV = b"mr,ref\ne,f\n"
+
+
+class Site:
+    """Files served on 127.0.0.1, and what was asked for."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.asked: list[str] = []
+        site = self
+
+        class Handler(SimpleHTTPRequestHandler):
+            def log_message(self, format: str, *arguments: object) -> None:
+                if self.command == "GET" and not format.startswith("code"):
+                    site.asked.append(self.path)
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread.start()
+
+    def stop(self) -> None:
+        if self.thread.is_alive():
+            self.server.shutdown()
+            self.thread.join()
+            self.server.server_close()
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "train.csv").write_bytes(TRAIN)
+    (folder / "dev.csv").write_bytes(DEV)
+    monkeypatch.setenv("GHOSTTUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    made = Site(folder)
+    yield made
+    made.stop()
+
+
+def dataset(site: Site) -> KnownDataset:
+    files = {
+        "train": KnownFile("train.csv", f"{site.url}/train.csv", rows=2),
+        "dev": KnownFile("dev.csv", f"{site.url}/dev.csv", rows=1, sha256=sha256(DEV).hexdigest()),
+    }
+    return KnownDataset("Made", "0123456789abcdef", "none", files, ("mr", "ref"), "mr", "")
+
+
+def with_file(made: KnownDataset, split: str, **changes: object) -> KnownDataset:
+    return replace(made, files={**made.files, split: replace(made.files[split], **changes)})
+
+
+def kept() -> list[str]:
+    return sorted(path.name for path in cache_folder().rglob("*") if path.is_file())
+
+
+def fault(made: KnownDataset, path: str | None = None) -> str:
+    with pytest.raises(DataError) as caught:
+        made.locate("made", path)
+    return str(caught.value)
+
+
+def test_a_good_copy_is_fetched_once(site: Site) -> None:
+    found = dataset(site).locate("made", None)
+    assert {split: path.read_bytes() for split, path in found.items()} == {"train": TRAIN, "dev": DEV}
+    assert {path.parent for path in found.values()} == {cache_folder() / "made" / "0123456789ab"}
+    assert sorted(site.asked) == ["/dev.csv", "/train.csv"]
+    site.stop()
+    assert dataset(site).locate("made", None) == found, "the second use needs no network"
+    assert len(site.asked) == 2 and kept() == ["dev.csv", "train.csv"]
+
+
+def test_a_wrong_checksum_is_refused_and_nothing_kept(site: Site) -> None:
+    (site.folder / "dev.csv").write_bytes(DEV + b"g,h\n")
+    message = fault(dataset(site))
+    assert f"gave bytes with sha256 {sha256(DEV + b'g,h' + bytes([10])).hexdigest()}" in message
+    assert f"expected {sha256(DEV).hexdigest()}" in message and "nothing was kept" in message
+    assert kept() == ["train.csv"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"mr,ref\na,b\n", "1 rows, expected 2"),
+        (b"<html>sorry</html>\n", "expected 2"),
+        (b"", "unreadable"),
+        (b"\xff", "unreadable"),
+    ],
+)
+def test_a_copy_without_checksum_is_known_by_its_rows(site: Site, content: bytes, said: str) -> None:
+    (site.folder / "train.csv").write_bytes(content)
+    message = fault(dataset(site))
+    assert said in message and f"{site.url}/train.csv gave" in message
+    assert kept() == []
+
+
+def test_offline_says_what_to_do(site: Site) -> None:
+    site.stop()
+    message = fault(dataset(site))
+    folder = cache_folder() / "made" / "0123456789ab"
+    for said in (f"{site.url}/train.csv cannot be fetched", "put train.csv there", str(folder), "data.train.path"):
+        assert said in message
+    assert kept() == []
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "train.csv").write_bytes(TRAIN)
+    (folder / "dev.csv").write_bytes(DEV)
+    assert set(dataset(site).locate("made", None)) == {"train", "dev"}, "and that works"
+
+
+def test_a_file_the_site_lacks(site: Site) -> None:
+    made = with_file(dataset(site), "dev", url=f"{site.url}/gone.csv")
+    message = fault(made)
+    assert "gone.csv cannot be fetched" in message and "not found" in message.lower()
+    assert kept() == ["train.csv"]
+
+
+def test_a_cached_copy_that_changed_is_refused(site: Site) -> None:
+    path = dataset(site).locate("made", None)["dev"]
+    path.write_bytes(DEV + b"x,y\n")
+    message = fault(dataset(site))
+    assert f"{path} was changed since it was fetched" in message and "delete it" in message
+
+
+def test_a_cache_that_cannot_be_written(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("GHOSTTUNE_CACHE", str(tmp_path / "file"))
+    message = fault(dataset(site))
+    assert "cannot be fetched into" in message and "GHOSTTUNE_CACHE" in message
+
+
+def test_files_of_a_given_folder_are_used_as_they_are(site: Site, tmp_path: Path) -> None:
+    import gzip
+
+    folder = tmp_path / "mine"
+    message = fault(dataset(site), str(folder))
+    assert "is not a folder" in message and "train.csv, dev.csv" in message
+    folder.mkdir()
+    (folder / "dev.csv").write_bytes(DEV)
+    assert "lacks train.csv; made needs train.csv, dev.csv" in fault(dataset(site), str(folder))
+    (folder / "train.csv.gz").write_bytes(gzip.compress(TRAIN))
+    found = dataset(site).locate("made", str(folder))
+    assert found == {"train": folder / "train.csv.gz", "dev": folder / "dev.csv"}
+    assert site.asked == [], "a given folder is never completed from the network"
+
+
+def test_columns_of_another_dataset_are_refused() -> None:
+    made = KnownDataset("Made", "0", "none", {}, ("mr", "ref"), "mr", "")
+    with pytest.raises(DataError, match=r"a\.csv lacks the columns ref; it has mr, text"):
+        made.require_columns(Path("a.csv"), [("a.csv:2", {"mr": "x", "text": "y"})])
+
+
+def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("GHOSTTUNE_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "ghosttune"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "ghosttune"

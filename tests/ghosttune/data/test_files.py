@@ -1,0 +1,219 @@
+"""Files of every kind: the same rows whatever the kind, and faults named with file and line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ghosttune.data.files import Placed, fingerprint, kind_of, read_file
+from ghosttune.errors import DataError
+
+ROWS: list[dict[str, Any]] = [
+    {"prompt": "Was kostet das Café?", "completion": "2 £ 🎉"},
+    {"prompt": 'A "quoted", comma', "completion": "two\nlines"},
+    {"prompt": "日本語", "completion": "ok"},
+]
+
+
+def jsonl(rows: list[dict[str, Any]], end: str = "\n") -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + end for row in rows).encode()
+
+
+def table(rows: list[dict[str, Any]], delimiter: str) -> bytes:
+    import csv
+    import io
+
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), delimiter=delimiter, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def parquet(rows: list[dict[str, Any]]) -> bytes:
+    import io
+
+    import pyarrow
+    import pyarrow.parquet
+
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), buffer)
+    return buffer.getvalue()
+
+
+WRITTEN = {
+    "rows.jsonl": jsonl(ROWS),
+    "rows.ndjson": jsonl(ROWS),
+    "rows.json": json.dumps(ROWS, indent=1).encode(),
+    "rows.csv": table(ROWS, ","),
+    "rows.tsv": table(ROWS, "\t"),
+    "rows.parquet": parquet(ROWS),
+}
+
+
+def read(folder: Path, name: str, content: bytes) -> list[Placed]:
+    (folder / name).write_bytes(content)
+    return read_file(folder / name)
+
+
+def fault(folder: Path, name: str, content: bytes) -> str:
+    with pytest.raises(DataError) as caught:
+        read(folder, name, content)
+    assert name in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("name", WRITTEN)
+def test_every_kind_gives_the_same_rows(tmp_path: Path, name: str, zipped: bool) -> None:
+    content = gzip.compress(WRITTEN[name]) if zipped else WRITTEN[name]
+    assert [fields for _, fields in read(tmp_path, f"{name}.gz" if zipped else name, content)] == ROWS
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv", "rows.tsv", "rows.txt"])
+def test_a_byte_order_mark_and_windows_line_ends_change_nothing(tmp_path: Path, name: str) -> None:
+    simple = [{"text": "one é"}, {"text": "two"}]
+    content = {
+        "rows.jsonl": jsonl(simple),
+        "rows.json": json.dumps(simple, indent=1).encode(),
+        "rows.csv": table(simple, ","),
+        "rows.tsv": table(simple, "\t"),
+        "rows.txt": "one é\ntwo\n".encode(),
+    }[name]
+    windows = b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n")
+    assert read(tmp_path, name, windows) == read(tmp_path, name, content)
+    assert [fields for _, fields in read(tmp_path, name, windows)] == simple
+    assert read(tmp_path, name, content.rstrip(b"\n")) == read(tmp_path, name, content), "no line end at the end"
+
+
+def test_empty_lines_are_passed_over_and_counted(tmp_path: Path) -> None:
+    assert read(tmp_path, "a.jsonl", b'\n{"text": "x"}\n\n  \n{"text": "y"}\n') == [
+        ("a.jsonl:2", {"text": "x"}),
+        ("a.jsonl:5", {"text": "y"}),
+    ]
+    assert [place for place, _ in read(tmp_path, "a.txt", b"one\n\ntwo\n")] == ["a.txt:1", "a.txt:3"]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_rows_of_a_table_are_placed_at_their_first_line(tmp_path: Path, end: bytes) -> None:
+    content = b'prompt,completion\n"two\nlines",a\n\n"three\n\nlines",b\nc,d\n'.replace(b"\n", end)
+    assert read(tmp_path, "a.csv", content) == [
+        ("a.csv:2", {"prompt": "two\nlines", "completion": "a"}),
+        ("a.csv:5", {"prompt": "three\n\nlines", "completion": "b"}),
+        ("a.csv:8", {"prompt": "c", "completion": "d"}),
+    ]
+
+
+def test_rows_of_json_and_parquet_are_placed_by_position(tmp_path: Path) -> None:
+    assert [place for place, _ in read(tmp_path, "a.json", WRITTEN["rows.json"])] == [
+        "a.json[0]",
+        "a.json[1]",
+        "a.json[2]",
+    ]
+    assert read(tmp_path, "a.parquet", WRITTEN["rows.parquet"])[2][0] == "a.parquet[2]"
+
+
+def test_all_broken_lines_are_listed(tmp_path: Path) -> None:
+    lines = [b'{"text": "a"}', b'{"text": "a"', b'["text"]', b'{"text": "\\ud83d"}', b"nonsense", b'{"text": "z"}']
+    message = fault(tmp_path, "a.jsonl", b"\n".join(lines))
+    assert "4 of its lines or rows are wrong" in message
+    for said in ("a.jsonl:2: not valid JSON", "at column 13", "a.jsonl:3: must be an object with columns, is a list"):
+        assert said in message
+    assert "a.jsonl:4: holds half a character" in message and "a.jsonl:5: not valid JSON" in message
+    assert "a.jsonl:1:" not in message and "a.jsonl:6:" not in message
+
+
+def test_many_broken_lines_are_counted(tmp_path: Path) -> None:
+    message = fault(tmp_path, "a.jsonl", b"{\n" * 25)
+    assert message.count("not valid JSON") == 10 and "… and 15 more" in message and "25 of its lines" in message
+
+
+def test_broken_tables(tmp_path: Path) -> None:
+    message = fault(tmp_path, "a.csv", b'prompt,completion\n"a"x,b\nc\nd,e\n1,2,3\n"open,f\ng,h\n')
+    assert "a.csv:2: " in message and 'written ""' in message
+    assert "a.csv:3: 1 cells where the header has 2" in message
+    assert "a.csv:5: 3 cells" in message and "a.csv:6: unexpected end of data" in message
+    assert "a.csv:1: column names repeat" in fault(tmp_path, "a.csv", b"a,b,a\n1,2,3\n")
+    assert "separate cells with ',', not ';'" in fault(tmp_path, "a.csv", b"prompt;completion\na;b\n")
+    assert "separate cells with '\\t', not ','" in fault(tmp_path, "a.tsv", b"prompt,completion\na,b\n")
+
+
+def test_blanks_around_column_names_do_not_count(tmp_path: Path) -> None:
+    assert read(tmp_path, "a.csv", b"prompt, completion\na, b\n")[0][1] == {"prompt": "a", "completion": " b"}
+
+
+def test_broken_json(tmp_path: Path) -> None:
+    assert "a.json:2: not valid JSON" in fault(tmp_path, "a.json", b'[{"a": 1},\n{]')
+    assert "must hold a list of objects, holds a dict" in fault(tmp_path, "a.json", b'{"rows": []}')
+    assert "a.json[1]: must be an object with columns, is a int" in fault(tmp_path, "a.json", b'[{"a": 1}, 2]')
+    assert "name the file .jsonl" in fault(tmp_path, "a.json", b'{"a": 1}\n{"a": 2}\n')
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_lines_that_are_not_utf8_are_found_exactly(tmp_path: Path, zipped: bool) -> None:
+    lines = [b'{"text": "fine"}'] * 3000
+    lines[17], lines[2500] = b'{"text": "caf\xe9"}', b'{"text": "\xff"}'
+    content = b"\n".join(lines)
+    name = "a.jsonl.gz" if zipped else "a.jsonl"
+    message = fault(tmp_path, name, gzip.compress(content) if zipped else content)
+    assert f"{name}:18: byte 0xe9 at byte 14" in message and f"{name}:2501: byte 0xff" in message
+    assert "save it as UTF-8" in message
+
+
+def test_utf16_is_recognised(tmp_path: Path) -> None:
+    assert "a.csv:1: the file begins like UTF-16" in fault(tmp_path, "a.csv", "prompt,completion".encode("utf-16"))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.csv.gz", "a.parquet.gz"])
+def test_damaged_gzip(tmp_path: Path, name: str) -> None:
+    whole = gzip.compress(os.urandom(2000).hex().encode() + b"\n")
+    assert "cannot be read" in fault(tmp_path, name, whole[:500]) or "parquet" in name
+    fault(tmp_path, name, b"not gzip at all")
+    fault(tmp_path, name, whole[:200] + bytes(byte ^ 0x5A for byte in whole[200:240]) + whole[240:])
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.txt", "a.jsonl.gz"])
+def test_a_file_without_rows(tmp_path: Path, name: str) -> None:
+    for content in (b"", b"\n \n\n" if "csv" not in name and "tsv" not in name else b"prompt,completion\n"[:6] + b"\n"):
+        stored = gzip.compress(content) if name.endswith("gz") else content
+        assert fault(tmp_path, name, stored).endswith("holds no rows")
+
+
+def test_parquet_faults(tmp_path: Path) -> None:
+    assert "a.parquet: not a Parquet file" in fault(tmp_path, "a.parquet", b"")
+    assert "a.parquet: not a Parquet file" in fault(tmp_path, "a.parquet", b"PAR1" + b"x" * 50)
+    assert fault(tmp_path, "a.parquet", parquet([{"text": "x"}])[:-20])
+
+
+def test_unknown_kinds_are_refused_with_what_is_readable(tmp_path: Path) -> None:
+    message = fault(tmp_path, "a.docx", b"x")
+    assert "unknown kind of file" in message and "jsonl, json, csv, tsv, parquet, txt" in message
+    assert [kind_of(Path(name)) for name in ("a.JSONL", "a.b.csv.GZ", "a", "a.gz", "a.text")] == [
+        "jsonl", "csv", None, None, "txt",
+    ]  # fmt: skip
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
+    assert "Is a directory" in fault_of_folder(tmp_path)
+
+
+def fault_of_folder(folder: Path) -> str:
+    (folder / "a.jsonl").mkdir()
+    with pytest.raises(DataError) as caught:
+        read_file(folder / "a.jsonl")
+    return str(caught.value)
+
+
+def test_a_very_long_row(tmp_path: Path) -> None:
+    long = "word " * 400_000
+    assert read(tmp_path, "a.csv", f"text\n{long}\n".encode()) == [("a.csv:2", {"text": long})]
+
+
+def test_the_fingerprint_is_of_the_bytes_as_stored(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert fingerprint(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

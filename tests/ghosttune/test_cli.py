@@ -1,0 +1,280 @@
+"""The program as a person or a script meets it: real processes, exit codes, messages, times."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ghosttune.config.rendering import plain_yaml
+
+PROGRAM = [sys.executable, "-m", "ghosttune"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+
+
+def ghosttune(*arguments: object, cwd: Path | None = None, **options) -> subprocess.CompletedProcess:
+    command = [*PROGRAM, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=cwd, timeout=300, **options)
+
+
+@pytest.fixture
+def config_file(make_config, tmp_path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(plain_yaml(make_config()))
+    return path
+
+
+def refused(*arguments: object, saying: str, code: int = 2, cwd: Path | None = None) -> str:
+    """The message of a command that must fail without a traceback."""
+    result = ghosttune(*arguments, cwd=cwd)
+    assert result.returncode == code, (result.stdout, result.stderr)
+    assert "Traceback" not in result.stderr and "Error(" not in result.stderr
+    assert re.search(saying, result.stderr), result.stderr
+    return result.stderr
+
+
+def test_train_from_the_command_line(config_file, tmp_path):
+    result = ghosttune("train", config_file, "--out", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    assert "step 0: dev loss" in result.stdout and "untouched base" in result.stdout
+    assert "\x1b" not in result.stdout, "no escape codes where there is no terminal"
+    assert result.stderr == ""
+    answer = ghosttune("chat", tmp_path / "run", "--prompt", "Say red number 3", "--json")
+    assert set(json.loads(answer.stdout)) == {"text", "tokens", "stopped"}
+
+
+def test_json_goes_to_standard_output_and_nothing_else_does(config_file, tmp_path):
+    result = ghosttune("train", config_file, "--out", tmp_path / "run", "--json")
+    value = json.loads(result.stdout)
+    assert value["status"] == "finished" and value["verdict"]["change"]["n"] == 3
+    assert "dev loss" in result.stderr
+
+
+def test_resume_of_a_finished_run_says_so(config_file, tmp_path):
+    ghosttune("train", config_file, "--out", tmp_path / "run")
+    result = ghosttune("train", "--resume", "--out", tmp_path / "run")
+    assert result.returncode == 0 and "finished already" in result.stdout
+
+
+def test_init_trains_as_it_stands(tmp_path):
+    written = ghosttune("init")
+    assert written.returncode == 0 and written.stderr == ""
+    assert yaml.safe_load(written.stdout)["train"]["warmup_steps"] == 5
+    (tmp_path / "run.yaml").write_text(written.stdout)
+    shorter = ["--set", "train.max_steps=10", "--set", "evaluate.limit=1", "--set", "data.dev.limit=4"]
+    result = ghosttune("train", "run.yaml", *shorter, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+def test_check_finds_everything_and_prints_the_plan(config_file, rows_file, tmp_path):
+    good = ghosttune("check", config_file)
+    assert good.returncode == 0, good.stdout
+    assert "trainable_parameters" in good.stdout and "nothing to complain about" in good.stdout
+    bad = ghosttune(
+        "check", config_file, "--set", "method.target_modules=[q_prj]", "--set", "data.max_length=8", "--json"
+    )
+    report = json.loads(bad.stdout)
+    assert bad.returncode == 2 and len(report["errors"]) == 2
+    assert "q_proj" in report["errors"][1] and "max_length" in report["errors"][0]
+    rows_file.write_text(rows_file.read_text() * 2)
+    twice = ghosttune("check", config_file)
+    assert twice.returncode == 1 and "repeat another row" in twice.stdout
+
+
+def test_preview_marks_the_trained_tokens(config_file):
+    result = ghosttune("preview", config_file, "-n", "1")
+    assert result.returncode == 0 and "<eos>⟧" in result.stdout
+    row = json.loads(ghosttune("preview", config_file, "-n", "1", "--json").stdout)[0]
+    assert [flag for _, flag in row["tokens"]] == sorted(flag for _, flag in row["tokens"])
+    assert "".join(text for text, flag in row["tokens"] if flag).endswith("<eos>")
+
+
+@pytest.mark.parametrize("kind", ["presets", "profiles", "datasets", "methods", "tasks", "settings"])
+def test_show_lists_and_explains(kind):
+    names = json.loads(ghosttune("show", kind, "--json").stdout)
+    assert names and all(names.values())
+    one = ghosttune("show", kind, next(iter(names)))
+    assert one.returncode == 0 and len(one.stdout) > 20
+
+
+def test_bad_input(config_file, rows_file, tmp_path):
+    out = ["--out", tmp_path / "never"]
+    refused(
+        "train",
+        config_file,
+        "--set",
+        "train.max_stepz=3",
+        *out,
+        saying=r"train\.max_stepz: no such setting; did you mean max_steps\?",
+    )
+    refused(
+        "train", config_file, "--set", "method.target_modules=[q_prj]", *out, saying=r"q_prj.*did you mean q_proj\?"
+    )
+    refused("train", tmp_path / "nothing.yaml", *out, saying=r"nothing\.yaml does not exist")
+    refused(
+        "train",
+        config_file,
+        "--set",
+        "data.train.path=rows.jsnol",
+        *out,
+        saying=r"rows\.jsnol does not exist; .*rows\.jsonl",
+        cwd=tmp_path,
+    )
+    refused("train", config_file, "--set", "model.name=/no/such/model", *out, saying=r"/no/such/model is not a folder")
+    refused(
+        "train",
+        config_file,
+        "--set",
+        "model.name=no-such/hub-model",
+        *out,
+        saying=r"no-such/hub-model cannot be loaded",
+    )
+    refused("train", config_file, "--set", "model.device=cuda:7", *out, saying=r"cuda:7 was asked for and torch sees")
+    refused("train", "--preset", "e2e_atention", *out, saying=r"did you mean e2e_attention\?")
+    refused("train", "--resume", saying="--resume --out RUN")
+    refused("show", "setings", saying=r"did you mean settings\?")
+    refused("chat", tmp_path, "--prompt", "x", saying="neither a run")
+    refused("train", config_file, "--bogus", saying="No such option")
+    assert not (tmp_path / "never").exists(), "nothing was written"
+
+
+def test_bad_rows(config_file, rows_file, tmp_path):
+    out = ["--out", tmp_path / "never"]
+    good = rows_file.read_text()
+    rows_file.write_text(good + '{"prompt": "a", "completion": \n')
+    refused("train", config_file, *out, saying=r"rows\.jsonl:31: not valid JSON")
+    rows_file.write_text(good + '{"prompt": "a", "completion": "  "}\n')
+    refused("train", config_file, *out, saying=r"rows\.jsonl:31: completion is empty")
+    rows_file.write_text(good + json.dumps({"prompt": "a " * 600, "completion": "b"}) + "\n")
+    refused(
+        "train",
+        config_file,
+        *out,
+        "--set",
+        "data.max_length=128",
+        saying=r"1 of 2\d rows .* longer than data\.max_length 128|1 of .* rows",
+    )
+    rows_file.write_text("")
+    refused("train", config_file, *out, saying=r"holds no rows")
+    assert not (tmp_path / "never").exists(), "nothing was written"
+
+
+def test_a_used_or_unwritable_folder(config_file, tmp_path):
+    used = tmp_path / "used"
+    used.mkdir()
+    (used / "notes.txt").write_text("mine")
+    refused("train", config_file, "--out", used, saying="not empty and holds no run")
+    (tmp_path / "file").write_text("x")
+    refused("train", config_file, "--out", tmp_path / "file", saying="is a file")
+    refused("train", config_file, "--out", "/proc/ghosttune-run", saying="cannot be written")
+
+
+def test_a_full_disk_stops_with_a_message_and_resumes(make_config, tmp_path):
+    """A limit on file size stands in for a full disk: the checkpoint's write fails with the same kind of error."""
+    settings = {"train__max_steps": 12, "train__save_steps": 4, "train__eval_steps": 12, "method__r": 64}
+    config_file = tmp_path / "run.yaml"
+    config_file.write_text(plain_yaml(make_config(**settings)))
+
+    def small_disk() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+
+    full = ghosttune("train", config_file, "--out", tmp_path / "run", preexec_fn=small_disk)
+    assert full.returncode == 1, (full.stdout, full.stderr)
+    assert "no space left" in full.stderr and "Traceback" not in full.stderr
+    resumed = ghosttune("train", "--resume", "--out", tmp_path / "run")
+    assert resumed.returncode == 0, resumed.stderr
+
+
+def test_ctrl_c_saves_and_resume_continues(make_config, tmp_path):
+    config_file = tmp_path / "run.yaml"
+    config_file.write_text(
+        plain_yaml(make_config(train__max_steps=2000, train__eval_steps=1000, train__save_steps=1000))
+    )
+    out = tmp_path / "run"
+    command = [*PROGRAM, "train", str(config_file), "--out", str(out)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not (out / "metrics.jsonl").is_file():
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        time.sleep(1.0)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1 and "--resume --out" in stderr and "Traceback" not in stderr
+    record = json.loads((out / "run.json").read_text())
+    assert record["status"] == "stopped" and (out / "checkpoints" / f"step-{record['step']}").is_dir()
+    shown = ghosttune("chat", out, "--prompt", "x")
+    assert shown.returncode == 2 and "--resume" in shown.stderr
+
+
+def seconds_of(*arguments: str) -> float:
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        ghosttune(*arguments)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+@pytest.mark.parametrize(
+    "arguments, limit",
+    [
+        (["--help"], 0.4),
+        (["train", "--help"], 0.8),
+        (["show", "settings"], 0.8),
+        (["show", "methods"], 0.8),
+        (["show", "datasets", "e2e_nlg"], 0.8),
+        (["train", "--set", "train.max_stepz=1"], 0.8),
+    ],
+)
+def test_answers_quickly(arguments, limit):
+    assert seconds_of(*arguments) < limit
+
+
+@pytest.mark.parametrize(
+    "arguments, absent",
+    [
+        (["--help"], ["torch", "transformers", "peft", "pydantic", "rich"]),
+        (["train", "--help"], ["torch", "transformers", "peft", "pydantic", "rich"]),
+        (["show", "settings"], ["torch", "transformers", "peft"]),
+        (["show", "datasets"], ["torch", "transformers", "peft"]),
+        (["train", "--set", "train.max_stepz=1"], ["torch", "transformers", "peft"]),
+        (["init"], ["torch", "transformers", "peft"]),
+    ],
+)
+def test_imports_only_what_it_needs(arguments, absent):
+    code = f"""
+import sys
+sys.argv = ["ghosttune", *{arguments!r}]
+from ghosttune.cli.main import main
+try:
+    main()
+except SystemExit:
+    pass
+print("LOADED", *[name for name in {absent!r} if name in sys.modules], file=sys.stderr)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
+    assert result.stderr.strip().splitlines()[-1] == "LOADED"
+
+
+def test_an_unexpected_error_is_one_line_and_debug_shows_it(tmp_path):
+    broken = "import ghosttune.workflows.show as s; s.show = lambda *a: 1/0"
+    code = f"{broken}; from ghosttune.cli.main import main; main()"
+    quiet = subprocess.run([sys.executable, "-c", code, "show", "methods"], capture_output=True, text=True)
+    assert quiet.returncode == 1 and "ZeroDivisionError" in quiet.stderr and "Traceback" not in quiet.stderr
+    loud = subprocess.run([sys.executable, "-c", code, "show", "methods", "--debug"], capture_output=True, text=True)
+    assert loud.returncode == 1 and "Traceback" in loud.stderr

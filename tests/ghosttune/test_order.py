@@ -1,0 +1,98 @@
+"""Row order: a permutation that is a pure function of seed and epoch, steps of like lengths."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ghosttune.training.order import POOL, RowOrder
+
+LENGTHS = np.random.default_rng(0).integers(10, 200, 1003).tolist()
+
+
+def order(lengths: list[int], rows_per_step: int, seed: int = 1, epoch: int = 0) -> list[int]:
+    rows = RowOrder(lengths, rows_per_step, seed)
+    rows.set_epoch(epoch)
+    assert len(rows) == len(lengths)
+    return list(rows)
+
+
+def padding_share(lengths: list[int], rows: list[int], batch: int) -> float:
+    batches = [[lengths[row] for row in rows[start : start + batch]] for start in range(0, len(rows), batch)]
+    slots = sum(max(batch) * len(batch) for batch in batches)
+    return 1 - sum(lengths) / slots
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=300), st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_every_row_comes_exactly_once(lengths: list[int], rows_per_step: int, seed: int) -> None:
+    assert sorted(order(lengths, rows_per_step, seed)) == list(range(len(lengths)))
+
+
+def test_seed_and_epoch_decide_and_nothing_else() -> None:
+    rows = RowOrder(LENGTHS, 8, 1)
+    first = list(rows)
+    assert list(rows) == first, "asking twice changes nothing"
+    rows.set_epoch(3)
+    third = list(rows)
+    assert third == order(LENGTHS, 8, 1, 3), "however one comes to the epoch"
+    assert third != first and order(LENGTHS, 8, 2) != first
+
+
+def test_steps_hold_rows_of_like_length_and_a_short_one_comes_last() -> None:
+    rows = order(LENGTHS, 16)
+    spreads = [np.ptp([LENGTHS[row] for row in rows[start : start + 16]]) for start in range(0, 992, 16)]
+    assert np.median(spreads) < 20 < np.ptp(LENGTHS) / 4
+    assert len(rows) % 16 == 11
+    full = {frozenset(rows[start : start + 16]) for start in range(0, 992, 16)}
+    assert len(full) == 62
+
+
+@pytest.mark.parametrize(("ranks", "micro"), [(1, 16), (1, 4), (2, 8), (2, 2), (4, 4)])
+def test_a_step_holds_the_same_rows_however_it_is_split(ranks: int, micro: int) -> None:
+    """Micro-batches and ranks, sharded as Accelerate does it, take slices of the same steps."""
+    from accelerate.data_loader import BatchSamplerShard
+    from torch.utils.data import BatchSampler
+
+    sampler = RowOrder(LENGTHS, 16, 1)
+    shards = [
+        list(BatchSamplerShard(BatchSampler(sampler, micro, drop_last=False), ranks, rank, even_batches=False))
+        for rank in range(ranks)
+    ]
+    accumulated = 16 // micro // ranks
+    rows = order(LENGTHS, 16)
+    for step in range(len(LENGTHS) // 16):
+        held = [
+            row for shard in shards for batch in shard[step * accumulated : (step + 1) * accumulated] for row in batch
+        ]
+        assert set(held) == set(rows[step * 16 : (step + 1) * 16])
+
+
+def test_micro_batches_hold_neighbours_in_length() -> None:
+    rows = order(LENGTHS, 16)
+    spreads = [np.ptp([LENGTHS[row] for row in rows[start : start + 4]]) for start in range(0, 992, 4)]
+    assert np.median(spreads) <= 2
+
+
+def test_lengths_do_not_come_in_order() -> None:
+    rows = order(LENGTHS, 8)
+    means = [np.mean([LENGTHS[row] for row in rows[start : start + 8]]) for start in range(0, 1000, 8)]
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.3
+
+
+@pytest.mark.parametrize(("count", "rows_per_step"), [(1, 8), (3, 8), (8, 8), (9, 8), (50, 1), (50, 50)])
+def test_few_rows(count: int, rows_per_step: int) -> None:
+    assert sorted(order(LENGTHS[:count], rows_per_step)) == list(range(count))
+
+
+def test_few_rows_do_not_meet_in_every_epoch() -> None:
+    steps = {frozenset(order(LENGTHS[:48], 8, epoch=epoch)[:8]) for epoch in range(12)}
+    assert len(steps) == 12
+
+
+def test_it_pads_far_less_than_a_random_order() -> None:
+    random = np.random.default_rng(1).permutation(len(LENGTHS)).tolist()
+    assert padding_share(LENGTHS, order(LENGTHS, 8), 8) < 0.2 * padding_share(LENGTHS, random, 8)
+    assert len(LENGTHS) > POOL * 8, "several pools"

@@ -1,0 +1,216 @@
+"""A run that was interrupted, killed or cut off inside a checkpoint ends in the same bytes as one that was not."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ghosttune import train
+from ghosttune.config.rendering import plain_yaml
+from ghosttune.errors import DataError, RunError
+from ghosttune.run.directory import RunDir
+from ghosttune.training import checkpoints
+from ghosttune.workflows.train import Stopped, resume
+
+FULL = {
+    "train__max_steps": 24,
+    "train__per_device_train_batch_size": 2,
+    "train__gradient_accumulation_steps": 2,
+    "train__eval_steps": 5,
+    "train__save_steps": 4,
+    "train__logging_steps": 3,
+    "method__lora_dropout": 0.1,
+}
+
+
+def assert_same_run(left: Path, right: Path) -> None:
+    for name in ("adapter", "last"):
+        one, two = (load_file(str(folder / name / "adapter_model.safetensors")) for folder in (left, right))
+        assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one), name
+    assert RunDir(left).events() == RunDir(right).events()
+    step = RunDir(left).checkpoint_steps()[-1]
+    for file in (checkpoints.OPTIMIZER, checkpoints.RANDOM):
+        assert (RunDir(left).checkpoint(step) / file).read_bytes() == (
+            RunDir(right).checkpoint(step) / file
+        ).read_bytes()
+    assert RunDir(left).read_record()["verdict"] == RunDir(right).read_record()["verdict"]
+
+
+def start(*arguments: str | Path) -> subprocess.Popen:
+    """A real `ghosttune train` process, with one thread as here."""
+    code = "import torch; torch.set_num_threads(1); from ghosttune.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "train", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def kill(process: subprocess.Popen) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"the process ended by itself ({process.returncode})"
+        assert time.monotonic() < deadline, "the run never came to the point where it was to be killed"
+        time.sleep(0.002)
+
+
+def wait_for_step(step: int, out: Path, process: subprocess.Popen) -> None:
+    wait_for(lambda: steps_logged(out) >= step, process)
+
+
+def in_a_checkpoint(out: Path) -> bool:
+    return steps_logged(out) >= 3 and bool(list(out.glob("checkpoints/.*.partial")))
+
+
+def steps_logged(out: Path) -> int:
+    return max((event["step"] for event in RunDir(out).events()), default=-1)
+
+
+def interrupt_at(step: int):
+    def listen(event):
+        if event["event"] == "step" and event["step"] == step:
+            signal.raise_signal(signal.SIGINT)
+
+    return listen
+
+
+@pytest.mark.parametrize("step", [1, 4, 7, 8, 15, 23])
+def test_interrupted_and_resumed_is_bit_identical(make_config, tmp_path, step):
+    train(make_config(**FULL), tmp_path / "whole")
+    with pytest.raises(Stopped, match=f"stopped after step {step + 1}|stopped after step {step}"):
+        train(make_config(**FULL), tmp_path / "parts", listen=interrupt_at(step))
+    record = RunDir(tmp_path / "parts").read_record()
+    assert record["status"] == "stopped" and record["step"] in (step, step + 1)
+    resume(tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_interrupted_twice(make_config, tmp_path):
+    train(make_config(**FULL), tmp_path / "whole")
+    with pytest.raises(Stopped):
+        train(make_config(**FULL), tmp_path / "parts", listen=interrupt_at(5))
+    with pytest.raises(Stopped):
+        resume(tmp_path / "parts", listen=interrupt_at(11))
+    resume(tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_early_stopping_counts_on_after_resume(make_config, tmp_path):
+    settings = FULL | {"train__learning_rate": 0.5, "train__eval_steps": 1, "train__early_stopping_patience": 4}
+    whole = train(make_config(**settings), tmp_path / "whole")
+    stop = whole.record["step"]
+    assert stop < 24
+    with pytest.raises(Stopped):
+        train(make_config(**settings), tmp_path / "parts", listen=interrupt_at(stop - 2))
+    assert resume(tmp_path / "parts").record["step"] == stop
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_resumed_is_bit_identical(make_config, tmp_path):
+    settings = FULL | {"train__max_steps": 60}
+    train(make_config(**settings), tmp_path / "whole")
+    config_file = tmp_path / "run.yaml"
+    config_file.write_text(plain_yaml(make_config(**settings)))
+    choose = random.Random(0)
+    out = tmp_path / "killed"
+    process = start(config_file, "--out", out)
+    wait_for_step(choose.randrange(2, 8), out, process)
+    kill(process)
+    for _ in range(4):
+        reached = steps_logged(out)
+        process = start("--resume", "--out", out)
+        wait_for_step(min(reached + choose.randrange(3, 12), 54), out, process)
+        time.sleep(choose.random() / 20)
+        kill(process)
+    assert RunDir(out).read_record()["status"] == "running"
+    resume(out)
+    assert_same_run(tmp_path / "whole", out)
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_of_a_checkpoint(make_config, tmp_path):
+    settings = FULL | {"train__max_steps": 60, "train__save_steps": 1}
+    train(make_config(**settings), tmp_path / "whole")
+    config_file = tmp_path / "run.yaml"
+    config_file.write_text(plain_yaml(make_config(**settings)))
+    caught = False
+    for attempt in range(5):
+        out = tmp_path / f"killed-{attempt}"
+        process = start(config_file, "--out", out)
+        wait_for(partial(in_a_checkpoint, out), process)
+        kill(process)
+        if list(out.glob("checkpoints/.*.partial")):
+            caught = True
+            break
+    assert caught, "no kill fell into a checkpoint"
+    resume(out)
+    assert_same_run(tmp_path / "whole", out)
+
+
+def test_a_line_cut_short_by_a_crash_is_not_an_event(make_config, tmp_path):
+    with pytest.raises(Stopped):
+        train(make_config(**FULL), tmp_path / "run", listen=interrupt_at(9))
+    run = RunDir(tmp_path / "run")
+    before = run.events()
+    with open(run.metrics, "a") as file:
+        file.write('{"step": 10, "event": "lo')
+    assert run.events() == before
+    train(make_config(**FULL), tmp_path / "whole")
+    resume(tmp_path / "run")
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_damaged_checkpoint_is_refused_and_named(make_config, tmp_path):
+    with pytest.raises(Stopped):
+        train(make_config(**FULL), tmp_path / "run", listen=interrupt_at(9))
+    run = RunDir(tmp_path / "run")
+    step = run.checkpoint_steps()[-1]
+    file = run.checkpoint(step) / checkpoints.OPTIMIZER
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(RunError, match=f"step-{step} is damaged: {checkpoints.OPTIMIZER}"):
+        resume(tmp_path / "run")
+
+
+def test_changed_data_is_refused(make_config, rows_file, tmp_path):
+    with pytest.raises(Stopped):
+        train(make_config(**FULL), tmp_path / "run", listen=interrupt_at(9))
+    rows_file.write_text(rows_file.read_text() + json.dumps({"prompt": "new", "completion": "row"}) + "\n")
+    with pytest.raises(DataError, match=r"rows\.jsonl changed since"):
+        resume(tmp_path / "run")
+
+
+def test_a_finished_run_is_returned_as_it_is(make_config, tmp_path):
+    run = train(make_config(), tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert resume(tmp_path / "run").record["status"] == "finished"
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_two_processes_cannot_write_one_run(make_config, tmp_path):
+    run = RunDir(tmp_path / "run")
+    with run.locked(), pytest.raises(RunError, match="another process"):
+        train(make_config(), tmp_path / "run")
+
+
+def test_nothing_to_resume(tmp_path):
+    with pytest.raises(RunError, match="does not exist"):
+        resume(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match="holds no run"):
+        resume(tmp_path / "empty")
