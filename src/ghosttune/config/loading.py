@@ -28,7 +28,7 @@ from ghosttune.errors import ConfigError, InputError, Problem, listed, nearest
 
 __all__ = ["load_config", "shipped", "value_at", "with_values"]
 
-PATH_SETTINGS = ("data.train.path", "data.dev.path")
+DATA_PATHS = ("data.train.path", "data.dev.path")
 
 
 def load_config(
@@ -167,14 +167,15 @@ def _origin(leaves: Leaves, path: SettingPath) -> str:
 
 
 def _absolute(config: RunConfig) -> RunConfig:
-    """The same configuration with paths that no longer depend on the working directory."""
+    """The same configuration reading the same files in any working directory; `run.root` stays beside its reader."""
     changes = {
         path: _absolute_path(value)
-        for path in PATH_SETTINGS
+        for path in DATA_PATHS
         if (value := value_at(config, path)) and not value.startswith("builtin:")
     }
     if _is_folder(config.model.name):
         changes["model.name"] = _absolute_path(config.model.name)
+    changes["run.root"] = os.path.expanduser(config.run.root)
     return with_values(config, changes)
 
 

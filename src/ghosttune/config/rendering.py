@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
+from ghosttune.config.notation import to_yaml
 from ghosttune.config.schema import SECTIONS, RunConfig, Section
 
 COMMENT_COLUMN = 46
@@ -22,7 +21,7 @@ def commented_yaml(config: RunConfig) -> str:
 
 def plain_yaml(config: RunConfig) -> str:
     """The configuration as YAML that loads to itself: what a run directory keeps."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    return to_yaml(config.model_dump())
 
 
 def _section(section: Section, depth: int) -> list[str]:
@@ -44,7 +43,7 @@ def _section(section: Section, depth: int) -> list[str]:
 
 def inline(value: Any) -> str:
     """A value as it stands behind a key in YAML."""
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**9).strip()
+    text = to_yaml(value, default_flow_style=True, width=10**9).strip()
     return text.removesuffix("...").strip()
 
 

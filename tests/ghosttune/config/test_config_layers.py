@@ -216,10 +216,10 @@ def test_relative_paths_become_absolute_and_built_in_names_stay(tmp_path, monkey
     assert config.data.train.path == str(tmp_path / "rows.jsonl")
     assert config.data.dev.path == str(tmp_path / "home" / "dev.jsonl")
     assert config.run.root == "../runs", "only data and models are looked up again when a saved configuration runs"
+    assert load_config(tree, overrides=["run.root=~/runs"]).run.root == str(tmp_path / "home" / "runs")
     assert config.origins["run.root"] == "Python" and config.origins["data.dev.limit"] == "default"
     other = load_config({"model": {"name": "org/weights"}, **ROWS})
     assert other.model.name == "org/weights" and other.data.train.path == "builtin:rows"
-    assert other.run.root == "runs"
 
 
 def test_a_very_long_name_is_no_folder():

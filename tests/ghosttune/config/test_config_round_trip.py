@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ghosttune.config.loading import load_config
 from ghosttune.config.notation import parse_value, to_yaml
+from ghosttune.config.rendering import commented_yaml, plain_yaml
 from ghosttune.config.schema import ALTERNATIVES, RunConfig, leaf_fields
 from ghosttune.errors import ConfigError
 
@@ -152,7 +153,12 @@ def test_the_random_configurations_reach_every_setting():
 def test_what_is_written_reads_back_equal(tmp_path_factory, tree):
     config = load_config(tree)
     folder = tmp_path_factory.getbasetemp()
-    for name, text in (("trip.yaml", to_yaml(config.model_dump())), ("trip.json", config.model_dump_json())):
+    written = {
+        "plain.yaml": plain_yaml(config),
+        "commented.yaml": commented_yaml(config),
+        "trip.json": config.model_dump_json(),
+    }
+    for name, text in written.items():
         (folder / name).write_text(text, encoding="utf-8")
         again = load_config(folder / name)
         assert again == config and again.model_dump() == config.model_dump() and hash(again) == hash(config)

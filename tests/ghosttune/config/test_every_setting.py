@@ -43,6 +43,7 @@ def world(tmp_path_factory) -> Path:
     ]
     _write(folder / "rows.jsonl", rows)
     _write(folder / "fewer.jsonl", rows[:30])
+    _write(folder / "marked.jsonl", [{"text": row["text"]} for row in rows])
     _write(folder / "dev.jsonl", [{**row, "prompt": f"another {row['prompt']}"} for row in rows[:5]])
     splits = ["dev" if n % 20 == 0 else "test" if n % 20 == 1 else "train" for n in range(40)]
     _write(folder / "split.jsonl", [{**row, "split": split} for row, split in zip(rows, splits, strict=True)])
@@ -391,7 +392,17 @@ def test_changing_a_setting_changes_something(name, world, tmp_path, monkeypatch
     assert_changes(name, CASES[name], world, tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("given", [{}, {"data.train.path": "@split.jsonl"}, {"data.train.format": "text"}], ids=str)
+RESOLVED = [
+    {},
+    {"data.train.path": "@split.jsonl"},
+    {"data.train.format": "text"},
+    {"data.train.path": "@marked.jsonl", "data.template": "auto"},
+    {"data.dev.path": "@dev.jsonl"},
+    {"data.train.name": "e2e_nlg", "data.train.path": "@e2e"},
+]
+
+
+@pytest.mark.parametrize("given", RESOLVED, ids=str)
 def test_the_resolved_configuration_prepares_the_same_rows(given, world, tmp_path):
     """What a run directory keeps trains again: nothing in it depends on how it was decided the first time."""
     from ghosttune.config.notation import to_yaml
