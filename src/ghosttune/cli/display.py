@@ -62,6 +62,8 @@ class Display:
         self.line(f"run        {event['run'].path}{' (continued)' if event['resumed'] else ''}")
         self.line(f"model      {model.name} on {model.device}, {model.dtype}, {prepared.config.data.template} template")
         self.line(f"rows       {len(prepared.train):,} train, {len(prepared.dev):,} dev")
+        if prepared.metadata_columns:
+            self.line(f"           not shown to the model: {', '.join(prepared.metadata_columns)}")
         for reason, count in prepared.left_out.items():
             self.line(f"           {count:,} left out: {reason}")
         self.line(f"trains     {sum(counts.values()):,} parameters ({groups})")

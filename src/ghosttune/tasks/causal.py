@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from ghosttune.config.schema import TaskSettings, setting
-from ghosttune.data.encoding import IGNORED
 from ghosttune.registry import TASKS
 
 if TYPE_CHECKING:
@@ -31,6 +30,8 @@ class CausalTask:
         """
         import torch
         from torch.nn.functional import cross_entropy
+
+        from ghosttune.data.encoding import IGNORED
 
         labels = batch["labels"][:, 1:]
         predicts = labels != IGNORED

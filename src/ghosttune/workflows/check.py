@@ -67,6 +67,7 @@ def _plan(prepared: Prepared, counts: dict[str, int]) -> dict[str, Any]:
     return {
         "device": config.model.device,
         "template": config.data.template,
+        "metadata_columns": ", ".join(prepared.metadata_columns) or "none",
         "rows": {"train": len(prepared.train), "dev": len(prepared.dev), "left_out": prepared.left_out},
         "tokens": {
             "longest_row": max(len(row) for row in prepared.train.features),

@@ -33,6 +33,11 @@ class Prepared:
     left_out: dict[str, int]
     """Rows of the source that this run does not use, by reason."""
 
+    @property
+    def metadata_columns(self) -> list[str]:
+        """Columns that no format needed: kept beside the rows, never shown to the model."""
+        return sorted({name for record in self.train_records for name in record.metadata})
+
 
 def prepare(config: RunConfig) -> Prepared:
     """Reads, splits and encodes the rows of a run; raises ConfigError, DataError or ModelError, and writes nothing."""

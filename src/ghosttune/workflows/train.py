@@ -15,7 +15,7 @@ import numpy as np
 from ghosttune.config.loading import load_config
 from ghosttune.config.rendering import plain_yaml
 from ghosttune.config.schema import RunConfig
-from ghosttune.errors import ConfigError, DataError, GhosttuneError, Problem
+from ghosttune.errors import ConfigError, DataError, GhosttuneError
 from ghosttune.metrics.intervals import mean_ratio, verdict
 from ghosttune.models.loading import add_adapter, device_of, load_model, longest_input, revision_of
 from ghosttune.models.modules import module_facts, trainable_counts
@@ -101,7 +101,7 @@ def adapted_model(prepared: Prepared) -> tuple[Any, dict[str, int]]:
     longest = max(len(row) for row in [*prepared.train.features, *prepared.dev.features])
     if limit is not None and longest > limit:
         message = f"lets rows of {longest} tokens through, and the model reads at most {limit}; set it to {limit}"
-        raise ConfigError([Problem("data.max_length", message, config.origins.get("data.max_length", ""))])
+        raise ConfigError([config.problem("data.max_length", message)])
     facts = module_facts(base)
     model = add_adapter(base, config.method, config.train.seed)
     counts = trainable_counts(model, facts)
