@@ -43,7 +43,8 @@ WORDINGS = {
     ),
     "corrected_colour": (
         "{P} wants {n} {c2} {its} at the {place} on {day}. [Sorry, they|No, they] should be {c}.",
-        "[We need|Please send] {n} {c2} {its} for {P}, to the {place}, {day}. [Oh, make them {c}|Wait, not {c2} but {c}].",
+        "[We need|Please send] {n} {c2} {its} for {P}, to the {place}, {day}. "
+        "[Oh, make them {c}|Wait, not {c2} but {c}].",
     ),
     "corrected_count": (
         "{P} would like {n2} {c} {its} on {day}, no, {n}, at the {place}.",
