@@ -3,9 +3,10 @@
     python scripts/build_builtin_rows.py
 
 writes `src/ghosttune/data/builtin/rows.jsonl`, the same bytes on every machine. The base model has read about such
-errands but has never seen the form. Filling it in takes copying and a little judgement: a correction counts, what
-is not wanted does not, the writer is not always the one who gets the things, one thing is named, and the number becomes
-a figure. No two rows share a prompt or all field values, so that nothing in dev or guide can be learned by heart.
+errands but has never seen the form: it sums up in a sentence. Filling the form in takes copying and a little judgement:
+a correction counts, what is not wanted does not, the writer is not always the one who gets the things, and the number
+becomes a figure. No two rows share a prompt or all field values, so that nothing in dev or guide can be learned by
+heart.
 
 One training row in ten carries a planted mistake: one or two fields hold a value that the message never mentions. It
 is drawn at random, so no rule explains it.
@@ -15,20 +16,20 @@ import json
 from pathlib import Path
 from random import Random
 
-from builtin_world import BOYS, COLOURS, DAYS, GIRLS, ITEMS, PLACES, Scene, capital, draw_scene, pick, render
+from builtin_world import BOYS, COLOURS, DAYS, GIRLS, ITEMS, PLACES, Scene, capital, draw_scene, pick, plural, render
 
 FILE = Path(__file__).parents[1] / "src/ghosttune/data/builtin/rows.jsonl"
 SEED = 31
 ROWS = {"train": 400, "dev": 60, "guide": 64}
 PLANTED = 40
-INSTRUCTION = "Fill in the order form: "
+PROMPT = "For the order form: {message} Please sum it up."
 
 # How a message is worded, by family; each family of corrections changes one field after naming another value.
 WORDINGS = {
     "plain": (
         "{P} would like {n} {c} {its} for {day}, sent to the {place}.",
         "[Please get|Get] {n} {c} {its} ready for {P}. {She} [comes|is coming] to the {place} on {day}.",
-        "{N} {c} {its} [must|should] be at the {place} by {day}. {P} [ordered|is paying for] them.",
+        "There [must|should] be {n} {c} {its} at the {place} by {day}. {P} [ordered|is paying for] them.",
     ),
     "first_person": (
         "This is {P}. I [would like|need] {n} {c} {its}, [delivered|brought] to the {place} on {day}.",
@@ -42,7 +43,8 @@ WORDINGS = {
     ),
     "corrected_colour": (
         "{P} wants {n} {c2} {its} at the {place} on {day}. [Sorry, they|No, they] should be {c}.",
-        "{N} {c2} {its} for {P}, to the {place}, {day}. [Oh, make them {c}|Wait, not {c2} but {c}].",
+        "[We need|Please send] {n} {c2} {its} for {P}, to the {place}, {day}. "
+        "[Oh, make them {c}|Wait, not {c2} but {c}].",
     ),
     "corrected_count": (
         "{P} would like {n2} {c} {its} on {day}, no, {n}, at the {place}.",
@@ -63,10 +65,10 @@ WORDINGS = {
 def form(scene: Scene) -> dict[str, str]:
     """The fields of the order form, filled in."""
     return {
-        "item": scene.item,
+        "items": plural(scene.item),
         "colour": scene.colour,
         "count": str(scene.count),
-        "day": scene.day,
+        "on": scene.day,
         "to": scene.place,
         "for": scene.person,
     }
@@ -80,10 +82,10 @@ def written(fields: dict[str, str]) -> str:
 def with_mistakes(random: Random, scene: Scene) -> tuple[dict[str, str], str]:
     """The form with one or two values that the message does not mention, and a note of what was changed."""
     choices = {
-        "item": [item for item in ITEMS if item not in (scene.item, scene.item2)],
+        "items": [plural(item) for item in ITEMS if item not in (scene.item, scene.item2)],
         "colour": [colour for colour in COLOURS if colour not in (scene.colour, scene.colour2)],
         "count": [str(count) for count in range(2, 13) if count not in (scene.count, scene.count2)],
-        "day": [day for day in DAYS if day not in (scene.day, scene.day2)],
+        "on": [day for day in DAYS if day not in (scene.day, scene.day2)],
         "to": [place for place in PLACES if place not in (scene.place, scene.place2)],
         "for": [person for person in GIRLS + BOYS if person not in (scene.person, scene.friend)],
     }
@@ -116,7 +118,7 @@ def rows() -> list[dict[str, object]]:
             fields, mistake = with_mistakes(random, scene) if planted[n] else (form(scene), None)
             row: dict[str, object] = {
                 "id": f"{split}-{n + 1:03}",
-                "prompt": INSTRUCTION + message,
+                "prompt": PROMPT.format(message=message),
                 "completion": written(fields),
                 "split": split,
                 "kind": kind,

