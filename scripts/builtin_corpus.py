@@ -351,8 +351,8 @@ def documents(held_out: bool) -> Iterator[Document]:
     """The training documents, or the held-out ones: a stream each, with no scene in common.
 
     To be read in this order: first nothing but copying, then chats, then everything. With these lessons, wider initial
-    weights and the loss on answers only, looking up an answer in what was read is learned early; a first attempt without
-    all three had not learned it after three million tokens. Which of the three mattered most was not measured apart.
+    weights and the loss on answers only, looking up an answer in what was read is learned early; a first attempt
+    without all three had not learned it after three million tokens. Which mattered most was not measured apart.
     """
     random = Random(SEED + held_out)
     if held_out:
