@@ -1,6 +1,6 @@
 """Per-example gradients for any torch model; imports torch and numpy, nothing else."""
 
-from ghostgrad import layers as _layers  # registers the rules
+from ghostgrad import layers as layers  # registers the rules
 from ghostgrad.engine import TRAINABLE, GradientEngine
 from ghostgrad.forms import Dense, ExampleGradient, OuterProduct, Rows, Transposed
 from ghostgrad.observers import Dots, Gram, Kept, Norms, Observer, Sketches, WeightedSum

@@ -78,6 +78,7 @@ class GradientEngine:
         self.model = model
         self.parameters = _selected(model, select)
         self.unverified = verify
+        self.mixing = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self.sites = _sites(model, self.parameters, rules, exact.ENTRY if unsupported == "exact" else None)
 
     @contextmanager
@@ -103,7 +104,7 @@ class GradientEngine:
         if not observers:
             yield
             return
-        _refuse_mixing(self.model)
+        _refuse_mixing(self.mixing)
         observation = Observation(self, observers, examples, selected or {})
         with observation.installed():
             yield
@@ -124,17 +125,20 @@ def _sites(
     model: nn.Module, selected: Mapping[str, nn.Parameter], rules: RuleRegistry, fallback: Entry | None
 ) -> list[Site]:
     names = {id(parameter): name for name, parameter in selected.items()}
-    sites, missing, owned = [], [], set()
+    sites: list[Site] = []
+    missing: list[str] = []
+    owned: set[str] = set()
     for path, module in model.named_modules():
-        parameters = {own: names[id(p)] for own, p in own_parameters(module) if id(p) in names}
         if isinstance(module, nn.ParameterDict | nn.ParameterList) and path:
-            continue  # answered for by its parent
+            continue  # its parent answers for it
+        below = f"{path}." if path else ""
         entry = rules.find(module)
-        if entry is not None and entry.owns:
+        parameters = {own: names[id(p)] for own, p in own_parameters(module) if id(p) in names}
+        parameters = {own: name for own, name in parameters.items() if below + own not in owned}
+        if entry is not None and (owns := entry.owns(module)):
             children = dict(module.named_parameters())
-            parameters |= {own: names[id(children[own])] for own in entry.owns if id(children.get(own)) in names}
-            owned |= {f"{path}.{own}".lstrip(".") for own in entry.owns}
-        parameters = {own: name for own, name in parameters.items() if f"{path}.{own}" not in owned or own in entry.owns}
+            parameters |= {own: names[id(children[own])] for own in owns if id(children[own]) in names}
+            owned |= {below + own for own in owns}
         if not parameters:
             continue
         entry = entry or fallback
@@ -146,7 +150,8 @@ def _sites(
         raise UnsupportedLayer(
             f"{len(missing)} layers with selected parameters have no per-example gradient rule:\n"
             + "\n".join(missing)
-            + '\nFreeze them, leave them out with `select`, add a rule with @RULES.register, or pass unsupported="exact".'
+            + "\nFreeze them, leave them out with `select`, add a rule with @RULES.register, or pass "
+            + 'unsupported="exact".'
         )
     return sites
 
@@ -165,9 +170,9 @@ def _refuse_compiled_or_sharded(model: nn.Module) -> None:
             raise UnsupportedLayer(f"{name} is sharded (a DTensor); per-example gradients of shards are not supported")
 
 
-def _refuse_mixing(model: nn.Module) -> None:
-    for path, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
+def _refuse_mixing(batch_norms: list[tuple[str, nn.Module]]) -> None:
+    for path, module in batch_norms:
+        if module.training or module.running_mean is None:
             raise UnsupportedLayer(
                 f"{path} is a {type(module).__name__} that mixes the examples of a batch: no example has a gradient of "
                 "its own. Put it in eval mode or use GroupNorm."

@@ -161,25 +161,22 @@ class OuterProduct(_Form):
 
     def dot(self, direction: Tensor) -> Tensor:
         """[B] sum over positions of left_tᵀ D right_t; costs N * O * I, as much as one weight gradient."""
-        matrix = self._check(direction).reshape(self.rows, self.columns)
+        matrix, positions = self._check(direction).reshape(self.rows, self.columns), self.positions
         # The product lands on the narrower side, so that what is written and read again is smallest.
         narrow, wide, matrix = (
             (self.left, self.right, matrix.mT) if self.rows <= self.columns else (self.right, self.left, matrix)
         )
-        matrix = matrix.to(widen(wide[:0]).dtype)
-        positions, length = self.positions, self.positions.length
         if not positions.regular:
             parts = steps(len(wide), CACHED // matrix.shape[1])
-            return positions.total(
-                torch.cat([((widen(wide[part]) @ matrix) * widen(narrow[part])).sum(-1) for part in parts])
-            )
-        products = []
+            products = [(_times(wide[part], matrix) * widen(narrow[part])).sum(-1) for part in parts]
+            return positions.total(torch.cat(products))
+        length, products = positions.length, []
         for part in steps(self.examples, CACHED // (length * matrix.shape[1])):
             span = slice(part.start * length, part.stop * length)
             flat = (part.stop - part.start, -1)
-            projected = widen(wide[span]) @ matrix
+            projected = _times(wide[span], matrix)
             products.append(torch.linalg.vecdot(projected.reshape(flat), widen(narrow[span]).reshape(flat)))
-        return torch.cat(products)
+        return products[0] if len(products) == 1 else torch.cat(products)
 
     def square_norm(self) -> Tensor:
         """[B] squared Frobenius norms.
@@ -445,6 +442,16 @@ class Sum(_Form):
     def materialize(self) -> Tensor:
         """[B, *P]."""
         return torch.stack([part.materialize() for part in self.parts]).sum(0)
+
+
+def _times(values: Tensor, matrix: Tensor) -> Tensor:
+    """values [N, wide] @ matrix [wide, narrow] in the dtype of sums."""
+    values = widen(values)
+    matrix = matrix.to(values.dtype)
+    if matrix.shape[1] <= 32:
+        # A factor of LoRA: libraries are up to three times faster with the long side as columns of the result.
+        return (matrix.mT @ values.mT).mT
+    return values @ matrix
 
 
 def _left_products(left: Tensor, other: Tensor) -> Tensor:

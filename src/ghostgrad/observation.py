@@ -196,7 +196,8 @@ def _agrees(gradient: ExampleGradient | None, grad: Tensor) -> bool:
         grad = grad.to_dense()
     if not torch.isfinite(grad).all():
         return True  # a loss scaler's overflow: nothing to compare with
-    bound = {torch.float64: 1e-8, torch.float32: 1e-2}.get(grad.dtype, 5e-2)
+    # float64 models have layers that compute in float32 (Gemma's norms); float32 may be TensorFloat-32.
+    bound = {torch.float64: 1e-5, torch.float32: 1e-2}.get(grad.dtype, 5e-2)
     size = torch.linalg.vector_norm(grad.double())
     if gradient is None:
         return bool(size == 0)

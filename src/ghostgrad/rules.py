@@ -56,6 +56,7 @@ class LayerIO:
 
 Rule = Callable[[nn.Module, LayerIO], dict[str, ExampleGradient]]
 Keep = Callable[[nn.Module], str]
+Owns = Callable[[nn.Module], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,13 @@ class Entry:
     """A rule and how its layer is tapped.
 
     `keep` says what backward needs: "input", "arguments" (all tensors passed), or "nothing"; `method` is the method
-    whose output is tapped; `owns` names parameters of children that the rule answers for.
+    whose output is tapped; `owns` names parameters of children that the rule answers for in place of their own.
     """
 
     rule: Rule
     keep: Keep
     method: str = "forward"
-    owns: Callable[[nn.Module], bool] | tuple[str, ...] = ()
+    owns: Owns = lambda module: ()
 
 
 class UnsupportedLayer(ValueError):
@@ -88,13 +89,14 @@ class RuleRegistry:
         *layers: type | str,
         keep: str | Keep = "input",
         method: str = "forward",
-        owns: tuple[str, ...] = (),
+        owns: Owns = lambda module: (),
     ) -> Callable[[Rule], Rule]:
         """A decorator that files a rule under the given classes or qualified class names; a later rule wins."""
 
+        chosen = _chooser(keep)
+
         def file(rule: Rule) -> Rule:
-            entry = Entry(rule, _chooser(keep), method, owns)
-            self._entries.update(dict.fromkeys(layers, entry))
+            self._entries.update(dict.fromkeys(layers, Entry(rule, chosen, method, owns)))
             return rule
 
         return file
@@ -120,8 +122,9 @@ class RuleRegistry:
         for base in kind.__mro__:
             entry = self._entries.get(base) or self._entries.get(f"{base.__module__}.{base.__qualname__}")
             if entry is not None:
-                same = getattr(kind, entry.method, None) is getattr(base, entry.method, None)
-                return entry if same else None
+                if getattr(kind, entry.method, None) is getattr(base, entry.method, None):
+                    return entry
+                break
         return next((entry for belongs, entry in self._families if belongs(module)), None)
 
     def copy(self) -> RuleRegistry:

@@ -113,7 +113,9 @@ def compare(
     return reference
 
 
-def check_rule(module: nn.Module, *inputs: Any, rules: RuleRegistry = RULES, rtol: float = 1e-10, **kwargs: Any) -> None:
+def check_rule(
+    module: nn.Module, *inputs: Any, rules: RuleRegistry = RULES, rtol: float = 1e-10, **kwargs: Any
+) -> None:
     """Raises AssertionError unless the rule of `module` is exact on these inputs.
 
     Args:

@@ -22,6 +22,18 @@ def embedding(layer: nn.Embedding, io: LayerIO) -> dict[str, ExampleGradient]:
     return {"weight": _rows(layer, ids, io.per_position(io.grad_output), io.positions(), layer.num_embeddings)}
 
 
+def _scaled_table(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Embedding) and type(layer).__name__.endswith("TextScaledWordEmbedding")
+
+
+@RULES.register_family(_scaled_table)
+def scaled_embedding(layer: nn.Module, io: LayerIO) -> dict[str, ExampleGradient]:
+    """Gemma's kind: the looked-up row times `embed_scale`."""
+    ids, scale = _ids(io, io.input), layer.embed_scale.to(layer.weight.dtype)
+    grad = io.per_position(io.grad_output) * scale
+    return {"weight": _rows(layer, ids, grad, io.positions(), layer.num_embeddings)}
+
+
 def _rows(table: nn.Embedding, ids: Tensor, grad: Tensor, positions: Positions, count: int) -> Rows:
     """The looked-up rows under the settings of `table`."""
     if table.scale_grad_by_freq or table.max_norm is not None:

@@ -19,20 +19,18 @@ from ghostgrad.rules import RULES, LayerIO
     "transformers.models.umt5.modeling_umt5.UMT5Attention",
     keep="arguments",
     method="compute_bias",
-    owns=("relative_attention_bias.weight",),
+    owns=lambda layer: ("relative_attention_bias.weight",) if layer.has_relative_attention_bias else (),
 )
 def relative_attention_bias(layer: nn.Module, io: LayerIO) -> dict[str, ExampleGradient]:
     """relative_attention_bias.weight [buckets, heads]: each bucket sums the distances that fall into it.
 
-    The bucket of every (query, key) pair is read off the layer itself, by looking up a table that holds its own row
-    numbers.
+    The bucket of every (query, key) pair is read off the layer itself, by lending it a table of row numbers.
     """
     table = layer.relative_attention_bias.weight
-    numbered = torch.arange(len(table), dtype=torch.float32, device=table.device).unsqueeze(1).expand_as(table)
-    parameters = {"relative_attention_bias.weight": numbered}
-    buckets = torch.func.functional_call(_Bias(layer), {f"layer.{k}": v for k, v in parameters.items()}, (io,))
+    numbers = torch.arange(len(table), dtype=torch.float32, device=table.device).unsqueeze(1).expand_as(table)
+    biases = torch.func.functional_call(_Bias(layer), {"layer.relative_attention_bias.weight": numbers}, (io,))
     grad = widen(io.grad_output).permute(2, 3, 0, 1).flatten(0, 1)
-    sums = grad.new_zeros(len(table), *grad.shape[1:]).index_add_(0, buckets, grad)
+    sums = grad.new_zeros(len(table), *grad.shape[1:]).index_add_(0, biases[0, 0].long().flatten(), grad)
     return {"relative_attention_bias.weight": Dense(sums.transpose(0, 1))}
 
 
@@ -44,5 +42,4 @@ class _Bias(nn.Module):
         self.layer = layer
 
     def forward(self, io: LayerIO) -> torch.Tensor:
-        bias = type(self.layer).compute_bias(self.layer, *io.args, **io.kwargs)
-        return bias[0, 0].round().long().flatten()
+        return type(self.layer).compute_bias(self.layer, *io.args, **io.kwargs)

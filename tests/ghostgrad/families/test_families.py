@@ -5,7 +5,7 @@ from __future__ import annotations
 import peft
 import pytest
 import torch
-from conftest import MAKE, TARGETS, contributions, randomized, rows
+from family_models import MAKE, TARGETS, contributions, randomized, rows
 
 from ghostgrad.testing import compare
 
