@@ -110,6 +110,27 @@ class GradientEngine:
             yield
         observation.close()
 
+    @contextmanager
+    def probe(
+        self,
+        *observers: Observer,
+        examples: int | Tensor | None = None,
+        selected: Mapping[str, Tensor] | None = None,
+    ) -> Iterator[Callable[[Tensor], None]]:
+        """Observe without a training step: yields the function to call in place of `loss.backward()`.
+
+        The backward stops at the lowest selected layer and makes no parameter's own gradient, so that it costs less
+        than a training step; `p.grad` is not touched, and selected parameters may be frozen. Arguments and errors are
+        those of `observe`; there must be an observer. Nothing is verified, as there is no gradient to compare with.
+        """
+        if not observers:
+            raise ValueError("probe() without observers computes nothing")
+        _refuse_mixing(self.mixing)
+        observation = Observation(self, observers, examples, selected or {}, probing=True)
+        with observation.installed():
+            yield observation.backward
+        observation.close()
+
 
 def _selected(model: nn.Module, select: Select) -> dict[str, nn.Parameter]:
     named = dict(model.named_parameters())

@@ -7,8 +7,10 @@ need not wait and see each use as it comes, so that a tied output head's gradien
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from ghostgrad.engine import GradientEngine, Site
 
 
+Rebuild = Callable[[tuple[Tensor, ...], LayerIO], LayerIO]
+
+
 class Observation:
     """State of one `GradientEngine.observe` block."""
 
@@ -33,11 +38,18 @@ class Observation:
         observers: Sequence[Observer],
         examples: int | Tensor | None,
         selected: Mapping[str, Tensor],
+        probing: bool = False,
     ):
         self.engine = engine
+        self.anchor: Tensor | None = None
+        self.active = {name for name, p in engine.parameters.items() if probing or p.requires_grad}
+        self.uses: Counter[str] = Counter()
+        if probing:
+            some = next(iter(engine.parameters.values()))
+            self.anchor = torch.zeros((), device=some.device, requires_grad=True)
         self.piecewise = [observer for observer in observers if not observer.whole]
         self.whole = [observer for observer in observers if observer.whole]
-        self.verifying = engine.unverified
+        self.verifying = engine.unverified and not probing
         self.pieces: dict[str, ExampleGradient] = {}
         self.complete: set[str] = set()
         self.delivered = False
@@ -69,13 +81,25 @@ class Observation:
         with ExitStack() as stack:
             stack.callback(self.engine.model.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
             for site in self.engine.sites:
-                if any(self.engine.parameters[name].requires_grad for name in site.parameters.values()):
-                    stack.callback(self._install(site))
-            if self.whole or self.verifying:
-                for name, parameter in self.engine.parameters.items():
-                    if parameter.requires_grad:
-                        stack.callback(_hook_parameter(parameter, name, self._completed))
+                wanted = {own: name for own, name in site.parameters.items() if name in self.active}
+                if wanted:
+                    stack.callback(self._install(replace(site, parameters=wanted)))
+            if self.anchor is None and (self.whole or self.verifying):
+                for name in self.active:
+                    stack.callback(_hook_parameter(self.engine.parameters[name], name, self._completed))
             yield
+
+    def backward(self, loss: Tensor) -> None:
+        """Runs the backward pass of a probe: contributions alone, no parameter's own gradient.
+
+        Raises:
+            RuntimeError: `loss` does not depend on a selected layer.
+        """
+        if self.anchor is None:
+            raise RuntimeError("backward() belongs to probe(); inside observe() call loss.backward()")
+        torch.autograd.grad(loss, self.anchor, allow_unused=True)
+        for name in list(self.pieces):
+            self._show(name)
 
     def _install(self, site: Site) -> Any:
         if site.entry.method == "forward":
@@ -109,7 +133,7 @@ class Observation:
             return output
         if not isinstance(output, Tensor):
             raise UnsupportedLayer(f"{site.name}: its output is a {type(output).__name__}, not one tensor")
-        if not output.requires_grad:
+        if self.anchor is None and not output.requires_grad:
             return output
         layout = self.layouts.get(site.name, self.layout)
         if layout is None:
@@ -117,14 +141,15 @@ class Observation:
         if output.shape[0] == 1 != layout.leading:
             # Computed once for all examples (position embeddings): each must get a gradient of its own.
             output = output.expand(layout.leading, *output.shape[1:])
-        keep = site.entry.keep(site.module)
-        kept, rebuild = _kept(keep, args, kwargs)
+        if not inside_backward():
+            self.uses.update(site.parameters.values())
+        kept, rebuild = _kept(site.entry.keep(site.parameters), args, kwargs)
 
         def deliver(grad_output: Tensor, tensors: tuple[Tensor, ...]) -> None:
             with torch.no_grad(), _without_autocast(grad_output):
-                self._deliver(site, LayerIO(*rebuild(tensors, grad_output, layout)))
+                self._deliver(site, rebuild(tensors, LayerIO(None, grad_output, layout, site.parameters)))
 
-        return Tap.apply(output, deliver, *kept)
+        return Tap.apply(output, deliver, self.anchor, *kept)
 
     def _deliver(self, site: Site, io: LayerIO) -> None:
         self.delivered = True
@@ -137,27 +162,31 @@ class Observation:
             self.paused = False
         for own, gradient in gradients.items():
             name = site.parameters.get(own)
-            if name is None or not self.engine.parameters[name].requires_grad:
+            if name is None:
                 continue
             for observer in self.piecewise:
                 observer.see(name, gradient)
             if self.whole or self.verifying:
                 earlier = self.pieces.get(name)
                 self.pieces[name] = gradient if earlier is None else earlier.merge(gradient)
+                if self.anchor is not None and self.uses[name] == 1:
+                    self._show(name)  # no other use can come: nothing need be held until the end
 
     def _completed(self, name: str, grad: Tensor) -> None:
         """Autograd has summed all uses of a parameter: so have we."""
-        gradient = self.pieces.pop(name, None)
         with torch.no_grad(), _without_autocast(grad):
-            if self.verifying and not _agrees(gradient, grad):
+            if self.verifying and not _agrees(self.pieces.get(name), grad):
                 self.differing.append(name)
-            if gradient is None:
-                return
-            if self.whole and name in self.complete:
-                raise RuntimeError(f"{name} received two gradients: open one observe() per backward pass")
-            self.complete.add(name)
-            for observer in self.whole:
-                observer.see(name, gradient)
+            if name in self.pieces:
+                self._show(name)
+
+    def _show(self, name: str) -> None:
+        gradient = self.pieces.pop(name)
+        if self.whole and name in self.complete:
+            raise RuntimeError(f"{name} received two gradients: open one observe() per backward pass")
+        self.complete.add(name)
+        for observer in self.whole:
+            observer.see(name, gradient)
 
     def close(self) -> None:
         """Checks that the block was one whole observation.
@@ -204,23 +233,23 @@ def _agrees(gradient: ExampleGradient | None, grad: Tensor) -> bool:
     return bool(torch.linalg.vector_norm(gradient.sum().double() - grad.double()) <= bound * size + 1e-12)
 
 
-def _kept(keep: str, args: tuple, kwargs: dict) -> tuple[list[Tensor], Any]:
-    """Tensors to save, and a function that makes LayerIO's arguments from them in backward."""
+def _kept(keep: str, args: tuple, kwargs: dict) -> tuple[list[Tensor], Rebuild]:
+    """Tensors to save, and a function that puts them into a LayerIO in backward."""
     if keep == "nothing":
-        return [], lambda tensors, grad, layout: (None, grad, layout)
+        return [], lambda tensors, io: io
     if keep == "input":
-        return [_first_tensor((args, kwargs)).detach()], lambda tensors, grad, layout: (tensors[0], grad, layout)
+        return [_first_tensor((args, kwargs)).detach()], lambda tensors, io: replace(io, input=tensors[0])
     values = [*args, *kwargs.values()]
     places = [place for place, value in enumerate(values) if isinstance(value, Tensor)]
     others = [None if isinstance(value, Tensor) else value for value in values]
     names, count = list(kwargs), len(args)
 
-    def rebuild(tensors: tuple[Tensor, ...], grad: Tensor, layout: Layout) -> tuple:
+    def rebuild(tensors: tuple[Tensor, ...], io: LayerIO) -> LayerIO:
         filled = list(others)
         for place, tensor in zip(places, tensors, strict=True):
             filled[place] = tensor
-        first = tensors[0] if tensors else None
-        return first, grad, layout, tuple(filled[:count]), dict(zip(names, filled[count:], strict=True))
+        named = dict(zip(names, filled[count:], strict=True))
+        return replace(io, input=tensors[0] if tensors else None, args=tuple(filled[:count]), kwargs=named)
 
     return [values[place].detach() for place in places], rebuild
 

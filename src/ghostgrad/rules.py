@@ -13,7 +13,7 @@ backward pass per example.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,12 +28,14 @@ class LayerIO:
     """What one call of a layer saw: its first tensor, the gradient of its output, and whose positions they are.
 
     `input` is None and `args`, `kwargs` are empty unless the rule was registered to keep them. Under autocast `input`
-    may be wider than `grad_output`; a rule that multiplies them casts as the layer did.
+    may be wider than `grad_output`; a rule that multiplies them casts as the layer did. `wanted` holds the names of the
+    parameters that are observed; a rule may leave out the others.
     """
 
     input: Tensor | None
     grad_output: Tensor
     layout: Layout
+    wanted: Collection[str] = ()
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
@@ -55,7 +57,7 @@ class LayerIO:
 
 
 Rule = Callable[[nn.Module, LayerIO], dict[str, ExampleGradient]]
-Keep = Callable[[nn.Module], str]
+Keep = Callable[[Collection[str]], str]
 Owns = Callable[[nn.Module], tuple[str, ...]]
 
 
@@ -63,7 +65,8 @@ Owns = Callable[[nn.Module], tuple[str, ...]]
 class Entry:
     """A rule and how its layer is tapped.
 
-    `keep` says what backward needs: "input", "arguments" (all tensors passed), or "nothing"; `method` is the method
+    `keep` says what backward needs to have the wanted parameters: "input" (the first tensor), "arguments" (all tensors
+    passed), or "nothing"; `method` is the method
     whose output is tapped; `owns` names parameters of children that the rule answers for in place of their own.
     """
 

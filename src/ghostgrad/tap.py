@@ -17,10 +17,14 @@ Deliver = Callable[[Tensor, tuple[Tensor, ...]], None]
 
 
 class Tap(torch.autograd.Function):
-    """`Tap.apply(output, deliver, *kept)` is `output`; in backward it calls `deliver(grad_output, kept)`."""
+    """`Tap.apply(output, deliver, anchor, *kept)` is `output`; in backward it calls `deliver(grad_output, kept)`.
+
+    `anchor` is None, or a tensor that requires a gradient and gets none: with it the output is part of the graph
+    whatever else is frozen, and a backward towards the anchor alone passes all taps and makes no weight's gradient.
+    """
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, deliver: Deliver, *kept: Tensor) -> Tensor:
+    def forward(ctx: Any, output: Tensor, deliver: Deliver, anchor: Tensor | None, *kept: Tensor) -> Tensor:
         ctx.deliver = deliver
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*kept)
@@ -33,7 +37,7 @@ class Tap(torch.autograd.Function):
         kept = ctx.saved_tensors
         if grad_output is not None:
             ctx.deliver(grad_output, kept)
-        return grad_output, None, *(None for _ in kept)
+        return grad_output, None, None, *(None for _ in kept)
 
 
 def inside_backward() -> bool:

@@ -129,6 +129,10 @@ def test_misuse_is_an_error_not_a_stale_number() -> None:
         total.backward()
     with pytest.raises(ValueError, match="selected"), engine.observe(Norms(), selected={"hed": torch.zeros(3)}):
         pass
+    with pytest.raises(RuntimeError, match="saw no backward"), engine.probe(Norms()):
+        losses(model, batch, 4)
+    with pytest.raises(ValueError, match="computes nothing"), engine.probe():
+        pass
     with pytest.raises(ValueError, match="observe a backward"):
         Norms().total()
     wrong = Dots({"head.weight": torch.zeros(2, 2)})

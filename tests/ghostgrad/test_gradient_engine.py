@@ -152,6 +152,23 @@ def test_the_scale_is_the_callers() -> None:
     torch.testing.assert_close(totals[1], 8 * totals[0], rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_probe_sees_what_a_training_step_sees(switches: Switches, frozen: bool) -> None:
+    model, batch = tiny(switches), padded(4)
+    trained, probed = (Norms(), WeightedSum()), (Norms(), WeightedSum())
+    with GradientEngine(model).observe(*trained):
+        losses(model, batch, 4).sum().backward()
+    grads = {name: p.grad for name, p in model.named_parameters()}
+    model.requires_grad_(not frozen).zero_grad()
+    with GradientEngine(model, select=["*"]).probe(*probed) as backward:
+        backward(losses(model, batch, 4).sum())
+    assert all(p.grad is None and p.requires_grad is not frozen for p in model.parameters())
+    for name, grad in grads.items():
+        torch.testing.assert_close(probed[0].values[name], trained[0].values[name], rtol=1e-12, atol=0)
+        torch.testing.assert_close(probed[1].values[name], grad, rtol=1e-10, atol=1e-14)
+
+
 LAYERS = {
     "linear": lambda width: nn.Linear(width, width),
     "plain": lambda width: nn.Linear(width, width, bias=False),

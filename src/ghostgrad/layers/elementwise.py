@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghostgrad.forms import Dense, ExampleGradient
+from ghostgrad.layers.linear import input_for_the_weight
 from ghostgrad.rules import RULES, LayerIO
 
 
@@ -17,7 +18,7 @@ def _over_features(io: LayerIO, values: Tensor, shape: tuple[int, ...]) -> Dense
     return Dense(positions.total(io.per_position(flat)).reshape(positions.examples, *shape))
 
 
-@RULES.register(nn.LayerNorm, keep=lambda layer: "input" if layer.weight.requires_grad else "nothing")
+@RULES.register(nn.LayerNorm, keep=input_for_the_weight)
 def layer_norm(layer: nn.LayerNorm, io: LayerIO) -> dict[str, ExampleGradient]:
     """weight and bias [*P]; the normalised input is computed again, as cheap as keeping it."""
     shape, grad = tuple(layer.normalized_shape), io.grad_output
@@ -26,7 +27,7 @@ def layer_norm(layer: nn.LayerNorm, io: LayerIO) -> dict[str, ExampleGradient]:
     if io.input is not None:
         normal = F.layer_norm(io.input.to(sums), shape, eps=layer.eps)
         gradients["weight"] = _over_features(io, normal.mul_(grad), shape)
-    if layer.bias is not None and layer.bias.requires_grad:
+    if "bias" in io.wanted:
         gradients["bias"] = _over_features(io, grad.to(sums), shape)
     return gradients
 

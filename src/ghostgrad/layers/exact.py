@@ -15,10 +15,10 @@ from ghostgrad.rules import Entry, LayerIO, UnsupportedLayer, own_parameters
 
 
 def exact(module: nn.Module, io: LayerIO) -> dict[str, ExampleGradient]:
-    """Every trainable parameter of `module` itself; the module must treat the rows of its input separately."""
+    """Every wanted parameter of `module` itself; the module must treat the rows of its input separately."""
     if io.layout.index is not None:
         raise UnsupportedLayer('unsupported="exact" needs one row per example, not packed or selected positions')
-    parameters = {name: p.detach() for name, p in own_parameters(module) if p.requires_grad}
+    parameters = {name: p.detach() for name, p in own_parameters(module) if name in io.wanted}
     examples = io.layout.examples
     values = [*io.args, *io.kwargs.values()]
     rowwise = [isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == examples for value in values]
@@ -39,4 +39,4 @@ def exact(module: nn.Module, io: LayerIO) -> dict[str, ExampleGradient]:
     return {name: Dense(value.detach()) for name, value in gradients.items()}
 
 
-ENTRY = Entry(exact, lambda module: "arguments")
+ENTRY = Entry(exact, lambda wanted: "arguments")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,12 +12,12 @@ from ghostgrad.forms import Dense, ExampleGradient, OuterProduct, widen
 from ghostgrad.rules import RULES, LayerIO, UnsupportedLayer
 
 
-def input_if_weight_trains(module: nn.Module) -> str:
+def input_for_the_weight(wanted: Collection[str]) -> str:
     """A bias needs no input: layers of which only the bias trains keep no activation alive."""
-    return "input" if module.weight.requires_grad else "nothing"
+    return "input" if "weight" in wanted else "nothing"
 
 
-def _matrix(io: LayerIO, bias: Tensor | None, transposed: bool) -> dict[str, ExampleGradient]:
+def _matrix(io: LayerIO, transposed: bool) -> dict[str, ExampleGradient]:
     grad, positions = io.per_position(io.grad_output), io.positions()
     gradients: dict[str, ExampleGradient] = {}
     if io.input is not None:
@@ -24,24 +26,24 @@ def _matrix(io: LayerIO, bias: Tensor | None, transposed: bool) -> dict[str, Exa
         gradients["weight"] = (
             OuterProduct(given, grad, positions) if transposed else OuterProduct(grad, given, positions)
         )
-    if bias is not None and bias.requires_grad:
+    if "bias" in io.wanted:
         gradients["bias"] = Dense(positions.total(widen(grad)))
     return gradients
 
 
-@RULES.register(nn.Linear, keep=input_if_weight_trains)
+@RULES.register(nn.Linear, keep=input_for_the_weight)
 def linear(layer: nn.Linear, io: LayerIO) -> dict[str, ExampleGradient]:
     """weight [O, I]: left is the output's gradient, right the input."""
-    return _matrix(io, layer.bias, transposed=False)
+    return _matrix(io, transposed=False)
 
 
-@RULES.register("transformers.pytorch_utils.Conv1D", keep=input_if_weight_trains)
+@RULES.register("transformers.pytorch_utils.Conv1D", keep=input_for_the_weight)
 def conv1d_of_gpt2(layer: nn.Module, io: LayerIO) -> dict[str, ExampleGradient]:
     """weight [I, O]: left is the input, right the output's gradient."""
-    return _matrix(io, layer.bias, transposed=True)
+    return _matrix(io, transposed=True)
 
 
-@RULES.register(nn.Conv1d, nn.Conv2d, keep=input_if_weight_trains)
+@RULES.register(nn.Conv1d, nn.Conv2d, keep=input_for_the_weight)
 def convolution(layer: nn.Conv1d | nn.Conv2d, io: LayerIO) -> dict[str, ExampleGradient]:
     """weight [O, I / groups, *kernel]: a position is one output pixel, its input the patch under the kernel.
 
@@ -63,7 +65,7 @@ def convolution(layer: nn.Conv1d | nn.Conv2d, io: LayerIO) -> dict[str, ExampleG
             grouped = (widen(values).unflatten(2, (layer.groups, -1)) for values in (grad, patches))
             made = torch.einsum("btgo,btgi->bgoi", *grouped)
             gradients["weight"] = Dense(made.reshape(len(grad), *layer.weight.shape))
-    if layer.bias is not None and layer.bias.requires_grad:
+    if "bias" in io.wanted:
         gradients["bias"] = Dense(widen(grad).sum(1))
     return gradients
 

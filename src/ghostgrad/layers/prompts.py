@@ -28,7 +28,7 @@ def learned_prompt(model: nn.Module, io: LayerIO) -> dict[str, ExampleGradient]:
     """The parameters of the active prompt encoder, [B, *P] each; one vectorised backward of the encoder."""
     adapter = model.active_adapter
     encoder, prefix = model.prompt_encoder[adapter], f"prompt_encoder.{adapter}."
-    trained = {name: p.detach() for name, p in encoder.named_parameters() if p.requires_grad}
+    trained = {name: p.detach() for name, p in encoder.named_parameters() if prefix + name in io.wanted}
     tokens = model.prompt_tokens[adapter].unsqueeze(0).to(io.grad_output.device)
 
     def prompt(parameters: dict[str, Tensor]) -> Tensor:
