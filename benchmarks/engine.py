@@ -16,6 +16,7 @@ import argparse
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from math import comb
@@ -25,8 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from ghostgrad import Dots, GradientEngine, Gram, Norms, Sketcher, Sketches, SketchOptions
+from ghostgrad.store import GradientStore
 
 Arm = Callable[[], None]
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def llama_lora(rank: int) -> nn.Module:
@@ -145,8 +148,23 @@ class Steps:
             parameter.grad = grads[name].sum(0)
         self.update()
 
+    def opacus(self) -> None:
+        """Opacus' per-example gradients (hooks of its GradSampleModule), then their norms."""
+        from opacus.grad_sample import GradSampleModule
+
+        wrapped = GradSampleModule(self.model, loss_reduction="mean", strict=False)
+        try:
+            wrapped(input_ids=self.ids, labels=self.ids).loss.backward()
+            torch.stack([p.grad_sample.flatten(1).square().sum(1) for p in self.trained.values()]).sum(0).sqrt()
+        finally:
+            wrapped.to_standard_module()
+            for parameter in self.trained.values():
+                parameter.grad_sample = None
+        self.update()
+
     def arms(self) -> dict[str, Arm]:
         arms = {
+            "opacus": self.opacus,
             "plain": self.plain,
             "off": self.off,
             "norms": self.observed(Norms()),
@@ -164,6 +182,71 @@ class Steps:
         tables = frozenset(n for n in shapes if "embed" in n or "wte" in n or "wpe" in n)
         options = SketchOptions(256, 8, ("*",), False, kind, "even", 42, torch.float16)
         return Sketcher(shapes, options, tables)
+
+
+class Building:
+    """Building sketches of the survey's section 9.4, 28 Linear layers, 16 x 16 numbers each: a pass, not a step."""
+
+    def __init__(self, batch: int, length: int, folder: Path):
+        self.model = llama_projected()
+        self.ids = torch.randint(0, 8000, (batch, length), generator=torch.Generator().manual_seed(0))
+        self.engine = GradientEngine(self.model, select=["*_proj.weight"])
+        shapes = {name: tuple(p.shape) for name, p in self.engine.parameters.items()}
+        options = SketchOptions(256, 8, ("*",), False, "rademacher", "even", 42, torch.bfloat16)
+        self.sketches = Sketches(Sketcher(shapes, options, frozenset()))
+        size = self.sketches.sketcher.size
+        self.store = GradientStore.create(folder, size=size, dtype=torch.bfloat16, meaning={})
+
+    def loss(self) -> Tensor:
+        return self.model(input_ids=self.ids, labels=self.ids).loss * self.ids[:, 1:].numel()
+
+    def plain(self) -> None:
+        """Forward and backward with all weight gradients."""
+        self.model.requires_grad_(True)
+        self.loss().backward()
+        self.model.zero_grad()
+
+    def frozen(self) -> None:
+        """Forward and backward down to the embeddings, no weight gradient of a layer."""
+        self.model.requires_grad_(False)
+        self.model.get_input_embeddings().requires_grad_(True)
+        self.loss().backward()
+        self.model.zero_grad()
+
+    def sketch(self) -> Tensor:
+        self.model.requires_grad_(False)
+        with self.engine.probe(self.sketches) as backward:
+            backward(self.loss())
+        return self.sketches.rows()
+
+    def stored(self) -> None:
+        rows, start = self.sketch(), len(self.store)
+        self.store.append([str(n) for n in range(start, start + len(rows))], rows)
+
+    def bergson(self) -> None:
+        """Bergson's TraceCollector, whose targets it is told, with its own two-sided projection."""
+        from bergson.collector.gradient_collectors import TraceCollector
+        from bergson.gradients import GradientProcessor
+
+        self.model.requires_grad_(False)
+        self.model.get_input_embeddings().requires_grad_(True)
+        if not hasattr(self, "processor"):
+            self.processor = GradientProcessor(projection_dim=16)
+            self.targets = {name.removesuffix(".weight") for name in self.engine.parameters}
+        collector = TraceCollector(
+            model=self.model,
+            processor=self.processor,
+            target_modules=self.targets,
+            device="cpu",
+            dtype=torch.bfloat16,
+        )
+        with collector:
+            self.loss().backward()
+        torch.cat([rows[0].flatten(1) for rows in collector.mod_grads.values()], 1)
+        self.model.zero_grad()
+
+    def arms(self) -> dict[str, Arm]:
+        return {name: getattr(self, name) for name in ("plain", "frozen", "sketch", "stored", "bergson")}
 
 
 def bounds(values: list[float]) -> tuple[float, float, float]:
@@ -190,7 +273,7 @@ def _status(key: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
-def interleave(arms: dict[str, Arm], rounds: int) -> dict[str, list[float]]:
+def interleave(arms: dict[str, Arm], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
     """Seconds of every arm in every round; the order rotates from round to round."""
     times: dict[str, list[float]] = {name: [] for name in arms}
     names = list(arms)
@@ -199,9 +282,9 @@ def interleave(arms: dict[str, Arm], rounds: int) -> dict[str, list[float]]:
             arms[name]()
     for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            start = time.perf_counter()
+            start = clock()
             arms[name]()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock() - start)
     return times
 
 
@@ -226,24 +309,34 @@ def report(title: str, times: dict[str, list[float]], memory: dict[str, int], ro
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("setting", choices=("lora", "full"))
-    parser.add_argument("--arms", default="plain,norms,dots,sketches")
+    parser.add_argument("setting", choices=("lora", "full", "projection"))
+    parser.add_argument("--arms", default="plain,norms,dots,sketches,frozen,sketch,stored")
     parser.add_argument("--rounds", type=int, default=51)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="cpu: on a machine that others use too")
     parser.add_argument("--rank", type=int, default=8)
     chosen = parser.parse_args(argv)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = llama_lora(chosen.rank) if chosen.setting == "lora" else gpt2()
-    steps = Steps(model, chosen.batch, chosen.length)
+    with tempfile.TemporaryDirectory() as folder:
+        if chosen.setting == "projection":
+            steps: Steps | Building = Building(chosen.batch, chosen.length, Path(folder))
+        else:
+            model = llama_lora(chosen.rank) if chosen.setting == "lora" else gpt2()
+            steps = Steps(model, chosen.batch, chosen.length)
+        measure(steps, chosen)
+
+
+def measure(steps: Steps | Building, chosen: argparse.Namespace) -> None:
+    """Runs the chosen arms and prints their table."""
     arms = {name: arm for name, arm in steps.arms().items() if name in chosen.arms.split(",")}
-    times = interleave(arms, chosen.rounds)
+    times = interleave(arms, chosen.rounds, CLOCKS[chosen.clock])
     memory = {name: peak_memory(arm) for name, arm in arms.items()}
-    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    millions = sum(p.numel() for p in steps.model.parameters()) / 1e6
     title = (
         f"{chosen.setting}: {millions:.1f} M parameters, {chosen.batch} x {chosen.length} tokens, "
-        f"{chosen.rounds} rounds, torch {torch.__version__}, {platform.machine()}, 1 thread"
+        f"{chosen.rounds} rounds, torch {torch.__version__}, {platform.machine()}, 1 thread, {chosen.clock} time"
     )
     sys.stdout.write("\n".join(report(title, times, memory, chosen.batch)) + "\n")
 
