@@ -4,6 +4,7 @@
     python benchmarks/engine.py full                     the same on a GPT-2 shape, all weights trained
     python benchmarks/engine.py full --arms plain,vmap --rounds 10
     python benchmarks/engine.py projection               examples per second of building sketches
+    python benchmarks/engine.py top --rows 1000000       top 10 of rows of 4,096 numbers, against reading the file
 
 Needs transformers and peft; the arms `opacus` and `bergson` need those packages. Each round runs every arm once, in
 an order that rotates; a ratio divides two times of one round. Printed: the median ratio and the 95 % bounds of the
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from ghostgrad import Dots, GradientEngine, Gram, Norms, Sketcher, Sketches, SketchOptions
+from ghostgrad.influence import top_k
 from ghostgrad.store import GradientStore
 
 Arm = Callable[[], None]
@@ -309,23 +311,62 @@ def report(title: str, times: dict[str, list[float]], memory: dict[str, int], ro
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("setting", choices=("lora", "full", "projection"))
+    parser.add_argument("setting", choices=("lora", "full", "projection", "top"))
     parser.add_argument("--arms", default="plain,norms,dots,sketches,frozen,sketch,stored")
     parser.add_argument("--rounds", type=int, default=51)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="cpu: on a machine that others use too")
+    parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rank", type=int, default=8)
     chosen = parser.parse_args(argv)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
+        if chosen.setting == "top":
+            sys.stdout.write("\n".join(top(chosen.rows, Path(folder) / "store")) + "\n")
+            return
         if chosen.setting == "projection":
             steps: Steps | Building = Building(chosen.batch, chosen.length, Path(folder))
         else:
             model = llama_lora(chosen.rank) if chosen.setting == "lora" else gpt2()
             steps = Steps(model, chosen.batch, chosen.length)
         measure(steps, chosen)
+
+
+def top(rows: int, folder: Path) -> list[str]:
+    """Seconds and GB/s of one top-10 query against those of reading the same file, and the memory it takes."""
+    block = torch.randn(8192, 4096).half()
+    with GradientStore.create(folder, size=4096, dtype=torch.float16, meaning={}) as store:
+        for start in range(0, rows, len(block)):
+            part = block[: min(len(block), rows - start)]
+            store.append([str(n) for n in range(start, start + len(part))], part)
+    store, gigabytes, lines = GradientStore.read(folder), rows * 8192 / 1e9, []
+    query = torch.randn(1, 4096)
+
+    def read() -> None:
+        for _ in store.blocks(256):
+            pass
+
+    for name, work in {
+        "read the file": read,
+        "top 10, inner product": lambda: top_k(store, query, 10, similarity="dot"),
+        "top 10, cosine": lambda: top_k(store, query, 10, similarity="cosine"),
+    }.items():
+        memory, seconds = peak_memory(work), []
+        for _ in range(3):
+            start = time.perf_counter()
+            work()
+            seconds.append(time.perf_counter() - start)
+        best = min(seconds)
+        lines.append(f"| {name} | {best:.2f} | {gigabytes / best:.2f} | {memory / 2**20:.0f} |")
+    head = [
+        f"### top: {rows} rows x 4,096 float16, {gigabytes:.1f} GB",
+        "",
+        "| | s | GB/s | peak MiB |",
+        "|---|--:|--:|--:|",
+    ]
+    return head + lines
 
 
 def measure(steps: Steps | Building, chosen: argparse.Namespace) -> None:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ghostgrad.store import GradientStore
 
-BLOCK_NUMBERS = 1 << 20
-"""Numbers in a block: 2 MiB in half precision, 4 MiB as the float32 it is multiplied in."""
+BLOCK_NUMBERS = 1 << 18
+"""Numbers in a block: half a MiB in half precision, 1 MiB as the float32 it is multiplied in."""
 
 MERGED_ROWS = 1 << 14
 """Rows whose scores wait for one merge into the running top k."""
