@@ -167,6 +167,10 @@ def _sites(
             missing.append(f"  {path or '(the model itself)'}: {_qualified(module)} ({', '.join(parameters)})")
         else:
             sites.append(Site(path, module, entry, parameters))
+    seen = {name for site in sites for name in site.parameters.values()}
+    missing += [
+        f"  {name}: belongs to no module that is called" for name in selected if not missing and name not in seen
+    ]
     if missing:
         raise UnsupportedLayer(
             f"{len(missing)} layers with selected parameters have no per-example gradient rule:\n"

@@ -42,7 +42,7 @@ class Observation:
     ):
         self.engine = engine
         self.anchor: Tensor | None = None
-        self.active = {name for name, p in engine.parameters.items() if probing or p.requires_grad}
+        self.active = [name for name, p in engine.parameters.items() if probing or p.requires_grad]
         self.uses: Counter[str] = Counter()
         if probing:
             some = next(iter(engine.parameters.values()))
@@ -66,9 +66,9 @@ class Observation:
         for observer in observers:
             observer.begin(engine.parameters)
 
-    def _start(self, examples: int | Tensor) -> None:
+    def _start(self, examples: int | Tensor, axes: int | None = None) -> None:
         if isinstance(examples, int):
-            self.layout = Layout(examples)
+            self.layout = Layout(examples, axes=axes)
         else:
             # The only wait for the device: the number of examples must be known to size the results.
             count = int(examples.max()) + 1 if examples.numel() else 0
@@ -78,10 +78,11 @@ class Observation:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Hooks in place inside the block, and gone after it, also when it raises."""
+        active = set(self.active)
         with ExitStack() as stack:
             stack.callback(self.engine.model.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
             for site in self.engine.sites:
-                wanted = {own: name for own, name in site.parameters.items() if name in self.active}
+                wanted = {own: name for own, name in site.parameters.items() if name in active}
                 if wanted:
                     stack.callback(self._install(replace(site, parameters=wanted)))
             if self.anchor is None and (self.whole or self.verifying):
@@ -126,7 +127,7 @@ class Observation:
             first = _first_tensor((args, kwargs))
             if first is None:
                 raise ValueError("the model's input holds no tensor; pass `examples` to observe()")
-            self._start(first.shape[0])
+            self._start(first.shape[0], first.dim())
 
     def _tapped(self, site: Site, args: tuple, kwargs: dict, output: Any) -> Any:
         if self.paused or not torch.is_grad_enabled():

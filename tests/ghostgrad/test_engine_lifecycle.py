@@ -182,6 +182,22 @@ def test_a_layer_whose_rows_are_not_examples_is_refused() -> None:
     torch.testing.assert_close(norms.total(), expected)
 
 
+def test_a_lookup_that_may_be_per_position_is_refused() -> None:
+    """With as many positions as examples the rows would be wrong and the sum right."""
+
+    class Learned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.places = nn.Embedding(9, 4)
+
+        def forward(self, values: Tensor) -> Tensor:
+            return values * self.places(torch.arange(values.shape[1]))
+
+    model, values = Learned(), torch.randn(5, 5, 4)
+    with pytest.raises(UnsupportedLayer, match=r"places.*per position"), GradientEngine(model).observe(Norms()):
+        model(values).sum().backward()
+
+
 def test_a_weight_used_outside_its_module_is_found() -> None:
     class Outside(nn.Module):
         def __init__(self) -> None:

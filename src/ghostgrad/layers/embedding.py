@@ -11,6 +11,13 @@ from ghostgrad.rules import RULES, LayerIO, UnsupportedLayer
 
 
 def _ids(io: LayerIO, ids: Tensor) -> Tensor:
+    """[N] row numbers, those shared by all examples repeated for each."""
+    if ids.dim() == 1 and (io.layout.axes or 0) > 1:
+        # With as many positions as examples nobody could tell, and rows would come out wrong without a sound.
+        raise UnsupportedLayer(
+            "it looks up a vector of row numbers where the model's input has two dimensions or more: one per example, "
+            "or one per position? Say which with `selected`, or look up [1, T]"
+        )
     leading = io.grad_output.shape[0]
     return (ids.expand(leading, *ids.shape[1:]) if ids.shape[0] == 1 != leading else ids).reshape(-1)
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import pytest
 import torch
+import transformers
 from torch import Tensor, nn
-
-transformers = pytest.importorskip("transformers")
-peft = pytest.importorskip("peft")
 
 VOCABULARY = 37
 
