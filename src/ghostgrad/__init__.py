@@ -1,1 +1,33 @@
 """Per-example gradients for any torch model; imports torch and numpy, nothing else."""
+
+from ghostgrad import layers as layers  # registers the rules
+from ghostgrad.engine import TRAINABLE, GradientEngine
+from ghostgrad.forms import Dense, ExampleGradient, OuterProduct, Rows, Transposed
+from ghostgrad.observers import Dots, Gram, Kept, Norms, Observer, Sketches, WeightedSum
+from ghostgrad.rules import RULES, LayerIO, Rule, RuleRegistry, UnsupportedLayer
+from ghostgrad.sketch import PROFILES, Sketcher, SketchOptions
+
+__all__ = [
+    "PROFILES",
+    "RULES",
+    "TRAINABLE",
+    "Dense",
+    "Dots",
+    "ExampleGradient",
+    "GradientEngine",
+    "Gram",
+    "Kept",
+    "LayerIO",
+    "Norms",
+    "Observer",
+    "OuterProduct",
+    "Rows",
+    "Rule",
+    "RuleRegistry",
+    "SketchOptions",
+    "Sketcher",
+    "Sketches",
+    "Transposed",
+    "UnsupportedLayer",
+    "WeightedSum",
+]

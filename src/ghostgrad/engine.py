@@ -1,0 +1,204 @@
+"""The gradient engine: shows every parameter's per-example gradient to observers during an ordinary backward pass.
+
+    engine = GradientEngine(model)
+    norms = Norms()
+    with engine.observe(norms):
+        loss(model(**batch)).backward()
+    norms.total()                                        # [B]
+
+A row's gradient is that row's contribution to whatever was differentiated: for a mean over N tokens each row carries
+the divisor N, and the contributions add up to `p.grad`. The divisor is the caller's.
+
+Each layer is tapped where it gives its output (`ghostgrad.tap`). Nothing is kept on modules, no `requires_grad` is
+touched, and after the `with` block the model is as it was. This file knows rules and observers, not layer types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+
+from ghostgrad.layers import exact
+from ghostgrad.observation import Observation
+from ghostgrad.observers import Observer
+from ghostgrad.rules import RULES, Entry, RuleRegistry, UnsupportedLayer, own_parameters
+
+Select = Callable[[str, nn.Parameter], bool] | Sequence[str]
+
+
+def TRAINABLE(name: str, parameter: nn.Parameter) -> bool:
+    """Selects every parameter that requires a gradient."""
+    return parameter.requires_grad
+
+
+@dataclass(frozen=True)
+class Site:
+    """A module whose output is tapped, its rule, and the model-wide name of each parameter the rule answers for."""
+
+    name: str
+    module: nn.Module
+    entry: Entry
+    parameters: Mapping[str, str]
+
+
+class GradientEngine:
+    """Per-example gradients of the selected parameters of `model`.
+
+    Args:
+        model: any module; its forward's first tensor has one row per example.
+        select: which parameters; a function of name and parameter, or name patterns (`fnmatch`), each of which must
+            match. A tied parameter goes by the first of its names.
+        rules: the layer rules.
+        unsupported: "raise" where a selected parameter has no rule; "exact" to use `torch.func` on that module, one
+            vectorised backward per example, slower and never wrong.
+        verify: on the first observed backward, compare the sum of contributions with the gradient autograd made, and
+            raise with the names of the parameters that differ. Costs about one more weight gradient, once.
+
+    Raises:
+        UnsupportedLayer: selected parameters without a rule, all of them named; a compiled or sharded model.
+        ValueError: a pattern that matches nothing.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        select: Select = TRAINABLE,
+        rules: RuleRegistry = RULES,
+        unsupported: str = "raise",
+        verify: bool = True,
+    ):
+        if unsupported not in ("raise", "exact"):
+            raise ValueError(f'unsupported is {unsupported!r}; accepted are "raise" and "exact"')
+        _refuse_compiled_or_sharded(model)
+        self.model = model
+        self.parameters = _selected(model, select)
+        self.unverified = verify
+        self.mixing = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self.sites = _sites(model, self.parameters, rules, exact.ENTRY if unsupported == "exact" else None)
+
+    @contextmanager
+    def observe(
+        self,
+        *observers: Observer,
+        examples: int | Tensor | None = None,
+        selected: Mapping[str, Tensor] | None = None,
+    ) -> Iterator[None]:
+        """Observe one forward and its backward; without observers nothing is installed.
+
+        Args:
+            observers: what to compute; all share one set of taps. Each is reset here and holds its result afterwards.
+            examples: the number of examples, where it is not the leading dimension of the model's first tensor; or
+                for packed rows a tensor shaped like the leading dimensions [R, T], with the example (0, 1, ...) of
+                each position and -1 for positions that belong to none.
+            selected: for layers that see chosen positions only, [N, d]: module name to the example of each position.
+
+        Raises:
+            UnsupportedLayer: a layer whose output cannot be assigned to examples, or that mixes them.
+            RuntimeError: a second forward after the backward, no backward at all, or a failed verification.
+        """
+        if not observers:
+            yield
+            return
+        _refuse_mixing(self.mixing)
+        observation = Observation(self, observers, examples, selected or {})
+        with observation.installed():
+            yield
+        observation.close()
+
+    @contextmanager
+    def probe(
+        self,
+        *observers: Observer,
+        examples: int | Tensor | None = None,
+        selected: Mapping[str, Tensor] | None = None,
+    ) -> Iterator[Callable[[Tensor], None]]:
+        """Observe without a training step: yields the function to call in place of `loss.backward()`.
+
+        The backward stops at the lowest selected layer and makes no parameter's own gradient, so that it costs less
+        than a training step; `p.grad` is not touched, and selected parameters may be frozen. Arguments and errors are
+        those of `observe`; there must be an observer. Nothing is verified, as there is no gradient to compare with.
+        """
+        if not observers:
+            raise ValueError("probe() without observers computes nothing")
+        _refuse_mixing(self.mixing)
+        observation = Observation(self, observers, examples, selected or {}, probing=True)
+        with observation.installed():
+            yield observation.backward
+        observation.close()
+
+
+def _selected(model: nn.Module, select: Select) -> dict[str, nn.Parameter]:
+    named = dict(model.named_parameters())
+    if callable(select):
+        return {name: parameter for name, parameter in named.items() if select(name, parameter)}
+    unmatched = [pattern for pattern in select if not any(fnmatchcase(name, pattern) for name in named)]
+    if unmatched:
+        raise ValueError(f"patterns that match no parameter: {unmatched}; names look like {list(named)[:3]}")
+    return {name: parameter for name, parameter in named.items() if any(fnmatchcase(name, p) for p in select)}
+
+
+def _sites(
+    model: nn.Module, selected: Mapping[str, nn.Parameter], rules: RuleRegistry, fallback: Entry | None
+) -> list[Site]:
+    names = {id(parameter): name for name, parameter in selected.items()}
+    sites: list[Site] = []
+    missing: list[str] = []
+    owned: set[str] = set()
+    for path, module in model.named_modules():
+        if isinstance(module, nn.ParameterDict | nn.ParameterList) and path:
+            continue  # its parent answers for it
+        below = f"{path}." if path else ""
+        entry = rules.find(module)
+        parameters = {own: names[id(p)] for own, p in own_parameters(module) if id(p) in names}
+        parameters = {own: name for own, name in parameters.items() if below + own not in owned}
+        if entry is not None and (owns := entry.owns(module)):
+            children = dict(module.named_parameters())
+            parameters |= {own: names[id(children[own])] for own in owns if id(children[own]) in names}
+            owned |= {below + own for own in owns}
+        if not parameters:
+            continue
+        entry = entry or fallback
+        if entry is None:
+            missing.append(f"  {path or '(the model itself)'}: {_qualified(module)} ({', '.join(parameters)})")
+        else:
+            sites.append(Site(path, module, entry, parameters))
+    seen = {name for site in sites for name in site.parameters.values()}
+    missing += [
+        f"  {name}: belongs to no module that is called" for name in selected if not missing and name not in seen
+    ]
+    if missing:
+        raise UnsupportedLayer(
+            f"{len(missing)} layers with selected parameters have no per-example gradient rule:\n"
+            + "\n".join(missing)
+            + "\nFreeze them, leave them out with `select`, add a rule with @RULES.register, or pass "
+            + 'unsupported="exact".'
+        )
+    return sites
+
+
+def _qualified(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def _refuse_compiled_or_sharded(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        # Hooks added after compilation are silently not called: the gradients would come out as zeros.
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            raise UnsupportedLayer(f"{path or 'the model'} is compiled; give the engine the model before torch.compile")
+    for name, parameter in model.named_parameters():
+        if hasattr(parameter, "device_mesh"):
+            raise UnsupportedLayer(f"{name} is sharded (a DTensor); per-example gradients of shards are not supported")
+
+
+def _refuse_mixing(batch_norms: list[tuple[str, nn.Module]]) -> None:
+    for path, module in batch_norms:
+        if module.training or module.running_mean is None:
+            raise UnsupportedLayer(
+                f"{path} is a {type(module).__name__} that mixes the examples of a batch: no example has a gradient of "
+                "its own. Put it in eval mode or use GroupNorm."
+            )

@@ -1,0 +1,5 @@
+"""Rules that ship with ghostgrad; importing this package registers them in `ghostgrad.rules.RULES`."""
+
+from ghostgrad.layers import adapters, elementwise, embedding, linear, prompts, relative
+
+__all__ = ["adapters", "elementwise", "embedding", "linear", "prompts", "relative"]

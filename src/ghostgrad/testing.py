@@ -1,0 +1,148 @@
+"""The slow, obviously right reference, and `check_rule` for rules of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ghostgrad.engine import GradientEngine
+from ghostgrad.observers import Dots, Gram, Kept, Norms, Sketches, WeightedSum
+from ghostgrad.rules import RULES, RuleRegistry
+from ghostgrad.sketch import Sketcher, SketchOptions
+
+
+def one_backward_per_example(losses: Tensor, parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
+    """Gradient of each of `losses` [B] with respect to each parameter, by B backward passes: [B, *P] per name."""
+    named = [(name, p) for name, p in parameters if p.requires_grad]
+    rows = [
+        torch.autograd.grad(loss, [p for _, p in named], retain_graph=True, allow_unused=True)
+        for loss in losses.unbind()
+    ]
+    return {
+        name: torch.stack([torch.zeros_like(p) if row[place] is None else row[place].detach() for row in rows])
+        for place, (name, p) in enumerate(named)
+    }
+
+
+def compare(
+    model: nn.Module,
+    losses: Callable[[nn.Module], Tensor],
+    *,
+    rules: RuleRegistry = RULES,
+    unsupported: str = "raise",
+    verify: bool = True,
+    rtol: float = 1e-10,
+    **where: Any,
+) -> dict[str, Tensor]:
+    """Runs every operation through the engine and raises AssertionError where one differs from the reference.
+
+    Args:
+        model: in float64, with the parameters to check trainable.
+        losses: makes each example's contribution [B] from the model; called twice.
+        where: `examples` and `selected` of `GradientEngine.observe`.
+        rtol: relative to the largest number of the reference, times the two norms for inner products.
+
+    Returns:
+        The reference gradients [B, *P] by name.
+    """
+    reference = one_backward_per_example(losses(model), model.named_parameters())
+    flat = {name: value.flatten(1).double() for name, value in reference.items()}
+    random = torch.Generator().manual_seed(0)
+    like = next(iter(reference.values()))
+    examples = len(like)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=random, dtype=torch.float64).to(like)
+
+    directions = [{name: noise(*value.shape[1:]) for name, value in reference.items()} for _ in range(2)]
+    weights = noise(examples)
+    sketcher = Sketcher(
+        {name: tuple(value.shape[1:]) for name, value in reference.items()},
+        SketchOptions(12, 2, ("*",), True, "gaussian", "even", 0, torch.float32),
+        frozenset(),
+    )
+    observers = (
+        Norms(),
+        Dots(directions[0]),
+        Dots(directions=directions),
+        Gram(),
+        WeightedSum(weights),
+        Sketches(sketcher),
+        Kept(),
+    )
+    norms, dots, several, gram, total, sketches, kept = observers
+    engine = GradientEngine(model, rules=rules, unsupported=unsupported, verify=verify)
+    with engine.observe(*observers, **where):
+        losses(model).sum().backward()
+    problems: list[str] = []
+    # A gradient that is zero by symmetry (the bias of attention keys) holds nothing but rounding of larger ones.
+    floor = 1e-4 * max(float(torch.linalg.vector_norm(rows, dim=1).max()) for rows in flat.values())
+
+    def expect(what: str, name: str, found: Tensor | None, wanted: Tensor, scale: Tensor | float) -> None:
+        if found is None:
+            if wanted.any():
+                problems.append(f"{what} of {name}: nothing was seen")
+        elif found.shape != wanted.shape:
+            problems.append(f"{what} of {name}: shape {list(found.shape)}, expected {list(wanted.shape)}")
+        else:
+            error = float(((found.double() - wanted).abs() / (scale + 1e-300)).max()) if wanted.numel() else 0.0
+            if not error <= rtol:
+                problems.append(f"{what} of {name}: off by {error:.1e}, allowed {rtol:.0e}")
+
+    for name, rows in flat.items():
+        shape = reference[name].shape[1:]
+        length = torch.linalg.vector_norm(rows, dim=1)
+        largest = length.max().clamp_min(floor)
+        projection = sketcher[name]
+        matrices = rows.view(examples, *projection.shape)
+        projected = projection.left(projection.right(matrices).mT).mT.flatten(1)
+        towards = torch.stack([direction[name].double().flatten() for direction in directions], 1)
+        expect("norm", name, norms.values.get(name), length.square(), largest.square())
+        expect("dot", name, dots.values.get(name), rows @ towards[:, 0], largest * towards.norm())
+        expect("dots", name, several.values.get(name), rows @ towards, largest * towards.norm())
+        expect("gram", name, gram.values.get(name), rows @ rows.mT, largest.square())
+        expect("sum", name, total.values.get(name), (weights.double() @ rows).view(shape), largest * weights.norm())
+        expect("sketch", name, sketches.values.get(name), projected, largest * 10)
+        made = kept.values.get(name)
+        expect("gradient", name, None if made is None else made.materialize(), reference[name].double(), largest)
+    if problems:
+        raise AssertionError("\n".join(problems))
+    return reference
+
+
+def check_rule(
+    module: nn.Module, *inputs: Any, rules: RuleRegistry = RULES, rtol: float = 1e-10, **kwargs: Any
+) -> None:
+    """Raises AssertionError unless the rule of `module` is exact on these inputs.
+
+    Args:
+        module: the layer; a float64 copy is checked, with random parameters, so that a 1 or a 0 hides nothing.
+        inputs, kwargs: what the layer is called with; floating tensors are used in float64. The first tensor has one
+            row per example.
+        rules: where the rule is registered.
+    """
+    import copy
+
+    random = torch.Generator().manual_seed(0)
+    twin = copy.deepcopy(module).double()
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=random, dtype=torch.float64) * 0.5 + 0.1)
+    inputs = tuple(_double(value) for value in inputs)
+    kwargs = {name: _double(value) for name, value in kwargs.items()}
+
+    def losses(layer: nn.Module) -> Tensor:
+        output = layer(*inputs, **kwargs)
+        examples = next(value for value in (*inputs, *kwargs.values()) if isinstance(value, Tensor)).shape[0]
+        mask = torch.randn(examples, *output.shape[1:], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        # Not linear in the output: the gradient differs from example to example also where inputs are equal.
+        return ((output + 0.3 * output.square()) * mask).flatten(1).sum(1)
+
+    compare(twin, losses, rules=rules, rtol=rtol)
+
+
+def _double(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value

@@ -1,0 +1,158 @@
+"""In-run values: how much each example's gradient lowers the guide loss through the step it takes part in.
+
+The value of row i at step t is  lr_t · c_t · ⟨∇L_guide / (√v̂_{t−1} + ε), g_i⟩  for AdamW and
+lr_t · c_t · ⟨∇L_guide, g_i⟩  for SGD: g_i the row's contribution to the step's gradient, c_t the step's clip factor,
+v̂ the optimizer's own second moment before the update. First order in the learning rate (Wang et al. 2024,
+arXiv 2406.11011, equation 3); unit momentum weight: a row is credited with all the movement its gradient will cause.
+Positive lowered the guide loss.
+
+    values = InRunValues(engine.parameters, optimizer, "adamw")
+    dots = values.open_step(guide)
+    with engine.observe(dots): ...           # every micro-batch
+    values.add(ids)                          # after every micro-batch
+    ...clip, optimizer.step()...
+    step = values.close_step(clip_factor)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ghostgrad.observers import Dots
+
+
+@dataclass(frozen=True)
+class StepValues:
+    """The values of one step's rows.
+
+    Attributes:
+        ids: of the rows, in the order they came.
+        names: of the scored parameters.
+        values: [rows, parameters] on the host; rows sum to the row's value, columns to the parameter's.
+        unscored: parameters of the guide that had no second moment yet (their first update); their share is unknown.
+    """
+
+    ids: list[str]
+    names: list[str]
+    values: Tensor
+    unscored: list[str]
+
+    def by_row(self) -> list[float | None]:
+        """The value of each row, None where no parameter could be scored."""
+        return self.values.sum(1).tolist() if self.names else [None] * len(self.ids)
+
+
+@dataclass
+class RowTotal:
+    """What one row gained over a run: sum of its values, and the steps it was scored and seen in."""
+
+    value: float = 0.0
+    steps_scored: int = 0
+    steps_seen: int = 0
+
+
+@dataclass
+class InRunValues:
+    """Values of every row of a run, step by step and in total.
+
+    Args:
+        parameters: name to parameter, those the engine observes.
+        optimizer: the run's own; read, never changed.
+        kind: "adamw" reads the optimizer's second moments; "sgd" scores a plain step.
+
+    Raises:
+        ValueError: an unknown kind, or an optimizer whose step the kind does not describe.
+    """
+
+    parameters: Mapping[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    kind: Literal["adamw", "sgd"]
+    totals: dict[str, RowTotal] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("adamw", "sgd"):
+            raise ValueError(f"kind is {self.kind!r}; accepted are adamw, sgd")
+        needed = {"lr", "betas", "eps"} if self.kind == "adamw" else {"lr"}
+        for group in self.optimizer.param_groups:
+            if not needed <= set(group) or group.get("maximize"):
+                raise ValueError(f"{type(self.optimizer).__name__} takes no {self.kind} step: needs {sorted(needed)}")
+        self._dots: Dots | None = None
+        self._rows: list[tuple[list[str], dict[str, Tensor]]] = []
+        self._unscored: list[str] = []
+
+    def open_step(self, guide: Mapping[str, Tensor]) -> Dots:
+        """The observer of this step's micro-batches; call before the optimizer's update.
+
+        Args:
+            guide: parameter name to the gradient of the guide loss.
+        """
+        if self._rows:
+            raise RuntimeError("the step before was not closed")
+        groups = {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
+        directions, self._unscored = {}, []
+        for name, gradient in guide.items():
+            parameter = self.parameters[name]
+            group = groups.get(id(parameter))
+            if group is None:
+                raise ValueError(f"the optimizer does not train {name}")
+            scale = self._scale(self.optimizer.state.get(parameter, {}), group)
+            if scale is None:
+                self._unscored.append(name)
+            else:
+                directions[name] = gradient * scale
+        self._dots = Dots(directions)
+        return self._dots
+
+    def _scale(self, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor | float | None:
+        """lr / (√v̂ + ε) element by element; None before the parameter's first update."""
+        if self.kind == "sgd":
+            return float(group["lr"])
+        if not state:
+            return None
+        missing = {"exp_avg_sq", "step"} - set(state)
+        if missing:
+            raise ValueError(f"{type(self.optimizer).__name__} keeps no {sorted(missing)}: its step is not AdamW's")
+        second = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
+        corrected = second.float() / (1 - group["betas"][1] ** float(state["step"]))
+        return float(group["lr"]) / (corrected.sqrt() + group["eps"])
+
+    def add(self, ids: Sequence[str]) -> None:
+        """Takes the observed micro-batch; `ids` in the order of its rows. Nothing is copied to the host yet."""
+        if self._dots is None:
+            raise RuntimeError("open_step() comes before add()")
+        self._rows.append((list(ids), dict(self._dots.values)))
+
+    def close_step(self, clip_factor: float | Tensor = 1.0) -> StepValues:
+        """The step's values, added to `totals`; one copy to the host.
+
+        Args:
+            clip_factor: what the gradient was multiplied with, min(1, max_norm / norm); 1 without clipping.
+        """
+        if self._dots is None:
+            raise RuntimeError("open_step() comes before close_step()")
+        names = [name for name in self._dots.directions[0] if any(name in values for _, values in self._rows)]
+        ids = [name for some, _ in self._rows for name in some]
+        parts = []
+        for some, values in self._rows:
+            columns = [values.get(name) for name in names]
+            zero = next((torch.zeros_like(c) for c in columns if c is not None), torch.zeros(len(some)))
+            parts.append(
+                torch.stack([zero if c is None else c for c in columns], 1) if names else zero.unsqueeze(1)[:, :0]
+            )
+        table = (torch.cat(parts) * clip_factor).cpu() if parts else torch.zeros(0, len(names))
+        if len(table) != len(ids):
+            raise ValueError(f"{len(ids)} ids for {len(table)} observed rows")
+        step = StepValues(ids, names, table, list(self._unscored))
+        for name, value in zip(ids, step.by_row(), strict=True):
+            total = self.totals.setdefault(name, RowTotal())
+            total.steps_seen += 1
+            if value is not None:
+                total.value += value
+                total.steps_scored += 1
+        self._dots, self._rows = None, []
+        return step

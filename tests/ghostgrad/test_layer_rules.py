@@ -1,0 +1,177 @@
+"""Every rule that needs only torch, for 1, 2, 4 and 8 examples; a wrong rule; what has no rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ghostgrad import RULES, Dense, GradientEngine, LayerIO, Norms, OuterProduct, UnsupportedLayer
+from ghostgrad.testing import check_rule, compare
+
+X = torch.randn
+CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor]]] = {
+    "linear": (lambda: nn.Linear(5, 7), lambda b: X(b, 6, 5)),
+    "linear without bias": (lambda: nn.Linear(5, 7, bias=False), lambda b: X(b, 6, 5)),
+    "linear on vectors": (lambda: nn.Linear(5, 7), lambda b: X(b, 5)),
+    "linear on two length axes": (lambda: nn.Linear(5, 7), lambda b: X(b, 3, 2, 5)),
+    "linear, gradient smaller than its Gram": (lambda: nn.Linear(2, 2), lambda b: X(b, 40, 2)),
+    "embedding": (lambda: nn.Embedding(6, 4), lambda b: torch.randint(0, 6, (b, 9))),
+    "embedding with padding": (lambda: nn.Embedding(6, 4, padding_idx=2), lambda b: torch.randint(0, 6, (b, 9))),
+    "embedding of one id": (lambda: nn.Embedding(6, 4), lambda b: torch.randint(0, 6, (b,))),
+    "layer norm": (lambda: nn.LayerNorm(6), lambda b: X(b, 3, 6)),
+    "layer norm over two axes": (lambda: nn.LayerNorm((3, 6)), lambda b: X(b, 3, 6)),
+    "layer norm without bias": (lambda: nn.LayerNorm(6, bias=False), lambda b: X(b, 3, 6)),
+    "rms norm": (lambda: nn.RMSNorm(6), lambda b: X(b, 3, 6)),
+}
+for name, settings in {
+    "": {},
+    ", strided": {"stride": 2, "padding": 1},
+    ", dilated": {"dilation": 2, "bias": False},
+    ", same": {"padding": "same"},
+    ", grouped": {"groups": 2},
+    ", circular": {"padding": 1, "padding_mode": "circular"},
+}.items():
+    CASES["conv1d" + name] = (lambda s=settings: nn.Conv1d(4, 6, 3, **s), lambda b: X(b, 4, 9))
+    CASES["conv2d" + name] = (lambda s=settings: nn.Conv2d(4, 6, (3, 1), **s), lambda b: X(b, 4, 7, 8))
+
+
+@pytest.mark.parametrize("examples", [1, 2, 4, 8])
+@pytest.mark.parametrize("case", list(CASES))
+def test_rule(case: str, examples: int) -> None:
+    torch.manual_seed(0)
+    make, given = CASES[case]
+    check_rule(make(), given(examples))
+
+
+@pytest.mark.parametrize("case", ["linear", "linear without bias", "layer norm", "conv1d", "conv2d"])
+@pytest.mark.parametrize("frozen", ["weight", "bias"])
+def test_one_of_two_parameters_frozen(case: str, frozen: str) -> None:
+    torch.manual_seed(0)
+    make, given = CASES[case]
+    layer, values = make().double(), given(3).double()
+    if getattr(layer, frozen) is None or getattr(layer, "bias", None) is None:
+        pytest.skip("has only one parameter")
+    getattr(layer, frozen).requires_grad_(False)
+    compare(layer, lambda layer: layer(values).square().flatten(1).sum(1))
+
+
+def test_a_rule_for_a_layer_of_ones_own() -> None:
+    class Scale(nn.Module):
+        def __init__(self, features: int):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(features))
+
+        def forward(self, values: Tensor) -> Tensor:
+            return values * self.weight
+
+    rules = RULES.copy()
+
+    @rules.register(Scale)
+    def scale(module: Scale, io: LayerIO) -> dict[str, Dense]:
+        return {"weight": Dense(io.total(io.grad_output * io.input))}
+
+    check_rule(Scale(8), X(4, 5, 8), rules=rules)
+    with pytest.raises(UnsupportedLayer, match="Scale"):
+        GradientEngine(Scale(8))
+
+
+WRONG = {
+    "sums before multiplying": lambda m, io: {
+        "weight": OuterProduct(io.grad_output.sum(1, keepdim=True), io.input.sum(1, keepdim=True))
+    },
+    "swaps the examples": lambda m, io: {"weight": OuterProduct(io.grad_output.flip(0), io.input.flip(0))},
+    "halves": lambda m, io: {"weight": OuterProduct(io.grad_output / 2, io.input)},
+    "forgets the parameter": lambda m, io: {},
+    "shifts one position": lambda m, io: {"weight": OuterProduct(io.grad_output.roll(1, 1), io.input)},
+}
+
+
+@pytest.mark.parametrize("mistake", list(WRONG))
+def test_a_wrong_rule_fails(mistake: str) -> None:
+    rules = RULES.copy()
+    rules.register(nn.Linear)(WRONG[mistake])
+    layer = nn.Linear(5, 5, bias=False)
+    with pytest.raises((AssertionError, RuntimeError)):
+        check_rule(layer, X(4, 6, 5), rules=rules)
+
+
+@pytest.mark.parametrize("mistake", [name for name in WRONG if name != "swaps the examples"])
+def test_verification_names_the_layer_of_a_wrong_rule(mistake: str) -> None:
+    """Swapped examples have the right sum: only the comparison row by row finds them."""
+    rules = RULES.copy()
+    rules.register(nn.Linear)(WRONG[mistake])
+    model = nn.Sequential(nn.LayerNorm(5), nn.Linear(5, 5, bias=False))
+    engine = GradientEngine(model, rules=rules)
+    with pytest.raises(RuntimeError, match=r"do not add up to the gradient of: 1\.weight"), engine.observe(Norms()):
+        model(X(4, 6, 5)).square().sum().backward()
+
+
+def test_all_layers_without_a_rule_are_named_together() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.PReLU(), nn.Bilinear(4, 4, 4), nn.GRU(4, 4))
+    with pytest.raises(UnsupportedLayer) as caught:
+        GradientEngine(model)
+    text = str(caught.value)
+    assert "3 layers" in text and all(word in text for word in ("1: ", "PReLU", "Bilinear", "GRU", "weight_ih_l0"))
+    GradientEngine(model, select=["0.*"])
+    model[1:].requires_grad_(False)
+    GradientEngine(model)
+
+
+def test_a_subclass_with_its_own_forward_has_no_rule() -> None:
+    class Doubling(nn.Linear):
+        def forward(self, values: Tensor) -> Tensor:
+            return 2 * super().forward(values)
+
+    class Renamed(nn.Linear):
+        pass
+
+    with pytest.raises(UnsupportedLayer, match="Doubling"):
+        GradientEngine(Doubling(3, 3))
+    check_rule(Renamed(3, 3), X(4, 3))
+
+
+@pytest.mark.parametrize("examples", [1, 2, 8])
+@pytest.mark.parametrize("make", [nn.PReLU, lambda: nn.GroupNorm(2, 6), lambda: nn.Conv3d(6, 2, 1)])
+def test_any_layer_through_the_exact_fallback(make: Callable[[], nn.Module], examples: int) -> None:
+    torch.manual_seed(0)
+    layer = make().double()
+    shape = (examples, 6, 2, 2, 2) if isinstance(layer, nn.Conv3d) else (examples, 6, 3)
+    values = X(*shape).double()
+    compare(layer, lambda layer: layer(values).square().flatten(1).sum(1), unsupported="exact")
+
+
+def test_parameters_in_dicts_and_lists_belong_to_their_owner() -> None:
+    class Mixture(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scales = nn.ParameterDict({"a": nn.Parameter(torch.randn(4)), "b": nn.Parameter(torch.randn(4))})
+            self.shifts = nn.ParameterList([nn.Parameter(torch.randn(4))])
+
+        def forward(self, values: Tensor) -> Tensor:
+            return values * self.scales["a"] * self.scales["b"] + self.shifts[0]
+
+    values = X(4, 3, 4).double()
+    with pytest.raises(UnsupportedLayer, match=r"scales\.a, scales\.b, shifts\.0"):
+        GradientEngine(Mixture())
+    compare(Mixture().double(), lambda m: m(values).square().flatten(1).sum(1), unsupported="exact")
+
+
+@pytest.mark.parametrize("settings", [{"max_norm": 1.0}, {"scale_grad_by_freq": True}])
+def test_embeddings_that_mix_examples_are_refused(settings: dict[str, object]) -> None:
+    table = nn.Embedding(6, 4, **settings)
+    engine = GradientEngine(table, verify=False)
+    with pytest.raises(UnsupportedLayer, match="mixes the examples"), engine.observe(Norms()):
+        table(torch.randint(0, 6, (3, 5))).sum().backward()
+
+
+def test_a_pattern_that_matches_nothing_and_unknown_choices_are_errors() -> None:
+    layer = nn.Linear(3, 3)
+    with pytest.raises(ValueError, match=r"match no parameter.*gate_proj"):
+        GradientEngine(layer, select=["weight", "gate_proj*"])
+    with pytest.raises(ValueError, match="accepted are"):
+        GradientEngine(layer, unsupported="skip")
+    with pytest.raises(ValueError, match="accepted are"):
+        RULES.register(nn.Linear, keep="everything")
