@@ -175,12 +175,13 @@ def chat(
         str, typer.Argument(metavar="RUN_OR_MODEL", help="Run directory, model folder, hub id or builtin:tiny.")
     ],
     prompt: Annotated[str, typer.Option("--prompt", help="What to ask.")],
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", show_default=True)] = "auto",
     as_json: Json = False,
 ) -> None:
     """Answer one prompt, greedily, with the template the run was trained with."""
     from ghosttune.inference.pipeline import Pipeline
 
-    answer = Pipeline.open(run_or_model).generate([prompt])[0]
+    answer = Pipeline.open(run_or_model, device).generate([prompt])[0]
     typer.echo(json.dumps(vars(answer), ensure_ascii=False) if as_json else answer.text)
 
 

@@ -14,7 +14,7 @@ from ghosttune.data.records import Turn
 from ghosttune.data.templates import Template
 from ghosttune.errors import RunError
 from ghosttune.inference.generating import Answer, generate
-from ghosttune.models.loading import device_of, load_adapter, load_model, load_tokenizer, longest_input
+from ghosttune.models.loading import inference_device, load_adapter, load_model, load_tokenizer, longest_input
 from ghosttune.run.directory import RunDir
 
 
@@ -27,8 +27,11 @@ class Pipeline:
         self.max_new_tokens = max_new_tokens
 
     @classmethod
-    def from_run(cls, path: str | Path, which: str = "adapter") -> Pipeline:
-        """The best adapter of a run (`which="last"`: the last one) on its base model; RunError when there is none."""
+    def from_run(cls, path: str | Path, which: str = "adapter", device: str = "auto") -> Pipeline:
+        """The best adapter of a run (`which="last"`: the last one) on its base model; RunError when there is none.
+
+        `device` is where it answers, whatever it was trained on; `auto` takes the GPU where there is one.
+        """
         run = RunDir(path).open()
         folder = run.last if which == "last" else run.adapter
         if not folder.is_dir():
@@ -36,23 +39,24 @@ class Pipeline:
                 f"{run.path} has no {folder.name}/ yet; finish it with `ghosttune train --resume --out {run.path}`"
             )
         config = load_config(run.config)
-        return cls(load_adapter(_base(config), folder), encoder_of(config), config.evaluate.max_new_tokens)
+        model = load_adapter(_base(config, device), folder)
+        return cls(model, encoder_of(config), config.evaluate.max_new_tokens)
 
     @classmethod
-    def from_model(cls, name: str, max_new_tokens: int = 128) -> Pipeline:
+    def from_model(cls, name: str, max_new_tokens: int = 128, device: str = "auto") -> Pipeline:
         """An untouched model: hub id, folder or `builtin:tiny`."""
         config = load_config({"model": {"name": name}, "data": {"train": {"path": "builtin:rows"}}})
         tokenizer = load_tokenizer(config.model)
         template = Template("chat" if tokenizer.chat_template else "plain", tokenizer)
-        return cls(_base(config), Encoder(template, config.data.max_length, "completion"), max_new_tokens)
+        return cls(_base(config, device), Encoder(template, config.data.max_length, "completion"), max_new_tokens)
 
     @classmethod
-    def open(cls, run_or_model: str | Path) -> Pipeline:
+    def open(cls, run_or_model: str | Path, device: str = "auto") -> Pipeline:
         """Whichever of the two `run_or_model` is."""
         is_run = RunDir(run_or_model).exists
         if not is_run and Path(run_or_model).is_dir() and not (Path(run_or_model) / "config.json").is_file():
             raise RunError(f"{run_or_model} is neither a run (no run.json) nor a model folder (no config.json)")
-        return cls.from_run(run_or_model) if is_run else cls.from_model(str(run_or_model))
+        return cls.from_run(run_or_model, device=device) if is_run else cls.from_model(str(run_or_model), device=device)
 
     def generate(
         self, prompts: Sequence[str | Sequence[Turn]], *, max_new_tokens: int | None = None, adapter: bool = True
@@ -87,6 +91,5 @@ def encoder_of(config: RunConfig) -> Encoder:
     return Encoder(template, config.data.max_length, config.data.loss_on)
 
 
-def _base(config: RunConfig) -> Any:
-    device = "cpu" if config.model.device == "auto" else device_of(config.model)
-    return load_model(config.model, config.train.seed).to(device).eval()
+def _base(config: RunConfig, device: str) -> Any:
+    return load_model(config.model, config.train.seed).to(inference_device(device)).eval()

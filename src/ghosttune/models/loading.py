@@ -98,6 +98,19 @@ def device_of(settings: ModelSettings) -> torch.device:
     return torch.device(settings.device)
 
 
+def inference_device(name: str) -> torch.device:
+    """The device a model answers on: `auto` is the GPU where there is one; ModelError when the asked one is not there."""
+    import torch
+
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    try:
+        return torch.empty(0, device=chosen).device
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"device {name} cannot be used: {_first_line(error)}; give auto, cpu, cuda or cuda:N"
+        ) from error
+
+
 def revision_of(model: PreTrainedModel) -> str | None:
     """Commit of a hub model; None for a folder."""
     return getattr(model.config, "_commit_hash", None)
