@@ -99,7 +99,7 @@ def device_of(settings: ModelSettings) -> torch.device:
 
 
 def inference_device(name: str) -> torch.device:
-    """The device a model answers on: `auto` is the GPU where there is one; ModelError when the asked one is not there."""
+    """The device a model answers on: `auto` is the GPU where there is one; ModelError when the asked one is missing."""
     import torch
 
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
