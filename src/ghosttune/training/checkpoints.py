@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
@@ -45,9 +50,10 @@ def write_checkpoint(
     def fill(partial: Path) -> None:
         write_adapter(model, partial)
         names = parameter_names(model)
-        save_file(_optimizer_tensors(optimizer, names), str(partial / OPTIMIZER))
         arrays, words = _random_state()
-        save_arrays(arrays, str(partial / RANDOM))
+        with _errors_of_the_disk():
+            save_file(_optimizer_tensors(optimizer, names), str(partial / OPTIMIZER))
+            save_arrays(arrays, str(partial / RANDOM))
         state = {"schedule": schedule, "counters": counters, "random": words, "groups": _group_options(optimizer)}
         (partial / STATE).write_text(json.dumps(state))
         (partial / "trainer_state.json").write_text(trainer_state)
@@ -59,8 +65,21 @@ def write_checkpoint(
 
 def write_adapter(model: peft.PeftModel, folder: Path) -> None:
     """The adapter in PEFT's own format."""
-    model.save_pretrained(str(folder), safe_serialization=True)
+    with _errors_of_the_disk():
+        model.save_pretrained(str(folder), safe_serialization=True)
     (folder / "README.md").unlink(missing_ok=True)  # a model card nobody wrote
+
+
+@contextmanager
+def _errors_of_the_disk() -> Iterator[None]:
+    """safetensors reports a full disk in words only; the caller wants the error the system gave."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def verify(folder: Path) -> None:
