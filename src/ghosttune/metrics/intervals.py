@@ -1,17 +1,21 @@
-"""How sure a number is: bootstrap intervals over rows."""
+"""How sure a number is: 95 % intervals over rows."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 RESAMPLES = 2000
+FEWEST_ROWS = 6
+"""Fewer rows cannot tell anything at 95 %: even if all of them agree, chance does that in 2 of 2**n cases."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with the central 95 % of its bootstrap distribution."""
+    """A value with its 95 % interval, from `n` rows."""
 
     value: float
     low: float
@@ -19,11 +23,11 @@ class Interval:
     n: int
 
     def as_dict(self) -> dict[str, float]:
-        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
+        return asdict(self)
 
 
 def mean_ratio(totals: np.ndarray, weights: np.ndarray, seed: int = 0) -> Interval:
-    """Sum of `totals` over sum of `weights`, rows resampled together: a loss per target, or with weights 1 a mean."""
+    """Sum of `totals` over sum of `weights`, such as a loss per target, with its bootstrap interval over rows."""
     random = np.random.default_rng(seed)
     picks = random.integers(0, len(totals), (RESAMPLES, len(totals)))
     resampled = totals[picks].sum(1) / weights[picks].sum(1)
@@ -31,8 +35,17 @@ def mean_ratio(totals: np.ndarray, weights: np.ndarray, seed: int = 0) -> Interv
     return Interval(float(totals.sum() / weights.sum()), float(low), float(high), len(totals))
 
 
+def share(hits: Sequence[bool]) -> Interval:
+    """The share of rows that are true, with Wilson's interval (1927), which stays honest at 0 % and 100 %."""
+    n, z = len(hits), 1.959964
+    value = sum(hits) / n
+    centre = (value + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(value * (1 - value) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return Interval(value, max(0.0, centre - half), min(1.0, centre + half), n)
+
+
 def verdict(change: Interval) -> str:
-    """`better`, `worse` or `not distinguishable` for a change of a loss."""
-    if change.high < 0:
-        return "better"
-    return "worse" if change.low > 0 else "not distinguishable"
+    """`better`, `worse` or `not distinguishable` for the change of a loss."""
+    if change.n < FEWEST_ROWS or change.low <= 0 <= change.high:
+        return "not distinguishable"
+    return "better" if change.high < 0 else "worse"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
+from ghosttune.data.records import Record
 from ghosttune.data.splitting import sample
+from ghosttune.inference.generating import Answer
 from ghosttune.inference.pipeline import Pipeline
-from ghosttune.metrics.intervals import mean_ratio
+from ghosttune.metrics.intervals import share
 from ghosttune.run.directory import RunDir, write_json, write_jsonl
 from ghosttune.training.watching import Listener
 from ghosttune.workflows.prepare import Prepared
@@ -31,32 +31,24 @@ def answer_dev_rows(run: RunDir, prepared: Prepared, model: Any, listen: Listene
             "output": answer.text,
             "reference": record.reference,
             "base_output": untouched.text,
-            "exact_match": answer.text == _normal(record.reference),
+            "exact_match": _is_exact(answer, record),
             "stopped": answer.stopped,
             "tokens": answer.tokens,
         }
         for record, answer, untouched in zip(records, answers, base, strict=True)
     ]
     write_jsonl(run.predictions("dev"), rows)
-    scores = {
-        "adapter": {
-            "exact_match": _share([bool(row["exact_match"]) for row in rows]),
-            "stopped": _share([bool(row["stopped"]) for row in rows]),
-        },
-        "base": {
-            "exact_match": _share(
-                [answer.text == _normal(record.reference) for answer, record in zip(base, records, strict=True)]
-            ),
-            "stopped": _share([answer.stopped for answer in base]),
-        },
-    }
+    scores = {"adapter": _scores(answers, records), "base": _scores(base, records)}
     write_json(run.evaluation, {"dev": scores, "left_out": len(asked) - len(records)})
     listen({"event": "answers", "scores": scores, "rows": rows})
 
 
-def _normal(text: str | None) -> str:
-    return (text or "").strip()
+def _scores(answers: list[Answer], records: list[Record]) -> dict[str, Any]:
+    """Shares of answers that equal the reference, and that end by themselves, with intervals."""
+    exact = [_is_exact(answer, record) for answer, record in zip(answers, records, strict=True)]
+    stopped = [answer.stopped for answer in answers]
+    return {"exact_match": share(exact).as_dict(), "stopped": share(stopped).as_dict()}
 
 
-def _share(hits: list[bool]) -> dict[str, float]:
-    return mean_ratio(np.array(hits, float), np.ones(len(hits))).as_dict()
+def _is_exact(answer: Answer, record: Record) -> bool:
+    return answer.text == (record.reference or "").strip()
