@@ -123,7 +123,7 @@ class Display:
                 self.line(f"{title} {base['value']:.0%} -> {adapter['value']:.0%} ({interval})")
             self._one_answer(run.predictions)
         self.line(f"adapter    {run.folder.adapter} (best: step {judged['best_step']}), loads with PEFT alone")
-        self.line(f"try        ghosttune chat {run.path} --prompt {_quoted(run.predictions)}")
+        self.line(f"try        ghosttune chat {shlex.quote(str(run.path))} --prompt {_quoted(run.predictions)}")
 
     def _one_answer(self, rows: list[dict[str, Any]]) -> None:
         """One row that the adapter got right where there is one, beside the untouched base."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,41 +20,67 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+HUB_SECONDS = 15
+"""How long to wait for the hub's answer."""
+
+
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     """The model's own tokenizer; ModelError when there is none to be had."""
     from transformers import AutoTokenizer
 
-    name = _place(settings.name)
-    try:
-        return AutoTokenizer.from_pretrained(name, **_hub_arguments(settings))
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise ModelError(_explained(settings, "tokenizer", error)) from error
+    place, arguments = _located(settings)
+    with _explained(settings, "tokenizer"):
+        return AutoTokenizer.from_pretrained(place, **arguments)
 
 
 def load_model(settings: ModelSettings, seed: int) -> PreTrainedModel:
     """The base model on the CPU in its declared dtype, every parameter frozen.
 
-    `init: random` takes the shape only and draws the weights from `seed`. Pickled weights are refused.
+    `init: random` takes the shape only and draws the weights from `seed`. ModelError when weights are pickled, damaged
+    or incomplete, and when the model sees the words it is to predict.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    name = _place(settings.name)
     dtype = getattr(torch, settings.dtype)
-    try:
+    place, arguments = _located(settings)
+    with _explained(settings, "model"):
         if settings.init == "random":
             torch.manual_seed(seed)
-            config = AutoConfig.from_pretrained(name, **_hub_arguments(settings))
+            config = AutoConfig.from_pretrained(place, **arguments)
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=settings.trust_remote_code)
         else:
-            model = AutoModelForCausalLM.from_pretrained(
-                name, dtype=dtype, use_safetensors=True, **_hub_arguments(settings)
+            model, found = AutoModelForCausalLM.from_pretrained(
+                place, dtype=dtype, use_safetensors=True, output_loading_info=True, **arguments
             )
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise ModelError(_explained(settings, "model", error)) from error
+            _require_complete(settings, found["missing_keys"])
+    _require_causal(settings, model)
     return model.requires_grad_(False)
+
+
+def _require_complete(settings: ModelSettings, missing: Iterable[str]) -> None:
+    """Transformers draws missing weights at random and goes on; a run must not."""
+    names = sorted(missing)
+    if names:
+        raise ModelError(
+            f"the weights of {settings.name} lack {len(names)} tensors of the model: {listed(names, 5)}; "
+            "get the complete weights, or start from scratch with model.init: random"
+        )
+
+
+def _require_causal(settings: ModelSettings, model: PreTrainedModel) -> None:
+    """Asks the model itself: what it says of a word must not depend on the words behind it."""
+    import torch
+
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([[0, 1, 0], [0, 1, 1]]), use_cache=False).logits[:, :2].float()
+    if not torch.allclose(logits[0], logits[1], rtol=1e-3, atol=1e-4, equal_nan=True):
+        raise ModelError(
+            f"{settings.name} reads in both directions: it would see the words it is to predict. "
+            "Causal language modelling needs a decoder, such as a Llama or GPT-2"
+        )
 
 
 def longest_input(model: PreTrainedModel) -> int | None:
@@ -124,31 +150,71 @@ def _without_upstream_warnings() -> Iterator[None]:
         yield
 
 
-def _place(name: str) -> str:
-    if name.startswith("builtin:"):
-        if name not in BUILTIN_MODELS:
-            raise ModelError(f"no built-in model is called {name} (known: {listed(BUILTIN_MODELS)})")
-        return str(builtin_model_folder(name))
-    if name.startswith(("/", "./", "../", "~")) and not Path(name).expanduser().is_dir():
-        raise ModelError(f"model.name {name} is not a folder")
-    return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+def _located(settings: ModelSettings) -> tuple[str, dict[str, Any]]:
+    """What to hand to `from_pretrained`, and with which arguments; a cached hub id does not touch the network."""
+    arguments: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
+    if settings.name.startswith("builtin:"):
+        if settings.name not in BUILTIN_MODELS:
+            raise ModelError(f"no built-in model is called {settings.name} (known: {listed(BUILTIN_MODELS)})")
+        return str(builtin_model_folder(settings.name)), arguments
+    path = Path(settings.name).expanduser()
+    if path.exists() or settings.name.startswith(("/", "./", "../", "~")):
+        _require_model_folder(path)
+        return str(path), arguments
+    arguments["revision"] = settings.revision or "main"
+    return settings.name, {**arguments, "local_files_only": _is_cached(settings.name, arguments["revision"])}
 
 
-def _hub_arguments(settings: ModelSettings) -> dict[str, Any]:
-    return {"revision": settings.revision or "main", "trust_remote_code": settings.trust_remote_code}
+def _require_model_folder(path: Path) -> None:
+    if not path.is_dir():
+        raise ModelError(f"model.name {path} is not a folder")
+    if (path / "config.json").is_file():
+        return
+    if (path / "run.json").is_file():
+        raise ModelError(f"model.name {path} is a run; give the model it was trained from, or `ghosttune chat {path}`")
+    if (path / "adapter_config.json").is_file():
+        raise ModelError(f"model.name {path} holds an adapter; give the model it was trained from")
+    raise ModelError(f"model.name {path} holds no model: there is no config.json in it")
 
 
-def _explained(settings: ModelSettings, what: str, error: Exception) -> str:
-    message = _first_line(error)
-    if "trust_remote_code" in str(error):
-        message += "; set model.trust_remote_code: true only after reading that code"
-    elif "safetensors" in str(error):
-        message += "; only safetensors weights are loaded (pickled ones can run code): convert them first"
-    elif not Path(settings.name).is_dir():
-        message += "; give a folder, a cached hub id, or builtin:tiny (hub ids need the network once)"
-    return f"the {what} of {settings.name} cannot be loaded: {message}"
+def _is_cached(name: str, revision: str) -> bool:
+    """Whether the hub model is on this machine; asks the hub once where it is not, and ModelError when that fails."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+            return True
+        HfApi().model_info(name, revision=revision, timeout=HUB_SECONDS)
+    except HFValidationError as error:
+        raise ModelError(f"model.name {name!r} is neither a folder nor a hub id: {_first_line(error)}") from error
+    except HfHubHTTPError as error:
+        raise ModelError(f"the hub has no model {name} at revision {revision}: {_first_line(error)}") from error
+    except Exception as error:  # whatever the HTTP library calls an unreachable host
+        raise ModelError(
+            f"the model {name} is not on this machine, and the hub cannot be reached ({_first_line(error)}). "
+            "Give a folder, builtin:tiny, or fetch it once where there is a network"
+        ) from error
+    return False
+
+
+@contextmanager
+def _explained(settings: ModelSettings, what: str) -> Iterator[None]:
+    """Turns what Transformers raises for files it cannot use into a ModelError that says what to do."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
+        text = str(error)
+        message = _first_line(error)
+        if "trust_remote_code" in text:
+            message += "; set model.trust_remote_code: true only after reading that code"
+        elif "no file named" in text and "safetensors" in text:
+            message = "it has no safetensors weights (pickled ones can run code and are not loaded): convert them first"
+        raise ModelError(f"the {what} of {settings.name} cannot be loaded: {message}") from error
 
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip()
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
+    return text.splitlines()[0].rstrip(".: ") if text else type(error).__name__

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -75,15 +76,26 @@ class RunDir:
         return sorted(int(name) for name in names if name.isdigit())
 
     @property
+    def resume_command(self) -> str:
+        """What a person types to continue this run."""
+        return f"ghosttune train --resume --out {shlex.quote(str(self.path))}"
+
+    @property
     def exists(self) -> bool:
         """Whether a run was ever started here."""
         return self.record.is_file()
 
     def require_unused(self) -> None:
-        """RunError when the folder holds anything, or when something else has its name."""
-        if self.path.exists() and not self.path.is_dir():
+        """RunError when the folder holds anything, or when something else has its name.
+
+        A folder with our lock and no run.json is one whose start was cut off: it was empty then, and is taken again.
+        """
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
             raise RunError(f"{self.path} is a file; a run needs a folder of its own")
-        if self.path.is_dir() and any(entry.name != LOCK for entry in self.path.iterdir()):
+        names = {entry.name for entry in self.path.iterdir()}
+        if self.exists or (names and LOCK not in names):
             raise RunError(self._in_use())
 
     def create(self) -> RunDir:
@@ -91,7 +103,7 @@ class RunDir:
         with explained(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self.require_unused()
-            self.checkpoints.mkdir()
+            self.checkpoints.mkdir(exist_ok=True)
         return self
 
     def open(self) -> RunDir:
@@ -123,7 +135,7 @@ class RunDir:
         if not self.exists:
             return f"{self.path} is not empty and holds no run; give an empty or new folder"
         status = self.read_record()["status"]
-        way_out = "" if status == "finished" else f", or continue it with `ghosttune train --resume --out {self.path}`"
+        way_out = "" if status == "finished" else f", or continue it with `{self.resume_command}`"
         return f"{self.path} already holds a run ({status}). Choose another folder with --out{way_out}."
 
     def read_record(self) -> dict[str, Any]:

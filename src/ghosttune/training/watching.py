@@ -44,6 +44,8 @@ class Watch(TrainerCallback):
         self.base_loss: float | None = None
         """Dev loss of the untouched base."""
         self.interrupted = False
+        self.complete = False
+        """Whether the last step has been made: by the plan, or by early stopping."""
         self.unlogged_loss = 0.0
         self.logged_step = 0
 
@@ -55,6 +57,7 @@ class Watch(TrainerCallback):
             "waited": self.waited,
             "reference_loss": None if math.isinf(self.reference_loss) else self.reference_loss,
             "base_loss": self.base_loss,
+            "complete": self.complete,
             "unlogged_loss": float(self.trainer._tr_loss),
             "logged_step": self.trainer._globalstep_last_logged,
         }
@@ -63,7 +66,7 @@ class Watch(TrainerCallback):
         """Takes up the counters of a checkpoint."""
         self.best_loss = math.inf if counters["best_loss"] is None else counters["best_loss"]
         self.reference_loss = math.inf if counters["reference_loss"] is None else counters["reference_loss"]
-        for name in ("best_step", "waited", "base_loss", "unlogged_loss", "logged_step"):
+        for name in ("best_step", "waited", "base_loss", "complete", "unlogged_loss", "logged_step"):
             setattr(self, name, counters[name])
 
     @contextmanager
@@ -90,6 +93,7 @@ class Watch(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.listen({"event": "step", "step": state.global_step, "max_steps": state.max_steps})
         if state.global_step >= state.max_steps:
+            self.complete = True
             control.should_log = control.should_evaluate = control.should_save = True
         if self.interrupted:
             control.should_save = control.should_training_stop = True
@@ -117,7 +121,7 @@ class Watch(TrainerCallback):
             self.waited += 1
         patience = self.settings.early_stopping_patience
         if patience is not None and self.waited >= patience:
-            control.should_save = control.should_training_stop = True
+            self.complete = control.should_save = control.should_training_stop = True
 
     def _record(self, event: dict[str, Any]) -> None:
         self.run.append_event(event)

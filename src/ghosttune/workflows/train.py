@@ -83,7 +83,7 @@ def _to_the_end(
 ) -> Run:
     try:
         _run_stages(run, record, prepared, model, checkpoint, listen)
-    except Stopped:
+    except (Stopped, KeyboardInterrupt):
         record.end("stopped")
         raise
     except BaseException as error:
@@ -146,14 +146,15 @@ def _run_stages(
     trainer = RunTrainer(
         model, config, run, task, prepared.train, prepared.dev, prepared.collator, watch, checkpoint is not None
     )
-    with record.stage("train"), watch.interruptible():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    step = trainer.state.global_step
-    record.note(step=step, best_step=watch.best_step, **_throughput(trainer, record))
-    if watch.interrupted:
-        raise Stopped(
-            f"stopped after step {step}, its state saved. Continue with `ghosttune train --resume --out {run.path}`."
-        )
+    if watch.complete and checkpoint is not None:  # it was cut off after its last step
+        checkpoints.restore_adapter(checkpoint, model)
+    else:
+        with record.stage("train"), watch.interruptible():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        record.note(step=trainer.state.global_step, best_step=watch.best_step, **_throughput(trainer, record))
+    if watch.interrupted and not watch.complete:
+        step = trainer.state.global_step
+        raise Stopped(f"stopped after step {step}, its state saved. Continue with `{run.resume_command}`.")
     with record.stage("save"):
         _write_adapters(run, prepared, model, watch)
     with record.stage("evaluate"):
