@@ -171,11 +171,12 @@ class OuterProduct(_Form):
             products = [(_times(wide[part], matrix) * widen(narrow[part])).sum(-1) for part in parts]
             return positions.total(torch.cat(products))
         length, products = positions.length, []
-        for part in steps(self.examples, CACHED // (length * matrix.shape[1])):
-            span = slice(part.start * length, part.stop * length)
-            flat = (part.stop - part.start, -1)
-            projected = _times(wide[span], matrix)
-            products.append(torch.linalg.vecdot(projected.reshape(flat), widen(narrow[span]).reshape(flat)))
+        together = max(1, CACHED // (length * matrix.shape[1]))
+        for first in range(0, self.examples, together):
+            span = slice(first * length, (first + together) * length)
+            some, others = (wide, narrow) if together >= self.examples else (wide[span], narrow[span])
+            projected, flat = _times(some, matrix), (len(some) // length, -1)
+            products.append(torch.linalg.vecdot(projected.reshape(flat), widen(others).reshape(flat)))
         return products[0] if len(products) == 1 else torch.cat(products)
 
     def square_norm(self) -> Tensor:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ghostgrad.engine import GradientEngine, Site
 
 
-Rebuild = Callable[[tuple[Tensor, ...], LayerIO], LayerIO]
+Fill = Callable[[LayerIO, tuple[Tensor, ...]], None]
 
 
 class Observation:
@@ -144,11 +144,13 @@ class Observation:
             output = output.expand(layout.leading, *output.shape[1:])
         if not inside_backward():
             self.uses.update(site.parameters.values())
-        kept, rebuild = _kept(site.entry.keep(site.parameters), args, kwargs)
+        kept, fill = _kept(site.entry.keep(site.parameters), args, kwargs)
 
         def deliver(grad_output: Tensor, tensors: tuple[Tensor, ...]) -> None:
-            with torch.no_grad(), _without_autocast(grad_output):
-                self._deliver(site, rebuild(tensors, LayerIO(None, grad_output, layout, site.parameters)))
+            io = LayerIO(None, grad_output, layout, site.parameters)
+            fill(io, tensors)
+            with _plainly(grad_output):
+                self._deliver(site, io)
 
         return Tap.apply(output, deliver, self.anchor, *kept)
 
@@ -175,7 +177,7 @@ class Observation:
 
     def _completed(self, name: str, grad: Tensor) -> None:
         """Autograd has summed all uses of a parameter: so have we."""
-        with torch.no_grad(), _without_autocast(grad):
+        with _plainly(grad):
             if self.verifying and not _agrees(self.pieces.get(name), grad):
                 self.differing.append(name)
             if name in self.pieces:
@@ -234,25 +236,34 @@ def _agrees(gradient: ExampleGradient | None, grad: Tensor) -> bool:
     return bool(torch.linalg.vector_norm(gradient.sum().double() - grad.double()) <= bound * size + 1e-12)
 
 
-def _kept(keep: str, args: tuple, kwargs: dict) -> tuple[list[Tensor], Rebuild]:
-    """Tensors to save, and a function that puts them into a LayerIO in backward."""
+def _kept(keep: str, args: tuple, kwargs: dict) -> tuple[list[Tensor], Fill]:
+    """Tensors to save, and a function that puts them back into a LayerIO in backward."""
     if keep == "nothing":
-        return [], lambda tensors, io: io
+        return [], _fill_nothing
     if keep == "input":
-        return [_first_tensor((args, kwargs)).detach()], lambda tensors, io: replace(io, input=tensors[0])
+        first = args[0] if args and isinstance(args[0], Tensor) else _first_tensor((args, kwargs))
+        return [first.detach()], _fill_input
     values = [*args, *kwargs.values()]
     places = [place for place, value in enumerate(values) if isinstance(value, Tensor)]
     others = [None if isinstance(value, Tensor) else value for value in values]
     names, count = list(kwargs), len(args)
 
-    def rebuild(tensors: tuple[Tensor, ...], io: LayerIO) -> LayerIO:
+    def fill(io: LayerIO, tensors: tuple[Tensor, ...]) -> None:
         filled = list(others)
         for place, tensor in zip(places, tensors, strict=True):
             filled[place] = tensor
-        named = dict(zip(names, filled[count:], strict=True))
-        return replace(io, input=tensors[0] if tensors else None, args=tuple(filled[:count]), kwargs=named)
+        io.input = tensors[0] if tensors else None
+        io.args, io.kwargs = tuple(filled[:count]), dict(zip(names, filled[count:], strict=True))
 
-    return [values[place].detach() for place in places], rebuild
+    return [values[place].detach() for place in places], fill
+
+
+def _fill_nothing(io: LayerIO, tensors: tuple[Tensor, ...]) -> None:
+    pass
+
+
+def _fill_input(io: LayerIO, tensors: tuple[Tensor, ...]) -> None:
+    io.input = tensors[0]
 
 
 def _first_tensor(value: Any) -> Tensor | None:
@@ -266,7 +277,18 @@ def _first_tensor(value: Any) -> Tensor | None:
     return None
 
 
-def _without_autocast(grad: Tensor) -> Any:
-    """Sums must not be made in half precision because backward was called inside an autocast block."""
+_PLAIN = nullcontext()
+
+
+def _plainly(grad: Tensor) -> Any:
+    """No graph of the engine's own products, and no autocast: sums must not be made in half precision because
+    `backward()` was called inside an autocast block. Nothing to do in an ordinary backward, and nothing is done."""
     kind = grad.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    autocast = torch.is_autocast_enabled(kind)
+    if not autocast and not torch.is_grad_enabled():
+        return _PLAIN
+    stack = ExitStack()
+    stack.enter_context(torch.no_grad())
+    if autocast:
+        stack.enter_context(torch.autocast(kind, enabled=False))
+    return stack

@@ -23,7 +23,7 @@ from ghostgrad.forms import ExampleGradient, widen
 from ghostgrad.positions import Layout, Positions
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class LayerIO:
     """What one call of a layer saw: its first tensor, the gradient of its output, and whose positions they are.
 
