@@ -38,13 +38,16 @@ class Observation:
         observers: Sequence[Observer],
         examples: int | Tensor | None,
         selected: Mapping[str, Tensor],
+        frozen: bool = False,
         probing: bool = False,
     ):
         self.engine = engine
         self.anchor: Tensor | None = None
-        self.active = [name for name, p in engine.parameters.items() if probing or p.requires_grad]
+        self.active = [name for name, p in engine.parameters.items() if frozen or p.requires_grad]
+        # Parameters of which autograd makes a gradient, and so says when their uses are complete.
+        self.signalled = set() if probing else {n for n in self.active if engine.parameters[n].requires_grad}
         self.uses: Counter[str] = Counter()
-        if probing:
+        if frozen:
             some = next(iter(engine.parameters.values()))
             self.anchor = torch.zeros((), device=some.device, requires_grad=True)
         self.piecewise = [observer for observer in observers if not observer.whole]
@@ -85,22 +88,14 @@ class Observation:
                 wanted = {own: name for own, name in site.parameters.items() if name in active}
                 if wanted:
                     stack.callback(self._install(replace(site, parameters=wanted)))
-            if self.anchor is None and (self.whole or self.verifying):
-                for name in self.active:
+            if self.whole or self.verifying:
+                for name in self.signalled:
                     stack.callback(_hook_parameter(self.engine.parameters[name], name, self._completed))
             yield
 
     def backward(self, loss: Tensor) -> None:
-        """Runs the backward pass of a probe: contributions alone, no parameter's own gradient.
-
-        Raises:
-            RuntimeError: `loss` does not depend on a selected layer.
-        """
-        if self.anchor is None:
-            raise RuntimeError("backward() belongs to probe(); inside observe() call loss.backward()")
+        """Runs the backward pass of a probe: contributions alone, no parameter's own gradient."""
         torch.autograd.grad(loss, self.anchor, allow_unused=True)
-        for name in list(self.pieces):
-            self._show(name)
 
     def _install(self, site: Site) -> Any:
         if site.entry.method == "forward":
@@ -172,7 +167,7 @@ class Observation:
             if self.whole or self.verifying:
                 earlier = self.pieces.get(name)
                 self.pieces[name] = gradient if earlier is None else earlier.merge(gradient)
-                if self.anchor is not None and self.uses[name] == 1:
+                if name not in self.signalled and self.uses[name] == 1:
                     self._show(name)  # no other use can come: nothing need be held until the end
 
     def _completed(self, name: str, grad: Tensor) -> None:
@@ -197,6 +192,9 @@ class Observation:
         Raises:
             RuntimeError: a forward without backward; contributions that do not add up to the gradient.
         """
+        for name in [name for name in self.pieces if name not in self.signalled]:
+            with _plainly(self.engine.parameters[name]):
+                self._show(name)
         if not self.delivered:
             raise RuntimeError("observe() saw no backward pass: run forward and backward inside it")
         if self.verifying:
