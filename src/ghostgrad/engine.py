@@ -198,7 +198,7 @@ def _refuse_compiled_or_sharded(model: nn.Module) -> None:
             raise UnsupportedLayer(f"{name} is sharded (a DTensor); per-example gradients of shards are not supported")
 
 
-def _refuse_mixing(batch_norms: list[tuple[str, nn.Module]]) -> None:
+def _refuse_mixing(batch_norms: Sequence[tuple[str, nn.modules.batchnorm._BatchNorm]]) -> None:
     for path, module in batch_norms:
         if module.training or module.running_mean is None:
             raise UnsupportedLayer(

@@ -95,7 +95,8 @@ class Observation:
 
     def backward(self, loss: Tensor) -> None:
         """Runs the backward pass of a probe: contributions alone, no parameter's own gradient."""
-        torch.autograd.grad(loss, self.anchor, allow_unused=True)
+        assert self.anchor is not None  # a probe has one
+        torch.autograd.grad(loss, [self.anchor], allow_unused=True)
 
     def _install(self, site: Site) -> Any:
         if site.entry.method == "forward":
@@ -240,6 +241,8 @@ def _kept(keep: str, args: tuple, kwargs: dict) -> tuple[list[Tensor], Fill]:
         return [], _fill_nothing
     if keep == "input":
         first = args[0] if args and isinstance(args[0], Tensor) else _first_tensor((args, kwargs))
+        if first is None:
+            raise UnsupportedLayer("a tapped layer was called without a tensor")
         return [first.detach()], _fill_input
     values = [*args, *kwargs.values()]
     places = [place for place, value in enumerate(values) if isinstance(value, Tensor)]
