@@ -87,6 +87,7 @@ class GradientEngine:
         *observers: Observer,
         examples: int | Tensor | None = None,
         selected: Mapping[str, Tensor] | None = None,
+        frozen: bool = False,
     ) -> Iterator[None]:
         """Observe one forward and its backward; without observers nothing is installed.
 
@@ -96,6 +97,8 @@ class GradientEngine:
                 for packed rows a tensor shaped like the leading dimensions [R, T], with the example (0, 1, ...) of
                 each position and -1 for positions that belong to none.
             selected: for layers that see chosen positions only, [N, d]: module name to the example of each position.
+            frozen: also observe selected parameters that are frozen now, such as the weight below an adapter; their
+                gradient is not made for the optimizer. The backward then reaches down to the lowest of them.
 
         Raises:
             UnsupportedLayer: a layer whose output cannot be assigned to examples, or that mixes them.
@@ -105,7 +108,7 @@ class GradientEngine:
             yield
             return
         _refuse_mixing(self.mixing)
-        observation = Observation(self, observers, examples, selected or {})
+        observation = Observation(self, observers, examples, selected or {}, frozen)
         with observation.installed():
             yield
         observation.close()
@@ -126,7 +129,7 @@ class GradientEngine:
         if not observers:
             raise ValueError("probe() without observers computes nothing")
         _refuse_mixing(self.mixing)
-        observation = Observation(self, observers, examples, selected or {}, probing=True)
+        observation = Observation(self, observers, examples, selected or {}, frozen=True, probing=True)
         with observation.installed():
             yield observation.backward
         observation.close()
@@ -195,7 +198,7 @@ def _refuse_compiled_or_sharded(model: nn.Module) -> None:
             raise UnsupportedLayer(f"{name} is sharded (a DTensor); per-example gradients of shards are not supported")
 
 
-def _refuse_mixing(batch_norms: list[tuple[str, nn.Module]]) -> None:
+def _refuse_mixing(batch_norms: Sequence[tuple[str, nn.modules.batchnorm._BatchNorm]]) -> None:
     for path, module in batch_norms:
         if module.training or module.running_mean is None:
             raise UnsupportedLayer(

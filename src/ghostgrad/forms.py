@@ -11,7 +11,7 @@ otherwise lose the digits that a dot product needs. Every loop is over chunks of
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ class ExampleGradient(Protocol):
     """One parameter's gradient for each of B examples. Results are in float32, or float64 for float64 inputs."""
 
     shape: tuple[int, ...]
+    examples: int
 
     def square_norm(self) -> Tensor: ...
     def dot(self, direction: Tensor) -> Tensor: ...
@@ -49,6 +50,7 @@ class ExampleGradient(Protocol):
     def sum(self, weights: Tensor | None = None) -> Tensor: ...
     def sketch(self, projection: Projects) -> Tensor: ...
     def materialize(self) -> Tensor: ...
+    def inner(self, other: ExampleGradient) -> Tensor: ...
 
 
 def widen(values: Tensor) -> Tensor:
@@ -67,11 +69,8 @@ def steps(total: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, total)) for start in range(0, total, size)]
 
 
-class _Form:
+class _Form(ExampleGradient):
     """What every form can do through `materialize`; the forms below override what they can do better."""
-
-    shape: tuple[int, ...]
-    examples: int
 
     def merge(self, other: ExampleGradient) -> ExampleGradient:
         """Both uses of the same parameter as one gradient."""
@@ -171,11 +170,12 @@ class OuterProduct(_Form):
             products = [(_times(wide[part], matrix) * widen(narrow[part])).sum(-1) for part in parts]
             return positions.total(torch.cat(products))
         length, products = positions.length, []
-        for part in steps(self.examples, CACHED // (length * matrix.shape[1])):
-            span = slice(part.start * length, part.stop * length)
-            flat = (part.stop - part.start, -1)
-            projected = _times(wide[span], matrix)
-            products.append(torch.linalg.vecdot(projected.reshape(flat), widen(narrow[span]).reshape(flat)))
+        together = max(1, CACHED // (length * matrix.shape[1]))
+        for first in range(0, self.examples, together):
+            span = slice(first * length, (first + together) * length)
+            some, others = (wide, narrow) if together >= self.examples else (wide[span], narrow[span])
+            projected, flat = _times(some, matrix), (len(some) // length, -1)
+            products.append(torch.linalg.vecdot(projected.reshape(flat), widen(others).reshape(flat)))
         return products[0] if len(products) == 1 else torch.cat(products)
 
     def square_norm(self) -> Tensor:
@@ -187,7 +187,7 @@ class OuterProduct(_Form):
         left, right = self.positions.batched(self.left), self.positions.batched(self.right)
         if left.shape[1] * (self.rows + self.columns) <= self.rows * self.columns:
             return self._pairs(self)
-        total = 0.0
+        total: Any = 0.0
         for part in steps(self.rows, CHUNK // (self.examples * self.columns)):
             total = total + (widen(left[..., part]).mT @ widen(right)).square().sum((1, 2))
         return total
@@ -203,7 +203,7 @@ class OuterProduct(_Form):
             return _position_gram(self, other)
         left, right = self.positions.batched(self.left), widen(self.positions.batched(self.right))
         others, other_right = other.positions.batched(other.left), widen(other.positions.batched(other.right))
-        total = 0.0
+        total: Any = 0.0
         for part in steps(self.rows, CHUNK // ((self.examples + other.examples) * self.columns)):
             made_here = (widen(left[..., part]).mT @ right).flatten(1)
             total = total + made_here @ (widen(others[..., part]).mT @ other_right).flatten(1).mT
@@ -243,7 +243,7 @@ class OuterProduct(_Form):
         other_right = other.positions.batched(other.right)
         length, sums = left.shape[1], []
         for part in steps(self.examples, CHUNK // (length * other_right.shape[1])):
-            total = 0.0
+            total: Any = 0.0
             # One example longer than the chunk is cut over its own positions too.
             for span in steps(length, CHUNK // other_right.shape[1]):
                 rights = widen(right[part, span]) @ widen(other_right[part]).mT
@@ -302,7 +302,7 @@ class Rows(_Form):
             return super().gram(other)
         used, places = torch.unique(torch.cat([self.ids, other.ids]), return_inverse=True)
         mine, theirs = places[: len(self.ids)], places[len(self.ids) :]
-        total = 0.0
+        total: Any = 0.0
         for part in steps(len(used), CHUNK // ((self.examples + other.examples) * self.columns)):
             total = total + self._table(mine, part) @ other._table(theirs, part).mT
         return total
@@ -330,9 +330,7 @@ class Rows(_Form):
 
     def _combined(self) -> tuple[Tensor, Tensor]:
         """Example and summed gradient of each (example, row) pair that occurs."""
-        owner = self.positions.owner()
-        if owner is None:
-            owner = torch.arange(self.examples, device=self.ids.device).repeat_interleave(self.positions.length)
+        owner = self.positions.owner(self.ids)
         keys, places = torch.unique(owner * self.rows + self.ids, return_inverse=True)
         right = widen(self.right)
         return keys // self.rows, right.new_zeros(len(keys), self.columns).index_add_(0, places, right)
@@ -341,10 +339,7 @@ class Rows(_Form):
         """[B, rows in `part` * d]: every example's gradient of the rows whose place lies in `part`."""
         inside = (places >= part.start) & (places < part.stop)
         right, width = widen(self.right[inside]), part.stop - part.start
-        positions = self.positions
-        owner = positions.owner()
-        if owner is None:
-            owner = torch.arange(self.examples, device=places.device).repeat_interleave(positions.length)
+        owner = self.positions.owner(places)
         table = right.new_zeros((self.examples + 1) * width, self.columns)
         table.index_add_(0, owner[inside] * width + places[inside] - part.start, right)
         return table.view(self.examples + 1, -1)[:-1]
@@ -426,7 +421,7 @@ class Sum(_Form):
                 whole = whole.merge(part)
             return whole
         for place, part in enumerate(self.parts):
-            joined = part._join(other)
+            joined = part._join(other) if isinstance(part, _Form) else None
             if joined is not None:
                 return Sum([*self.parts[:place], joined, *self.parts[place + 1 :]])
         return Sum([*self.parts, other])

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ghostgrad.engine import GradientEngine, Site
 
 
-Rebuild = Callable[[tuple[Tensor, ...], LayerIO], LayerIO]
+Fill = Callable[[LayerIO, tuple[Tensor, ...]], None]
 
 
 class Observation:
@@ -38,13 +38,16 @@ class Observation:
         observers: Sequence[Observer],
         examples: int | Tensor | None,
         selected: Mapping[str, Tensor],
+        frozen: bool = False,
         probing: bool = False,
     ):
         self.engine = engine
         self.anchor: Tensor | None = None
-        self.active = [name for name, p in engine.parameters.items() if probing or p.requires_grad]
+        self.active = [name for name, p in engine.parameters.items() if frozen or p.requires_grad]
+        # Parameters of which autograd makes a gradient, and so says when their uses are complete.
+        self.signalled = set() if probing else {n for n in self.active if engine.parameters[n].requires_grad}
         self.uses: Counter[str] = Counter()
-        if probing:
+        if frozen:
             some = next(iter(engine.parameters.values()))
             self.anchor = torch.zeros((), device=some.device, requires_grad=True)
         self.piecewise = [observer for observer in observers if not observer.whole]
@@ -85,22 +88,15 @@ class Observation:
                 wanted = {own: name for own, name in site.parameters.items() if name in active}
                 if wanted:
                     stack.callback(self._install(replace(site, parameters=wanted)))
-            if self.anchor is None and (self.whole or self.verifying):
-                for name in self.active:
+            if self.whole or self.verifying:
+                for name in self.signalled:
                     stack.callback(_hook_parameter(self.engine.parameters[name], name, self._completed))
             yield
 
     def backward(self, loss: Tensor) -> None:
-        """Runs the backward pass of a probe: contributions alone, no parameter's own gradient.
-
-        Raises:
-            RuntimeError: `loss` does not depend on a selected layer.
-        """
-        if self.anchor is None:
-            raise RuntimeError("backward() belongs to probe(); inside observe() call loss.backward()")
-        torch.autograd.grad(loss, self.anchor, allow_unused=True)
-        for name in list(self.pieces):
-            self._show(name)
+        """Runs the backward pass of a probe: contributions alone, no parameter's own gradient."""
+        assert self.anchor is not None  # a probe has one
+        torch.autograd.grad(loss, [self.anchor], allow_unused=True)
 
     def _install(self, site: Site) -> Any:
         if site.entry.method == "forward":
@@ -144,11 +140,13 @@ class Observation:
             output = output.expand(layout.leading, *output.shape[1:])
         if not inside_backward():
             self.uses.update(site.parameters.values())
-        kept, rebuild = _kept(site.entry.keep(site.parameters), args, kwargs)
+        kept, fill = _kept(site.entry.keep(site.parameters), args, kwargs)
 
         def deliver(grad_output: Tensor, tensors: tuple[Tensor, ...]) -> None:
-            with torch.no_grad(), _without_autocast(grad_output):
-                self._deliver(site, rebuild(tensors, LayerIO(None, grad_output, layout, site.parameters)))
+            io = LayerIO(None, grad_output, layout, site.parameters)
+            fill(io, tensors)
+            with _plainly(grad_output):
+                self._deliver(site, io)
 
         return Tap.apply(output, deliver, self.anchor, *kept)
 
@@ -170,12 +168,12 @@ class Observation:
             if self.whole or self.verifying:
                 earlier = self.pieces.get(name)
                 self.pieces[name] = gradient if earlier is None else earlier.merge(gradient)
-                if self.anchor is not None and self.uses[name] == 1:
+                if name not in self.signalled and self.uses[name] == 1:
                     self._show(name)  # no other use can come: nothing need be held until the end
 
     def _completed(self, name: str, grad: Tensor) -> None:
         """Autograd has summed all uses of a parameter: so have we."""
-        with torch.no_grad(), _without_autocast(grad):
+        with _plainly(grad):
             if self.verifying and not _agrees(self.pieces.get(name), grad):
                 self.differing.append(name)
             if name in self.pieces:
@@ -195,6 +193,9 @@ class Observation:
         Raises:
             RuntimeError: a forward without backward; contributions that do not add up to the gradient.
         """
+        for name in [name for name in self.pieces if name not in self.signalled]:
+            with _plainly(self.engine.parameters[name]):
+                self._show(name)
         if not self.delivered:
             raise RuntimeError("observe() saw no backward pass: run forward and backward inside it")
         if self.verifying:
@@ -234,25 +235,36 @@ def _agrees(gradient: ExampleGradient | None, grad: Tensor) -> bool:
     return bool(torch.linalg.vector_norm(gradient.sum().double() - grad.double()) <= bound * size + 1e-12)
 
 
-def _kept(keep: str, args: tuple, kwargs: dict) -> tuple[list[Tensor], Rebuild]:
-    """Tensors to save, and a function that puts them into a LayerIO in backward."""
+def _kept(keep: str, args: tuple, kwargs: dict) -> tuple[list[Tensor], Fill]:
+    """Tensors to save, and a function that puts them back into a LayerIO in backward."""
     if keep == "nothing":
-        return [], lambda tensors, io: io
+        return [], _fill_nothing
     if keep == "input":
-        return [_first_tensor((args, kwargs)).detach()], lambda tensors, io: replace(io, input=tensors[0])
+        first = args[0] if args and isinstance(args[0], Tensor) else _first_tensor((args, kwargs))
+        if first is None:
+            raise UnsupportedLayer("a tapped layer was called without a tensor")
+        return [first.detach()], _fill_input
     values = [*args, *kwargs.values()]
     places = [place for place, value in enumerate(values) if isinstance(value, Tensor)]
     others = [None if isinstance(value, Tensor) else value for value in values]
     names, count = list(kwargs), len(args)
 
-    def rebuild(tensors: tuple[Tensor, ...], io: LayerIO) -> LayerIO:
+    def fill(io: LayerIO, tensors: tuple[Tensor, ...]) -> None:
         filled = list(others)
         for place, tensor in zip(places, tensors, strict=True):
             filled[place] = tensor
-        named = dict(zip(names, filled[count:], strict=True))
-        return replace(io, input=tensors[0] if tensors else None, args=tuple(filled[:count]), kwargs=named)
+        io.input = tensors[0] if tensors else None
+        io.args, io.kwargs = tuple(filled[:count]), dict(zip(names, filled[count:], strict=True))
 
-    return [values[place].detach() for place in places], rebuild
+    return [values[place].detach() for place in places], fill
+
+
+def _fill_nothing(io: LayerIO, tensors: tuple[Tensor, ...]) -> None:
+    pass
+
+
+def _fill_input(io: LayerIO, tensors: tuple[Tensor, ...]) -> None:
+    io.input = tensors[0]
 
 
 def _first_tensor(value: Any) -> Tensor | None:
@@ -266,7 +278,18 @@ def _first_tensor(value: Any) -> Tensor | None:
     return None
 
 
-def _without_autocast(grad: Tensor) -> Any:
-    """Sums must not be made in half precision because backward was called inside an autocast block."""
+_PLAIN = nullcontext()
+
+
+def _plainly(grad: Tensor) -> Any:
+    """No graph of the engine's own products, and no autocast: sums must not be made in half precision because
+    `backward()` was called inside an autocast block. Nothing to do in an ordinary backward, and nothing is done."""
     kind = grad.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    autocast = torch.is_autocast_enabled(kind)
+    if not autocast and not torch.is_grad_enabled():
+        return _PLAIN
+    stack = ExitStack()
+    stack.enter_context(torch.no_grad())
+    if autocast:
+        stack.enter_context(torch.autocast(kind, enabled=False))
+    return stack

@@ -7,8 +7,8 @@ merged before it is seen (norms, inner products between examples); a linear obse
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class _PerParameter:
     whole = False
 
     def __init__(self) -> None:
-        self.values: dict[str, Tensor] = {}
+        self.values: dict[str, Any] = {}
 
     def begin(self, parameters: Mapping[str, Tensor]) -> None:
         self.values = {}
@@ -75,12 +75,14 @@ class Dots(_PerParameter):
         self,
         direction: Mapping[str, Tensor] | None = None,
         *,
-        directions: tuple[Mapping[str, Tensor], ...] | list[Mapping[str, Tensor]] | None = None,
+        directions: Sequence[Mapping[str, Tensor]] | None = None,
     ):
         super().__init__()
         if (direction is None) == (directions is None):
             raise ValueError("give either one direction or several")
-        self.directions = [direction] if directions is None else list(directions)
+        self.directions: list[Mapping[str, Tensor]] = list(directions or [])
+        if direction is not None:
+            self.directions.append(direction)
         self.single = directions is None
 
     def begin(self, parameters: Mapping[str, Tensor]) -> None:
@@ -96,7 +98,7 @@ class Dots(_PerParameter):
         if all(one is None for one in found):
             return
         if self.single:
-            self._add(name, gradient.dot(found[0]))
+            self._add(name, gradient.dot(self.directions[0][name]))
             return
         dots = [None if one is None else gradient.dot(one) for one in found]
         like = next(dot for dot in dots if dot is not None)

@@ -26,55 +26,46 @@ class Positions:
         if (length is None) == (index is None):
             raise ValueError("give either the length of every example or an index, not both and not neither")
         self.examples = examples
-        self.length = length
-        self._owner = None if index is None else torch.where(index < 0, examples, index)
+        self.length: int = -1 if length is None else length  # of regular positions only
+        self._owner: Tensor | None = None if index is None else torch.where(index < 0, examples, index)
         self._slots: tuple[Tensor, Tensor, int] | None = None
 
     @property
     def regular(self) -> bool:
         """True where position n belongs to example n // length."""
-        return self.length is not None
+        return self._owner is None
 
-    def owner(self) -> Tensor | None:
-        """[N] example of each position, B for none; None where positions are regular."""
-        return self._owner
+    def owner(self, like: Tensor) -> Tensor:
+        """[N] example of each position, B for none, on the device of `like`."""
+        if self._owner is not None:
+            return self._owner
+        return torch.arange(self.examples, device=like.device).repeat_interleave(self.length)
 
     def total(self, values: Tensor) -> Tensor:
         """Sum of `values` [N, ...] over the positions of each example: [B, ...]."""
-        if self.regular:
-            if self.length == 1:
-                return values
-            return values.unflatten(0, (self.examples, self.length)).sum(1)
+        if self._owner is None:
+            return values if self.length == 1 else values.unflatten(0, (self.examples, self.length)).sum(1)
         sums = values.new_zeros(self.examples + 1, *values.shape[1:])
         return sums.index_add_(0, self._owner, values)[:-1]
 
     def spread(self, weights: Tensor) -> Tensor:
         """[N] weight of each position's example, 0 where it has none; `weights` is [B]."""
-        if self.regular:
+        if self._owner is None:
             return weights.repeat_interleave(self.length)
         return torch.cat([weights, weights.new_zeros(1)])[self._owner]
 
-    def inner(self, left: Tensor, right: Tensor) -> Tensor:
-        """Sum over positions and features of left * right, both [N, d]: [B]."""
-        if self.regular:
-            # One long inner product per example: no [N, d] temporary, and the BLAS sums in blocks.
-            flat = (self.examples, 1, -1)
-            return torch.bmm(left.reshape(flat), right.reshape(flat).mT).view(self.examples)
-        return self.total((left * right).sum(-1))
-
     def batched(self, values: Tensor, fill: float = 0) -> Tensor:
         """`values` [N, ...] as [B, T, ...], T the longest example; missing positions hold `fill`."""
-        if self.regular:
+        if self._owner is None:
             return values.unflatten(0, (self.examples, self.length))
-        order, slots, longest = self._padding()
+        order, slots, longest = self._padding(self._owner)
         padded = values.new_full((self.examples * longest, *values.shape[1:]), fill)
         padded[slots] = values[order]
         return padded.unflatten(0, (self.examples, longest))
 
-    def _padding(self) -> tuple[Tensor, Tensor, int]:
+    def _padding(self, owner: Tensor) -> tuple[Tensor, Tensor, int]:
         """Order that sorts positions by example, their places in a padded [B * T] table, and T."""
         if self._slots is None:
-            owner = self._owner
             order = torch.argsort(owner, stable=True)
             counts = torch.bincount(owner, minlength=self.examples + 1)
             order = order[: int(counts[:-1].sum())]
@@ -90,19 +81,17 @@ class Positions:
             raise ValueError(f"cannot join positions of {self.examples} and {other.examples} examples")
         if self.regular and other.regular:
             return Positions(self.examples, length=self.length + other.length)
-        return Positions(self.examples, index=torch.cat([self._index(other), other._index(self)]))
+        # An owner of B (none) stays one: B is past the last example, and the index given here says so with -1.
+        like = other._owner if self._owner is None else self._owner
+        assert like is not None
+        owners = torch.cat([self.owner(like), other.owner(like)])
+        return Positions(self.examples, index=torch.where(owners == self.examples, -1, owners))
 
     def join(self, other: Positions, mine: Tensor, theirs: Tensor) -> Tensor:
         """Values of both in the order of `joined(other)`."""
         if self.regular and other.regular:
             return torch.cat([self.batched(mine), other.batched(theirs)], 1).flatten(0, 1)
         return torch.cat([mine, theirs])
-
-    def _index(self, like: Positions) -> Tensor:
-        if not self.regular:
-            return torch.where(self._owner == self.examples, -1, self._owner)
-        device = None if like.regular else like._owner.device
-        return torch.arange(self.examples, device=device).repeat_interleave(self.length)
 
 
 class Layout:

@@ -23,7 +23,7 @@ from ghostgrad.forms import ExampleGradient, widen
 from ghostgrad.positions import Layout, Positions
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class LayerIO:
     """What one call of a layer saw: its first tensor, the gradient of its output, and whose positions they are.
 
@@ -32,7 +32,7 @@ class LayerIO:
     parameters that are observed; a rule may leave out the others.
     """
 
-    input: Tensor | None
+    input: Any
     grad_output: Tensor
     layout: Layout
     wanted: Collection[str] = ()
@@ -56,7 +56,7 @@ class LayerIO:
         return self.positions().total(self.per_position(widen(values)))
 
 
-Rule = Callable[[nn.Module, LayerIO], dict[str, ExampleGradient]]
+Rule = Callable[[Any, LayerIO], dict[str, ExampleGradient]]
 Keep = Callable[[Collection[str]], str]
 Owns = Callable[[nn.Module], tuple[str, ...]]
 

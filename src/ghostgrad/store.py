@@ -130,7 +130,7 @@ class GradientStore:
         with (self.folder / "rows.bin").open("rb", buffering=0) as file:
             for place, name in enumerate(ids):
                 file.seek(self._places[name] * self.bytes_per_row)
-                file.readinto(found[place].view(torch.uint8).numpy())
+                file.readinto(memoryview(found[place].view(torch.uint8).numpy()))  # type: ignore[arg-type]
         return found
 
     def blocks(self, count: int) -> Iterator[tuple[int, Tensor]]:
@@ -140,7 +140,7 @@ class GradientStore:
         stays in the cache, a block costs no page faults and is still there when it is multiplied.
         """
         buffer = torch.empty(count, self.size, dtype=self.dtype)
-        view = memoryview(buffer.view(torch.uint8).flatten().numpy())
+        view = memoryview(buffer.view(torch.uint8).flatten().numpy())  # type: ignore[arg-type]
         with (self.folder / "rows.bin").open("rb", buffering=0) as file:
             for start in range(0, len(self), count):
                 rows = min(count, len(self) - start)

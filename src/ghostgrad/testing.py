@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -124,8 +125,6 @@ def check_rule(
             row per example.
         rules: where the rule is registered.
     """
-    import copy
-
     random = torch.Generator().manual_seed(0)
     twin = copy.deepcopy(module).double()
     with torch.no_grad():

@@ -153,6 +153,29 @@ def test_the_scale_is_the_callers() -> None:
 
 
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)
+def test_frozen_parameters_can_be_observed_in_a_training_step(switches: Switches) -> None:
+    """As for the gradient of the weight below an adapter; what trains gets the same gradient, bit for bit."""
+    model, batch = tiny(switches), padded(4)
+    reference = one_backward_per_example(losses(model, batch, 4), model.named_parameters())
+    model.requires_grad_(False)
+    model.blocks[0].up.requires_grad_(True)
+    losses(model, batch, 4).sum().backward()
+    plain = model.blocks[0].up.weight.grad.clone()
+    model.zero_grad()
+    norms, total = Norms(), WeightedSum()
+    with GradientEngine(model, select=["*"]).observe(norms, total, frozen=True):
+        losses(model, batch, 4).sum().backward()
+    for name, value in reference.items():
+        torch.testing.assert_close(norms.values[name], value.flatten(1).square().sum(1), rtol=1e-10, atol=1e-20)
+        torch.testing.assert_close(total.values[name], value.sum(0), rtol=1e-10, atol=1e-14)
+    assert torch.equal(model.blocks[0].up.weight.grad, plain)
+    assert [name for name, p in model.named_parameters() if p.grad is not None] == [
+        "blocks.0.up.weight",
+        "blocks.0.up.bias",
+    ]
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_probe_sees_what_a_training_step_sees(switches: Switches, frozen: bool) -> None:
     model, batch = tiny(switches), padded(4)

@@ -6,8 +6,10 @@ of the layers, whatever the base below holds (8 and 4 bits included), because on
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ghostgrad.forms import Dense, ExampleGradient, widen
 from ghostgrad.rules import RULES, LayerIO, UnsupportedLayer
@@ -19,7 +21,7 @@ from ghostgrad.rules import RULES, LayerIO, UnsupportedLayer
     "peft.tuners.lora.dora.DoraConv2dLayer",
     keep="arguments",
 )
-def dora_magnitude(layer: nn.Module, io: LayerIO) -> dict[str, ExampleGradient]:
+def dora_magnitude(layer: Any, io: LayerIO) -> dict[str, ExampleGradient]:
     """weight: the output is y = m * f - base with f free of m (the norm is detached; DoRA, arXiv 2402.09353, 4.3).
 
     f = (y(m) - y(0)) / m from two forward passes of the layer. Taken at m itself, where y(m) is small against the
@@ -39,12 +41,12 @@ def dora_magnitude(layer: nn.Module, io: LayerIO) -> dict[str, ExampleGradient]:
     return {"weight": Dense(sums.reshape(positions.examples, *magnitude.shape) / widen(at))}
 
 
-def _dora_output(layer: nn.Module, magnitude: Tensor, io: LayerIO) -> Tensor:
+def _dora_output(layer: Any, magnitude: Tensor, io: LayerIO) -> Tensor:
     return torch.func.functional_call(layer, {"weight": magnitude}, io.args, dict(io.kwargs))
 
 
 @RULES.register("peft.tuners.ia3.layer.Linear")
-def ia3(layer: nn.Module, io: LayerIO) -> dict[str, ExampleGradient]:
+def ia3(layer: Any, io: LayerIO) -> dict[str, ExampleGradient]:
     """ia3_l.NAME: scales of the input (feed-forward) or of the output; costs one pass of the base layer.
 
     The base is run again because its result divided by the scale would be lost where a scale is 0.
@@ -69,7 +71,7 @@ def _scaled(values: Tensor, scales: dict[str, Tensor]) -> Tensor:
     return values
 
 
-def _input_gradient(layer: nn.Module, given: Tensor, grad_output: Tensor) -> Tensor:
+def _input_gradient(layer: Any, given: Tensor, grad_output: Tensor) -> Tensor:
     """Gradient with respect to `given`; works through any base layer, quantised ones included."""
     with torch.enable_grad():
         given = given.detach().requires_grad_()

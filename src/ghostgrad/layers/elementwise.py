@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,7 +34,7 @@ def layer_norm(layer: nn.LayerNorm, io: LayerIO) -> dict[str, ExampleGradient]:
     return gradients
 
 
-def _scales_features(layer: nn.Module) -> bool:
+def _scales_features(layer: Any) -> bool:
     """True for a norm whose only parameter is a vector that scales features one by one, y = (c + w) * f(x).
 
     Tried out on two rows of numbers, not believed for its name: 181 classes of Transformers end in RMSNorm or are
@@ -58,7 +60,7 @@ def _scales_features(layer: nn.Module) -> bool:
 
 @RULES.register(nn.RMSNorm)
 @RULES.register_family(_scales_features)
-def rms_norm(layer: nn.Module, io: LayerIO) -> dict[str, ExampleGradient]:
+def rms_norm(layer: Any, io: LayerIO) -> dict[str, ExampleGradient]:
     """weight [*P]; f(x) is what the layer itself computes with weight 1 less what it computes with weight 0.
 
     So each family's own casts and its 1 + w are kept. Costs two forward passes of the layer.
@@ -68,10 +70,10 @@ def rms_norm(layer: nn.Module, io: LayerIO) -> dict[str, ExampleGradient]:
     return {"weight": _over_features(io, grad * slope, tuple(layer.weight.shape))}
 
 
-def _slope(layer: nn.Module, given: Tensor) -> Tensor:
+def _slope(layer: Any, given: Tensor) -> Tensor:
     ones = torch.ones_like(layer.weight)
     return _with_weight(layer, ones, given) - _with_weight(layer, torch.zeros_like(ones), given)
 
 
-def _with_weight(layer: nn.Module, weight: Tensor, given: Tensor) -> Tensor:
+def _with_weight(layer: Any, weight: Tensor, given: Tensor) -> Tensor:
     return torch.func.functional_call(layer, {"weight": weight.to(layer.weight.dtype)}, (given,))

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from ghostgrad.forms import ExampleGradient, OuterProduct, Rows, Transposed
@@ -29,12 +31,12 @@ def embedding(layer: nn.Embedding, io: LayerIO) -> dict[str, ExampleGradient]:
     return {"weight": _rows(layer, ids, io.per_position(io.grad_output), io.positions(), layer.num_embeddings)}
 
 
-def _scaled_table(layer: nn.Module) -> bool:
+def _scaled_table(layer: Any) -> bool:
     return isinstance(layer, nn.Embedding) and type(layer).__name__.endswith("TextScaledWordEmbedding")
 
 
 @RULES.register_family(_scaled_table)
-def scaled_embedding(layer: nn.Module, io: LayerIO) -> dict[str, ExampleGradient]:
+def scaled_embedding(layer: Any, io: LayerIO) -> dict[str, ExampleGradient]:
     """Gemma's kind: the looked-up row times `embed_scale`."""
     ids, scale = _ids(io, io.input), layer.embed_scale.to(layer.weight.dtype)
     grad = io.per_position(io.grad_output) * scale
@@ -51,7 +53,7 @@ def _rows(table: nn.Embedding, ids: Tensor, grad: Tensor, positions: Positions, 
 
 
 @RULES.register("peft.tuners.lora.layer.Embedding")
-def lora_embedding(layer: nn.Module, io: LayerIO) -> dict[str, ExampleGradient]:
+def lora_embedding(layer: Any, io: LayerIO) -> dict[str, ExampleGradient]:
     """lora_embedding_A [r, count] and lora_embedding_B [d, r] of y = base(x) + scaling * A[:, x]ᵀ Bᵀ."""
     if layer.lora_variant:
         raise UnsupportedLayer(f"LoRA variants {sorted(layer.lora_variant)} of an embedding have no rule")

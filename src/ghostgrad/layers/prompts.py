@@ -7,14 +7,16 @@ example and need none of this.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ghostgrad.forms import Dense, ExampleGradient
 from ghostgrad.rules import RULES, LayerIO
 
 
-def _repeated(model: nn.Module) -> tuple[str, ...]:
+def _repeated(model: Any) -> tuple[str, ...]:
     """Names of the parameters of prompt encoders whose output `get_prompt` repeats."""
     names: list[str] = []
     for adapter, encoder in getattr(model, "prompt_encoder", {}).items():
@@ -24,7 +26,7 @@ def _repeated(model: nn.Module) -> tuple[str, ...]:
 
 
 @RULES.register("peft.peft_model.PeftModel", keep="nothing", method="get_prompt", owns=_repeated)
-def learned_prompt(model: nn.Module, io: LayerIO) -> dict[str, ExampleGradient]:
+def learned_prompt(model: Any, io: LayerIO) -> dict[str, ExampleGradient]:
     """The parameters of the active prompt encoder, [B, *P] each; one vectorised backward of the encoder."""
     adapter = model.active_adapter
     encoder, prefix = model.prompt_encoder[adapter], f"prompt_encoder.{adapter}."

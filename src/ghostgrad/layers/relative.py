@@ -6,6 +6,8 @@ The tap therefore sits on `compute_bias`, whose [1, heads, queries, keys] output
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -21,7 +23,7 @@ from ghostgrad.rules import RULES, LayerIO
     method="compute_bias",
     owns=lambda layer: ("relative_attention_bias.weight",) if layer.has_relative_attention_bias else (),
 )
-def relative_attention_bias(layer: nn.Module, io: LayerIO) -> dict[str, ExampleGradient]:
+def relative_attention_bias(layer: Any, io: LayerIO) -> dict[str, ExampleGradient]:
     """relative_attention_bias.weight [buckets, heads]: each bucket sums the distances that fall into it.
 
     The bucket of every (query, key) pair is read off the layer itself, by lending it a table of row numbers.
@@ -37,7 +39,7 @@ def relative_attention_bias(layer: nn.Module, io: LayerIO) -> dict[str, ExampleG
 class _Bias(nn.Module):
     """`compute_bias` as a module's forward, so that `functional_call` can lend it a table."""
 
-    def __init__(self, layer: nn.Module):
+    def __init__(self, layer: Any):
         super().__init__()
         self.layer = layer
 

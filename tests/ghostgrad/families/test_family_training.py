@@ -137,6 +137,31 @@ def test_adapters_over_a_quantised_base() -> None:
     compare(model, lambda model: contributions(model, "llama", batch))
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_adapters_over_bitsandbytes(bits: int) -> None:
+    """In float32, against one float32 backward per example: 1e-3 (A16)."""
+    bnb = pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    model, wide = llama(hidden_size=64, intermediate_size=64).eval(), torch.float32
+    for layer in model.model.layers:
+        for part, name in ((layer.self_attn, "q_proj"), (layer.mlp, "up_proj")):
+            source = getattr(part, name)
+            shape = (source.in_features, source.out_features)
+            if bits == 4:
+                base = bnb.nn.Linear4bit(*shape, bias=False, compute_dtype=wide)
+                base.weight = bnb.nn.Params4bit(source.weight.data, requires_grad=False)
+            else:
+                base = bnb.nn.Linear8bitLt(*shape, bias=False, has_fp16_weights=False)
+                base.weight = bnb.nn.Int8Params(source.weight.data, requires_grad=False)
+            setattr(part, name, base.to("cpu"))
+    model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj", "o_proj"]))
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, std=0.2)
+    batch = rows(4)
+    compare(model, lambda model: contributions(model, "llama", batch), rtol=1e-3)
+
+
 @pytest.mark.parametrize("name", ["Qwen2", "Qwen3", "Gemma", "Gemma2", "Mistral", "Phi3", "Olmo2"])
 def test_norms_of_other_families(name: str) -> None:
     """Each family's RMSNorm in its own way of casting, w or 1 + w, all weights trained."""
