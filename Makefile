@@ -15,7 +15,7 @@ demo: .venv/runs
 check: .venv/tests
 	$(BIN)/ruff format --check src tests scripts benchmarks
 	$(BIN)/ruff check src tests scripts benchmarks
-	$(BIN)/mypy
+	$(BIN)/pyright
 	$(BIN)/python -m pytest -q tests/ghosttune/test_layers.py
 
 test: .venv/tests

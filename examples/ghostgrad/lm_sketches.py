@@ -73,4 +73,4 @@ share = language[top].double().mean().item()
 assert lengths.shape == (SENTENCES,) and (lengths > 0).all()
 assert share > 0.85, share
 assert all(p.grad is None for p in model.parameters())
-print(f"{share:.0%} of the upper half of the similarities is the query's language")  # noqa: T201
+print(f"{share:.0%} of the upper half of the similarities is the query's language")

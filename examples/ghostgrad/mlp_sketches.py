@@ -58,4 +58,4 @@ with tempfile.TemporaryDirectory() as folder:
 assert nearest.ids[0] == "row-200" and nearest.scores[0] > 0.9 > nearest.scores[1]
 assert bar.cosine < 0.2
 first, second = nearest.scores[:2].tolist()
-print(f"nearest to row-17: {nearest.ids[0]} ({first:.2f}), then {second:.2f}; error bar ±{bar.cosine:.2f}")  # noqa: T201
+print(f"nearest to row-17: {nearest.ids[0]} ({first:.2f}), then {second:.2f}; error bar ±{bar.cosine:.2f}")

@@ -44,4 +44,4 @@ found = wrong[worst].double().mean().item()
 ranks = value.argsort().argsort().double()
 auroc = 1 - (ranks[wrong].mean() - (wrong.sum() - 1) / 2).item() / (~wrong).sum().item()
 assert found > 0.6 and auroc > 0.9, (found, auroc)
-print(f"{found:.0%} of the {int(wrong.sum())} lowest values are wrong labels; AUROC {auroc:.3f}")  # noqa: T201
+print(f"{found:.0%} of the {int(wrong.sum())} lowest values are wrong labels; AUROC {auroc:.3f}")

@@ -21,6 +21,7 @@ from ghosttune.config.rendering import plain_yaml
 from ghosttune.errors import DataError, RunError
 from ghosttune.run.directory import RunDir
 from ghosttune.training import checkpoints
+from ghosttune.workflows.runs import Run
 from ghosttune.workflows.train import Stopped, resume
 
 FULL = {
@@ -106,6 +107,44 @@ def test_interrupted_twice(make_config, tmp_path):
         resume(tmp_path / "parts", listen=interrupt_at(11))
     resume(tmp_path / "parts")
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_interrupted_in_its_last_step_the_run_still_ends(make_config, tmp_path):
+    train(make_config(**FULL), tmp_path / "whole")
+    train(make_config(**FULL), tmp_path / "parts", listen=interrupt_at(24))
+    assert RunDir(tmp_path / "parts").read_record()["status"] == "finished"
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_cut_off_after_its_last_step_trains_no_further(make_config, tmp_path, monkeypatch, early):
+    settings = FULL | ({"train__learning_rate": 0.5, "train__early_stopping_patience": 1} if early else {})
+    whole = train(make_config(**settings), tmp_path / "whole")
+
+    def cut(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ghosttune.workflows.train.answer_dev_rows", cut)
+        with pytest.raises(KeyboardInterrupt):
+            train(make_config(**settings), tmp_path / "parts")
+    assert RunDir(tmp_path / "parts").read_record()["status"] == "stopped"
+    assert resume(tmp_path / "parts").record["step"] == whole.record["step"]
+    assert (whole.record["step"] < 24) is early
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_start_that_was_cut_off_leaves_its_folder_usable(make_config, tmp_path, monkeypatch):
+    def cut(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ghosttune.workflows.train.Record.begin", cut)
+        with pytest.raises(KeyboardInterrupt):
+            train(make_config(), tmp_path / "run")
+    assert (tmp_path / "run" / "config.yaml").is_file() and not RunDir(tmp_path / "run").exists
+    assert train(make_config(train__max_steps=3), tmp_path / "run").record["status"] == "finished"
+    assert train(make_config(train__max_steps=3), tmp_path / "other").config == Run(RunDir(tmp_path / "run")).config
 
 
 def test_early_stopping_counts_on_after_resume(make_config, tmp_path):

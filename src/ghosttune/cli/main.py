@@ -36,6 +36,10 @@ Strict = Annotated[bool, typer.Option("--strict", help="Refuse critical settings
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
+INTERRUPTED = 130
+"""Exit code that typer gives to Ctrl-C."""
+
+
 @app.command()
 def quickstart(
     out: Annotated[
@@ -210,14 +214,16 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         app(arguments)
+    except SystemExit as end:
+        if end.code != INTERRUPTED:
+            raise
+        typer.echo("interrupted; a run that had started continues with `ghosttune train --resume --out RUN`", err=True)
+        sys.exit(1)
     except GhosttuneError as error:
         if debug:
             raise
         typer.echo(str(error), err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(1)
     except Exception as error:
         if debug:
             raise

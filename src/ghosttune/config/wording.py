@@ -122,7 +122,7 @@ def _hint(detail: ErrorDetails, field: FieldInfo | None) -> str:
 
 
 def _names(detail: ErrorDetails) -> list[str]:
-    return str(detail["ctx"]["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
+    return str(detail.get("ctx", {})["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
 
 
 def _takes_list(field: FieldInfo) -> bool:

@@ -35,9 +35,7 @@ class Pipeline:
         run = RunDir(path).open()
         folder = run.last if which == "last" else run.adapter
         if not folder.is_dir():
-            raise RunError(
-                f"{run.path} has no {folder.name}/ yet; finish it with `ghosttune train --resume --out {run.path}`"
-            )
+            raise RunError(f"{run.path} has no {folder.name}/ yet; finish it with `{run.resume_command}`")
         config = load_config(run.config)
         model = load_adapter(_base(config, device), folder)
         return cls(model, encoder_of(config), config.evaluate.max_new_tokens)
@@ -92,4 +90,5 @@ def encoder_of(config: RunConfig) -> Encoder:
 
 
 def _base(config: RunConfig, device: str) -> Any:
-    return load_model(config.model, config.train.seed).to(inference_device(device)).eval()
+    model: Any = load_model(config.model, config.train.seed)
+    return model.to(inference_device(device)).eval()

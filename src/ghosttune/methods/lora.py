@@ -37,7 +37,7 @@ def lora(settings: LoraSettings, targets: list[str], transposed: bool) -> peft.L
 
     return peft.LoraConfig(
         r=settings.r,
-        lora_alpha=settings.lora_alpha,  # PEFT only divides it by r
+        lora_alpha=settings.lora_alpha,  # pyright: ignore[reportArgumentType]  # PEFT only divides it by r
         lora_dropout=settings.lora_dropout,
         target_modules=targets,
         fan_in_fan_out=transposed,

@@ -52,9 +52,10 @@ def load_model(settings: ModelSettings, seed: int) -> PreTrainedModel:
             config = AutoConfig.from_pretrained(place, **arguments)
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=settings.trust_remote_code)
         else:
-            model, found = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 place, dtype=dtype, use_safetensors=True, output_loading_info=True, **arguments
             )
+            model, found = loaded
             _require_complete(settings, found["missing_keys"])
     _require_causal(settings, model)
     return model.requires_grad_(False)

@@ -28,6 +28,10 @@ from ghosttune.training.watching import Watch
 class RunTrainer(Trainer):
     """Trains the adapter of one run; `watch` records events and remembers the best evaluation."""
 
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
+    data_collator: Any
     loss_is_scaled_for_ga = True  # divided by the targets of the whole step, so accumulation changes nothing
 
     def __init__(
@@ -46,12 +50,14 @@ class RunTrainer(Trainer):
         self.train_rows, self.dev_rows = train.features, dev.features
         self.counted = torch.zeros(3, dtype=torch.int64)
         """Tokens, padded positions and targets of this process so far."""
+        rows: Any = train.features  # a list has the length and the items that the Trainer asks of a dataset
+        judges: Any = dev.features
         super().__init__(
             model=model,
             args=training_arguments(config, str(run.path), resuming),
             data_collator=collator,
-            train_dataset=train.features,
-            eval_dataset=dev.features,
+            train_dataset=rows,
+            eval_dataset=judges,
             callbacks=[watch],
         )
         self.remove_callback(PrinterCallback)
