@@ -29,18 +29,12 @@ def run(command: list[str], folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_own_rows_from_the_command_line(tmp_path):
+def test_own_rows_from_the_command_line_and_from_python(tmp_path):
     printed = run(["bash", "-euo", "pipefail", "-c", block_after("Your own rows", "bash")], tmp_path)
-    assert "dev loss" in printed and (tmp_path / "runs" / "capitals" / "adapter").is_dir()
-
-
-@pytest.mark.slow
-def test_own_rows_from_python(tmp_path):
-    rows = re.search(r"<<'ROWS'\n(.*?)ROWS", README, re.DOTALL)
-    assert rows
-    (tmp_path / "rows.jsonl").write_text(rows[1])
-    printed = run([sys.executable, "-c", block_after("From Python", "python")], tmp_path)
-    assert "'verdict'" in printed
+    assert "The adapter is better than the untouched base." in printed
+    assert printed.strip().endswith("Good evening, Clara!"), "a name it has never been asked to greet"
+    again = run([sys.executable, "-c", block_after("From Python", "python")], tmp_path)
+    assert "'verdict': 'better'" in again and "Good evening" in again
 
 
 def test_links_lead_somewhere():

@@ -112,7 +112,8 @@ class Display:
         judged = run.record["verdict"]
         change = judged["change"]
         self.line()
-        self.line(VERDICTS[judged["verdict"]], "bold")
+        note = f" ({judged['note']})" if judged["note"] else ""
+        self.line(VERDICTS[judged["verdict"]] + note, "bold")
         self.line(f"dev loss   {judged['dev_loss_base']:.4f} -> {judged['dev_loss']:.4f} nats per target")
         interval = f"95 % interval {change['low']:+.4f} to {change['high']:+.4f}, {change['n']} rows"
         self.line(f"change     {change['value']:+.4f} ({interval})")

@@ -16,7 +16,7 @@ from ghosttune.config.loading import load_config
 from ghosttune.config.rendering import plain_yaml
 from ghosttune.config.schema import RunConfig
 from ghosttune.errors import ConfigError, DataError, GhosttuneError
-from ghosttune.metrics.intervals import mean_ratio, verdict
+from ghosttune.metrics.intervals import FEWEST_ROWS, mean_ratio, verdict
 from ghosttune.models.loading import add_adapter, device_of, load_model, longest_input, revision_of
 from ghosttune.models.modules import module_facts, trainable_counts
 from ghosttune.registry import TASKS
@@ -204,6 +204,7 @@ def _judge(trainer: RunTrainer, prepared: Prepared, watch: Watch) -> dict[str, A
         "dev_loss": float(tuned.sum() / targets.sum()),
         "change": change.as_dict(),
         "best_step": watch.best_step,
+        "note": f"{change.n} dev rows are too few to tell" if change.n < FEWEST_ROWS else None,
     }
 
 
