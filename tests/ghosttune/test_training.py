@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from ghosttune import load_config, open_run, train
-from ghosttune.errors import GhosttuneError, RunError
+from ghosttune.errors import ConfigError, GhosttuneError, RunError
 from ghosttune.inference.pipeline import Pipeline
 from ghosttune.models.loading import load_model
 from ghosttune.training import checkpoints
@@ -187,6 +187,30 @@ def test_random_initialisation_takes_the_shape_only(make_config, tmp_path):
     untouched = [row["base_output"] for row in run.predictions]
     asked = [row["prompt"] for row in run.predictions]
     assert [answer.text for answer in pipeline.generate(asked, adapter=False)] == untouched
+
+
+def test_a_stop_token_the_base_never_learned(make_config, tiny_model, tmp_path):
+    """Tokens that pretraining never showed share one row; then no adapter can single the stop token out."""
+    import shutil
+
+    untaught = tmp_path / "untaught-model"
+    shutil.copytree(tiny_model, untaught)
+    tensors = load_file(str(untaught / "model.safetensors"))
+    tensors["lm_head.weight"][2] = tensors["lm_head.weight"][3] + 1e-5
+    save_file(tensors, str(untaught / "model.safetensors"), metadata={"format": "pt"})
+    config = make_config(model__name=str(untaught))
+    with pytest.raises(ConfigError, match=r"trainable_token_indices: must hold 2: .* <eos>, whose row .* 1 other"):
+        train(config, tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+
+
+def test_trained_token_rows_are_part_of_the_adapter(make_config, tmp_path):
+    run = train(make_config(method__trainable_token_indices=[2]), tmp_path / "run")
+    (row,) = [tensor for name, tensor in adapter_of(run.folder.adapter).items() if "token" in name]
+    base = load_model(make_config().model, 0).get_input_embeddings().weight[2]
+    assert row.shape == (1, 16) and not torch.allclose(row[0], base)
+    assert run.record["model"]["trainable_parameters"]["embedding"] == 16
+    assert run.pipeline().chat("Say red") is not None
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run(make_config, tiny_model, tmp_path):

@@ -29,6 +29,11 @@ class LoraSettings(MethodSettings):
     )
     """Which linear layers: a group, or a list of names and patterns (`[q_proj, "*.layers.0.*"]`); each must match."""
 
+    trainable_token_indices: list[Annotated[int, Field(ge=0)]] | None = setting(
+        None, unit="token ids", why="a stop token the base never learned cannot be produced otherwise"
+    )
+    """Tokens whose rows in the embedding (and in an output layer tied to it) are trained besides."""
+
 
 @METHODS.register("lora", LoraSettings)
 def lora(settings: LoraSettings, targets: list[str], transposed: bool) -> peft.LoraConfig:
@@ -40,6 +45,7 @@ def lora(settings: LoraSettings, targets: list[str], transposed: bool) -> peft.L
         lora_alpha=settings.lora_alpha,  # pyright: ignore[reportArgumentType]  # PEFT only divides it by r
         lora_dropout=settings.lora_dropout,
         target_modules=targets,
+        trainable_token_indices=settings.trainable_token_indices,
         fan_in_fan_out=transposed,
         task_type="CAUSAL_LM",
     )

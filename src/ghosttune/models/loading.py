@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+TWIN_DISTANCE = 1e-2
+"""Rows closer than this share of their length are one row: learned tokens are never so close."""
+
+ROWS_AT_ONCE = 4096
+"""Rows compared together: bounds memory for vocabularies of 150,000 tokens."""
+
 HUB_SECONDS = 15
 """How long to wait for the hub's answer."""
 
@@ -105,6 +111,23 @@ def add_adapter(model: PreTrainedModel, settings: MethodSettings, seed: int) -> 
         adapted = peft.get_peft_model(model, METHODS[settings.type].build(settings, targets, transposed))
     adapted.peft_config["default"].base_model_name_or_path = model.name_or_path
     return adapted
+
+
+def untrained_twins(model: PreTrainedModel, token_ids: Iterable[int]) -> dict[int, int]:
+    """Of these tokens, those the base never learned -> how many other tokens have the same row in its output layer.
+
+    Tokens that never occurred in pretraining end up with one and the same row; the model cannot tell them apart, so
+    that none of them can become likely by training anything but the rows themselves.
+    """
+    rows = model.get_output_embeddings().weight.detach()
+    twins = {}
+    for token in token_ids:
+        row = rows[token].float()
+        near = TWIN_DISTANCE * row.norm()
+        alike = sum(int(((some.float() - row).norm(dim=1) < near).sum()) for some in rows.split(ROWS_AT_ONCE)) - 1
+        if alike > 0:
+            twins[token] = alike
+    return twins
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> peft.PeftModel:

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
-from ghosttune.errors import RunError
+from ghosttune.errors import RunError, listed
 from ghosttune.run.directory import write_folder
 
 if TYPE_CHECKING:
@@ -103,10 +103,13 @@ def restore_adapter(folder: Path, model: peft.PeftModel) -> None:
     """Loads the adapter's weights; RunError when a tensor is missing or left over."""
     import peft
 
-    result = peft.set_peft_model_state_dict(model, load_file(str(folder / ADAPTER)))
-    missing = [name for name in result.missing_keys if ".lora_" in name]
-    if missing or result.unexpected_keys:
-        raise RunError(f"{folder} does not fit the configured adapter: {(missing or result.unexpected_keys)[:3]}")
+    saved = load_file(str(folder / ADAPTER))
+    expected = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+    shapes, wanted = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (saved, expected))
+    if shapes != wanted:
+        differing = sorted({*shapes.items()} ^ {*wanted.items()})
+        raise RunError(f"{folder} does not fit the configured adapter: {listed((name for name, _ in differing), 3)}")
+    peft.set_peft_model_state_dict(model, saved)
 
 
 def restore_optimizer(folder: Path, model: peft.PeftModel, optimizer: Optimizer) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ghosttune.config.rendering import plain_yaml
 from ghosttune.config.schema import RunConfig
 from ghosttune.errors import ConfigError, DataError, GhosttuneError
 from ghosttune.metrics.intervals import FEWEST_ROWS, mean_ratio, verdict
-from ghosttune.models.loading import add_adapter, device_of, load_model, longest_input, revision_of
+from ghosttune.models.loading import add_adapter, device_of, load_model, longest_input, revision_of, untrained_twins
 from ghosttune.models.modules import module_facts, trainable_counts
 from ghosttune.registry import TASKS
 from ghosttune.run.directory import RunDir, write_folder, write_text
@@ -102,10 +102,24 @@ def adapted_model(prepared: Prepared) -> tuple[Any, dict[str, int]]:
     if limit is not None and longest > limit:
         message = f"lets rows of {longest} tokens through, and the model reads at most {limit}; set it to {limit}"
         raise ConfigError([config.problem("data.max_length", message)])
+    _require_learned_stop_token(base, prepared)
     facts = module_facts(base)
     model = add_adapter(base, config.method, config.train.seed)
     counts = trainable_counts(model, facts)
     return model.to(device_of(config.model)), counts
+
+
+def _require_learned_stop_token(base: Any, prepared: Prepared) -> None:
+    """ConfigError when answers could not learn to stop because the base never learned the stop token."""
+    template, method = prepared.encoder.template, prepared.config.method
+    stop = template.tokenizer.convert_tokens_to_ids(template.stop_token)
+    twins = untrained_twins(base, [stop])
+    if twins and stop not in (getattr(method, "trainable_token_indices", None) or []):
+        message = (
+            f"must hold {stop}: the base never learned the stop token {template.stop_token}, whose row is the same as "
+            f"that of {twins[stop]} other tokens, so that answers could not learn to stop"
+        )
+        raise ConfigError([prepared.config.problem("method.trainable_token_indices", message)])
 
 
 def _begin(run: RunDir, prepared: Prepared, model: Any, counts: dict[str, int]) -> Record:

@@ -67,6 +67,7 @@ VALUES: dict[str, st.SearchStrategy] = {
     "method.lora_alpha": POSITIVE,
     "method.lora_dropout": BELOW_ONE,
     "method.target_modules": st.one_of(st.sampled_from(["mlp", "all_linear"]), st.lists(TEXT, min_size=1, max_size=3)),
+    "method.trainable_token_indices": st.lists(st.integers(0, 10**6), max_size=3),
     "task.type": st.just("causal_lm"),
     "data.train.name": st.just("e2e_nlg"),
     "data.train.path": TEXT,

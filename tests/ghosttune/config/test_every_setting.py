@@ -277,6 +277,7 @@ CASES: dict[str, Case] = {
     "method(lora).r": Case(adapter, 4),
     "method(lora).lora_alpha": Case(adapter, 8),
     "method(lora).lora_dropout": Case(adapter, 0.5),
+    "method(lora).trainable_token_indices": Case(adapter, [2]),
     "method(lora).target_modules": Case(adapter, ["q_proj"]),
     "task(causal_lm).type": Case(task, "another"),
     "data.train.name": Case(rows, "e2e_nlg", {"data.train.path": "@e2e"}),
