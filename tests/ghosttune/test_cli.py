@@ -158,7 +158,7 @@ def test_bad_input(config_file, rows_file, tmp_path):
         "--set",
         "model.name=no-such/hub-model",
         *out,
-        saying=r"no-such/hub-model cannot be loaded",
+        saying=r"no-such/hub-model is not on this machine",
     )
     refused("train", config_file, "--set", "model.device=cuda:7", *out, saying=r"cuda:7 was asked for and torch sees")
     refused("train", "--preset", "e2e_atention", *out, saying=r"did you mean e2e_attention\?")
