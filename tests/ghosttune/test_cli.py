@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import pty
 import re
 import resource
 import signal
@@ -157,7 +158,7 @@ def test_bad_input(config_file, rows_file, tmp_path):
         "--set",
         "model.name=no-such/hub-model",
         *out,
-        saying=r"no-such/hub-model cannot be loaded",
+        saying=r"no-such/hub-model is not on this machine",
     )
     refused("train", config_file, "--set", "model.device=cuda:7", *out, saying=r"cuda:7 was asked for and torch sees")
     refused("train", "--preset", "e2e_atention", *out, saying=r"did you mean e2e_attention\?")
@@ -238,6 +239,34 @@ def test_ctrl_c_saves_and_resume_continues(make_config, tmp_path):
     assert record["status"] == "stopped" and (out / "checkpoints" / f"step-{record['step']}").is_dir()
     shown = ghosttune("chat", out, "--prompt", "x")
     assert shown.returncode == 2 and "--resume" in shown.stderr
+
+
+def test_a_terminal_gets_its_cursor_back(config_file, tmp_path):
+    master, terminal = pty.openpty()
+    late = (
+        "import ghosttune.workflows.train as w, ghosttune.errors as e\n"
+        "def fail(*_): raise e.GhosttuneError('no more')\n"
+        "w._run_stages = fail\n"
+    )
+    code = f"{late}from ghosttune.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "train", str(config_file), "--out", str(tmp_path / "run")]
+    environment = {**ENVIRONMENT, "TERM": "xterm"}
+    with subprocess.Popen(command, stdout=terminal, stderr=terminal, env=environment) as process:
+        os.close(terminal)
+        shown = b""
+        with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+            while part := os.read(master, 65536):
+                shown += part
+    os.close(master)
+    assert process.returncode == 1
+    hidden, back = shown.rfind(b"\x1b[?25l"), shown.rfind(b"\x1b[?25h")
+    assert 0 < hidden < back < shown.rfind(b"no more"), "and the message has a line of its own"
+
+
+def test_any_locale_can_be_printed_to(config_file):
+    environment = {**ENVIRONMENT, "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    result = subprocess.run([*PROGRAM, "preview", str(config_file)], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0 and "\\u27e6" in result.stdout, result.stderr
 
 
 def seconds_of(*arguments: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM
 
+from ghosttune import train
 from ghosttune.config.schema import ModelSettings
-from ghosttune.errors import ConfigError, ModelError
+from ghosttune.errors import ConfigError, ModelError, RunError
 from ghosttune.models.loading import add_adapter, load_model, load_tokenizer
 from ghosttune.models.modules import matched_modules, module_facts, trainable_counts
 
@@ -34,11 +36,12 @@ def test_missing_weights_are_not_drawn_at_random(copy):
     assert "lack 1 tensors of the model: model.layers.0.mlp.down_proj.weight" in refused(copy)
 
 
-def test_damaged_pickled_and_misshapen_weights(copy):
+def test_damaged_pickled_and_misshapen_weights(copy, capfd):
     tensors = load_file(str(copy / "model.safetensors"))
     name = "model.layers.0.mlp.down_proj.weight"
     save_file(tensors | {name: tensors[name][:, :-1].contiguous()}, str(copy / "model.safetensors"))
-    assert "cannot be loaded" in refused(copy)
+    assert re.search(rf"{re.escape(name)} is \(\d+, \d+\) and should be \(", refused(copy))
+    assert capfd.readouterr().err == "", "what Transformers would print about it says less"
     (copy / "model.safetensors").write_bytes(b"not a tensor file")
     assert "cannot be loaded" in refused(copy)
     (copy / "model.safetensors").unlink()
@@ -68,8 +71,19 @@ def test_names_that_are_no_model(tmp_path):
 def test_a_folder_without_tokenizer(copy):
     (copy / "tokenizer.json").unlink()
     (copy / "tokenizer_config.json").unlink()
-    with pytest.raises(ModelError, match=r"tokenizer of .* cannot be loaded"):
+    with pytest.raises(ModelError, match=r"tokenizer of .* cannot be loaded: there is no tokenizer\.json"):
         load_tokenizer(ModelSettings(name=str(copy)))
+
+
+def test_a_damaged_adapter_is_refused(make_config, tmp_path):
+    run = train(make_config(), tmp_path / "run")
+    weights = run.folder.adapter / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ModelError, match="adapter cannot be loaded"):
+        run.pipeline()
+    shutil.rmtree(run.folder.adapter)
+    with pytest.raises(RunError, match="has no adapter/; restore it, or train again"):
+        run.pipeline()
 
 
 def test_target_groups_of_the_built_in_model():

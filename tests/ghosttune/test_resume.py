@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import signal
@@ -18,8 +19,8 @@ from safetensors.torch import load_file
 
 from ghosttune import train
 from ghosttune.config.rendering import plain_yaml
-from ghosttune.errors import DataError, RunError
-from ghosttune.run.directory import RunDir
+from ghosttune.errors import DataError, GhosttuneError, RunError
+from ghosttune.run.directory import RunDir, write_folder
 from ghosttune.training import checkpoints
 from ghosttune.workflows.runs import Run
 from ghosttune.workflows.train import Stopped, resume
@@ -232,6 +233,91 @@ def test_changed_data_is_refused(make_config, rows_file, tmp_path):
     rows_file.write_text(rows_file.read_text() + json.dumps({"prompt": "new", "completion": "row"}) + "\n")
     with pytest.raises(DataError, match=r"rows\.jsonl changed since"):
         resume(tmp_path / "run")
+
+
+def test_an_edited_configuration_is_refused(make_config, tmp_path):
+    with pytest.raises(Stopped):
+        train(make_config(**FULL), tmp_path / "run", listen=interrupt_at(9))
+    config = RunDir(tmp_path / "run").config
+    written = config.read_text()
+    config.write_text(written.replace("seed: 42", "seed: 43"))  # would draw other dev rows
+    with pytest.raises(RunError, match=r"config\.yaml was edited since the run was started"):
+        resume(tmp_path / "run")
+    config.write_text("# a comment changes nothing\n" + written)
+    assert resume(tmp_path / "run").record["status"] == "finished"
+
+
+@pytest.mark.parametrize("contents", ["", '{"status": "stop', "[]", "{}"])
+def test_a_damaged_record_is_refused_and_named(make_config, tmp_path, contents):
+    with pytest.raises(Stopped):
+        train(make_config(**FULL), tmp_path / "run", listen=interrupt_at(3))
+    RunDir(tmp_path / "run").record.write_text(contents)
+    for again in (resume, partial(train, make_config(**FULL))):
+        with pytest.raises(RunError, match=r"run\.json is damaged"):
+            again(tmp_path / "run")
+
+
+def test_a_damaged_event_is_named(tmp_path):
+    run = RunDir(tmp_path)
+    run.metrics.write_text('{"step": 1}\n{"step":\n{"step": 3}\n')
+    with pytest.raises(RunError, match=r"metrics\.jsonl:2 is damaged"):
+        run.events()
+
+
+@pytest.mark.parametrize("manifest", ["{}", "[]", '["a"]', "null"])
+def test_a_checkpoint_without_its_digests_is_damaged(make_config, tmp_path, manifest):
+    with pytest.raises(Stopped):
+        train(make_config(**FULL), tmp_path / "run", listen=interrupt_at(3))
+    run = RunDir(tmp_path / "run")
+    (run.checkpoint(run.checkpoint_steps()[-1]) / checkpoints.MANIFEST).write_text(manifest)
+    with pytest.raises(RunError, match="is damaged"):
+        resume(tmp_path / "run")
+
+
+def test_a_start_that_was_killed_can_be_repeated(make_config, tmp_path):
+    run = RunDir(tmp_path / "run")
+    with run.locked():
+        run.create()
+    run.config.write_text("cut sho")
+    run.path.joinpath(".splits.csv.partial").write_text("exa")
+    assert train(make_config(), run.path).record["status"] == "finished"
+    assert not list(run.path.rglob("*.partial"))
+
+
+def test_a_run_that_lost_its_record_is_not_written_over(make_config, tmp_path):
+    with pytest.raises(Stopped):
+        train(make_config(**FULL), tmp_path / "run", listen=interrupt_at(9))
+    RunDir(tmp_path / "run").record.unlink()
+    with pytest.raises(RunError, match="not empty and holds no run"):
+        train(make_config(), tmp_path / "run")
+
+
+def test_a_folder_with_a_file_of_the_users_is_used(make_config, tmp_path):
+    (tmp_path / "config.yaml").write_text("mine")
+    with pytest.raises(RunError, match="not empty and holds no run"):
+        train(make_config(), tmp_path)
+    assert (tmp_path / "config.yaml").read_text() == "mine"
+
+
+def test_nothing_partial_is_left(make_config, tmp_path):
+    with pytest.raises(Stopped):
+        train(make_config(**FULL), tmp_path / "run", listen=interrupt_at(9))
+    run = RunDir(tmp_path / "run")
+    (run.checkpoints / ".step-9.partial").mkdir()
+    (run.path / ".adapter.replaced").mkdir()
+    (run.path / ".run.json.partial").write_text("{")
+    resume(run.path)
+    assert {path.name for path in run.path.rglob(".*")} == {".lock"}
+
+
+def test_a_full_disk_gets_back_what_was_begun(tmp_path):
+    def fill(folder: Path) -> None:
+        (folder / "begun").write_text("x")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(GhosttuneError, match=r"no space left for .*continue with --resume"):
+        write_folder(tmp_path / "step-4", fill)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_finished_run_is_returned_as_it_is(make_config, tmp_path):

@@ -31,6 +31,13 @@ class Display:
         self.last_line = 0.0
         self.started = 0.0
 
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Gives the terminal back its cursor and a line of its own, however the run ended."""
+        self.close()
+
     def line(self, text: str = "", style: str = "") -> None:
         """One line, never broken by us, so that paths and commands can be copied."""
         self.console.print(text, style=style, soft_wrap=True)
@@ -61,7 +68,9 @@ class Display:
         groups = ", ".join(f"{name} {count:,}" for name, count in counts.items())
         self.line(f"run        {event['run'].path}{' (continued)' if event['resumed'] else ''}")
         self.line(f"model      {model.name} on {model.device}, {model.dtype}, {prepared.config.data.template} template")
-        self.line(f"rows       {len(prepared.train):,} train, {len(prepared.dev):,} dev")
+        source = prepared.config.data.train
+        counted = f"{len(prepared.train):,} train, {len(prepared.dev):,} dev"
+        self.line(f"rows       {counted}, {source.name or source.format}")
         if prepared.metadata_columns:
             self.line(f"           not shown to the model: {', '.join(prepared.metadata_columns)}")
         for reason, count in prepared.left_out.items():
@@ -82,7 +91,8 @@ class Display:
             self.bar.update(self.bar.task_ids[0], completed=event["step"], description=self.loss)
         elif time.monotonic() - self.last_line >= LINE_SECONDS:
             self.last_line = time.monotonic()
-            self.line(f"step {event['step']}/{event['max_steps']}  {self.loss}  {self.last_line - self.started:.0f} s")
+            seconds = f"{self.last_line - self.started:.0f} s"
+            self.line("  ".join(filter(None, (f"step {event['step']}/{event['max_steps']}", self.loss, seconds))))
 
     def _log(self, event: dict[str, Any]) -> None:
         self.loss = f"loss {event['loss']:.4f}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,12 +55,13 @@ def quickstart(
     from ghosttune.workflows.train import train
 
     config = quickstart_config()
-    display = Display(quiet=as_json)
-    display.recipe(
-        f"The recipe (profile {PROFILE}); save it as run.yaml and `ghosttune train run.yaml` does the same",
-        commented_yaml(config),
-    )
-    _finish(train(config, out, listen=display.listen), display, as_json)
+    with Display(quiet=as_json) as display:
+        display.recipe(
+            f"The recipe (profile {PROFILE}); save it as run.yaml and `ghosttune train run.yaml` does the same",
+            commented_yaml(config),
+        )
+        run = train(config, out, listen=display.listen)
+    _finish(run, display, as_json)
 
 
 @app.command()
@@ -168,8 +170,9 @@ def train(
     from ghosttune.workflows.train import resume as resumed
     from ghosttune.workflows.train import train as trained
 
-    display = Display(quiet=as_json)
-    run = resumed(out or "", listen=display.listen) if loaded is None else trained(loaded, out, listen=display.listen)
+    with Display(quiet=as_json) as display:
+        listen = display.listen
+        run = resumed(out or "", listen=listen) if loaded is None else trained(loaded, out, listen=listen)
     _finish(run, display, as_json)
 
 
@@ -210,6 +213,9 @@ def _finish(run: Any, display: Any, as_json: bool) -> None:
 
 def main() -> None:
     """Runs the command line; exit codes: 0 done, 1 the work failed, 2 the input is wrong."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # not every locale can say everything
+            stream.reconfigure(errors="backslashreplace")
     debug = "--debug" in sys.argv[1:]
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:

@@ -35,7 +35,9 @@ class Pipeline:
         run = RunDir(path).open()
         folder = run.last if which == "last" else run.adapter
         if not folder.is_dir():
-            raise RunError(f"{run.path} has no {folder.name}/ yet; finish it with `{run.resume_command}`")
+            finished = run.read_record()["status"] == "finished"
+            way_out = "restore it, or train again" if finished else f"finish the run with `{run.resume_command}`"
+            raise RunError(f"{run.path} has no {folder.name}/; {way_out}")
         config = load_config(run.config)
         model = load_adapter(_base(config, device), folder)
         return cls(model, encoder_of(config), config.evaluate.max_new_tokens)

@@ -58,17 +58,30 @@ def load_model(settings: ModelSettings, seed: int) -> PreTrainedModel:
             config = AutoConfig.from_pretrained(place, **arguments)
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=settings.trust_remote_code)
         else:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                place, dtype=dtype, use_safetensors=True, output_loading_info=True, **arguments
-            )
+            with _without_upstream_reports():
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
+                    place,
+                    dtype=dtype,
+                    use_safetensors=True,
+                    ignore_mismatched_sizes=True,  # refused below, by name
+                    output_loading_info=True,
+                    **arguments,
+                )
             model, found = loaded
-            _require_complete(settings, found["missing_keys"])
+            _require_complete(settings, found["missing_keys"], found["mismatched_keys"])
     _require_causal(settings, model)
     return model.requires_grad_(False)
 
 
-def _require_complete(settings: ModelSettings, missing: Iterable[str]) -> None:
+def _require_complete(
+    settings: ModelSettings, missing: Iterable[str], mismatched: Iterable[tuple[str, Any, Any]]
+) -> None:
     """Transformers draws missing weights at random and goes on; a run must not."""
+    for name, stored, expected in mismatched:
+        raise ModelError(
+            f"the weights of {settings.name} are not of the model that its config.json describes: {name} is "
+            f"{tuple(stored)} and should be {tuple(expected)}"
+        )
     names = sorted(missing)
     if names:
         raise ModelError(
@@ -133,11 +146,12 @@ def untrained_twins(model: PreTrainedModel, token_ids: Iterable[int]) -> dict[in
 def load_adapter(model: PreTrainedModel, folder: Path) -> peft.PeftModel:
     """The model with the adapter of a folder written by PEFT; ModelError when it does not fit the model."""
     import peft
+    from safetensors import SafetensorError
 
     try:
         with _without_upstream_warnings():
             return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=False)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(f"the adapter in {folder} cannot be loaded: {_first_line(error)}") from error
 
 
@@ -164,6 +178,19 @@ def inference_device(name: str) -> torch.device:
 def revision_of(model: PreTrainedModel) -> str | None:
     """Commit of a hub model; None for a folder."""
     return getattr(model.config, "_commit_hash", None)
+
+
+@contextmanager
+def _without_upstream_reports() -> Iterator[None]:
+    """Transformers prints tables about weights that we refuse, or that the model does not need."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 @contextmanager
@@ -236,6 +263,8 @@ def _explained(settings: ModelSettings, what: str) -> Iterator[None]:
             message += "; set model.trust_remote_code: true only after reading that code"
         elif "no file named" in text and "safetensors" in text:
             message = "it has no safetensors weights (pickled ones can run code and are not loaded): convert them first"
+        elif "backend tokenizer" in text:
+            message = "there is no tokenizer.json in it, nor an older file that can be converted to one"
         raise ModelError(f"the {what} of {settings.name} cannot be loaded: {message}") from error
 
 

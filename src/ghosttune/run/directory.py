@@ -17,6 +17,12 @@ from ghosttune.errors import GhosttuneError, RunError
 
 LOCK = ".lock"
 
+WRITTEN_FIRST = {LOCK, "checkpoints", "config.yaml", "splits.csv"}
+"""What a run directory holds before run.json, with which the run begins."""
+
+PARTIAL, REPLACED = ".{}.partial", ".{}.replaced"
+"""Names of what is being written, and of what it is about to replace."""
+
 
 class RunDir:
     """A run directory: where each file is, and how it is written."""
@@ -88,15 +94,19 @@ class RunDir:
     def require_unused(self) -> None:
         """RunError when the folder holds anything, or when something else has its name.
 
-        A folder with our lock and no run.json is one whose start was cut off: it was empty then, and is taken again.
+        What the start of a run leaves that was cut off before run.json is nothing: the next start writes over it.
         """
         if not self.path.exists():
             return
         if not self.path.is_dir():
             raise RunError(f"{self.path} is a file; a run needs a folder of its own")
-        names = {entry.name for entry in self.path.iterdir()}
-        if self.exists or (names and LOCK not in names):
+        if any(self.path.iterdir()) and not self._never_began():
             raise RunError(self._in_use())
+
+    def _never_began(self) -> bool:
+        """Whether all there is was written by us, before a first run.json: only we make a lock in a folder."""
+        names = {entry.name for entry in self.path.iterdir() if not entry.match(PARTIAL.format("*"))}
+        return LOCK in names <= WRITTEN_FIRST and not (self.checkpoints.is_dir() and any(self.checkpoints.iterdir()))
 
     def create(self) -> RunDir:
         """Makes the folder; RunError when it is used, or cannot be written to."""
@@ -110,7 +120,7 @@ class RunDir:
         """This directory, if it holds a run; RunError otherwise."""
         if not self.exists:
             reason = "does not exist" if not self.path.exists() else "holds no run (no run.json)"
-            raise RunError(f"{self.path} {reason}")
+            raise RunError(f"{self.path} {reason}; `ghosttune train CONFIG --out` starts one")
         return self
 
     @contextmanager
@@ -139,7 +149,14 @@ class RunDir:
         return f"{self.path} already holds a run ({status}). Choose another folder with --out{way_out}."
 
     def read_record(self) -> dict[str, Any]:
-        return json.loads(self.record.read_text(encoding="utf-8"))
+        """The contents of run.json; RunError when they are not what was written."""
+        try:
+            record = json.loads(self.record.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.record} is damaged: {error}; restore it, or start a new run") from error
+        if not isinstance(record, dict) or "status" not in record:
+            raise RunError(f"{self.record} is damaged: it holds no record of a run; restore it, or start a new run")
+        return record
 
     def write_record(self, record: dict[str, Any]) -> None:
         write_json(self.record, record)
@@ -152,16 +169,27 @@ class RunDir:
             os.fsync(file.fileno())
 
     def events(self) -> list[dict[str, Any]]:
-        """The recorded events; a line cut short by a crash is not one."""
+        """The recorded events; a line cut short by a crash is not one, and RunError names any other damage."""
         if not self.metrics.is_file():
             return []
         lines = self.metrics.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1] if line]
+        return [self._event(line, number) for number, line in enumerate(lines[:-1], 1) if line]
+
+    def _event(self, line: str, number: int) -> dict[str, Any]:
+        try:
+            return json.loads(line)
+        except ValueError as error:
+            raise RunError(f"{self.metrics}:{number} is damaged: {error}; mend or delete this line") from error
 
     def forget_events_after(self, step: int) -> None:
         """Removes the events of steps that a resumed run will do again."""
         kept = [event for event in self.events() if event["step"] <= step]
         write_text(self.metrics, "".join(json.dumps(event) + "\n" for event in kept))
+
+    def remove_partial_writes(self) -> None:
+        """Removes what a killed process had begun to write and nobody will finish."""
+        for leftover in [found for name in (PARTIAL, REPLACED) for found in self.path.rglob(name.format("*"))]:
+            _remove(leftover)
 
 
 @contextmanager
@@ -178,16 +206,35 @@ def explained(path: Path) -> Iterator[None]:
         raise RunError(f"{path} cannot be written: {error.strerror}; choose another folder with --out") from error
 
 
+@contextmanager
+def _partial(path: Path) -> Iterator[Path]:
+    """A name to write under until the contents are complete; nothing stays under it when the writing fails."""
+    partial = path.with_name(PARTIAL.format(path.name))
+    _remove(partial)
+    try:
+        yield partial
+    except BaseException:
+        _remove(partial)
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Replaces the file by one holding `text`; a crash leaves the old file or the new one."""
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        with open(partial, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with _partial(path) as partial:
+            with open(partial, "w", encoding="utf-8", newline="") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
         _sync_folder(path.parent)
 
 
@@ -201,20 +248,18 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     """Replaces the folder by one that `fill` has written; it appears under its name only when it is complete."""
-    with explained(path):
-        partial = path.with_name(f".{path.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
+    with explained(path), _partial(path) as partial:
         partial.mkdir(parents=True)
         fill(partial)
         for file in partial.rglob("*"):
             _sync_file(file)
         _sync_folder(partial)
         if path.exists():
-            replaced = path.with_name(f".{path.name}.replaced")
-            shutil.rmtree(replaced, ignore_errors=True)
+            replaced = path.with_name(REPLACED.format(path.name))
+            _remove(replaced)
             os.rename(path, replaced)
             os.rename(partial, path)
-            shutil.rmtree(replaced)
+            _remove(replaced)
         else:
             os.rename(partial, path)
         _sync_folder(path.parent)

@@ -31,6 +31,8 @@ OPTIMIZER = "optimizer.safetensors"
 RANDOM = "random.safetensors"
 STATE = "state.json"
 MANIFEST = "manifest.json"
+NEEDED = {ADAPTER, OPTIMIZER, RANDOM, STATE}
+"""Files without which there is nothing to resume from."""
 
 
 def write_checkpoint(
@@ -85,14 +87,13 @@ def _errors_of_the_disk() -> Iterator[None]:
 def verify(folder: Path) -> None:
     """RunError naming the first file that is not what was written."""
     try:
-        digests = json.loads((folder / MANIFEST).read_text())
-        wrong = [name for name, digest in digests.items() if _digest(folder / name) != digest]
-    except (OSError, ValueError) as error:
+        digests = dict(json.loads((folder / MANIFEST).read_text()))
+        wrong = [name for name in NEEDED | digests.keys() if _digest(folder / name) != digests.get(name)]
+    except (OSError, ValueError, TypeError) as error:
         raise RunError(f"{folder} is damaged: {error}. Delete it to continue from the checkpoint before it.") from error
     if wrong:
-        raise RunError(
-            f"{folder} is damaged: {', '.join(wrong)} changed. Delete it to continue from the checkpoint before it."
-        )
+        changed = ", ".join(sorted(wrong))
+        raise RunError(f"{folder} is damaged: {changed} changed. Delete it to continue from the checkpoint before it.")
 
 
 def read_counters(folder: Path) -> dict[str, Any]:

@@ -107,7 +107,11 @@ class Watch(TrainerCallback):
     ) -> None:
         loss, step = (metrics or {})["eval_loss"], state.global_step
         if not math.isfinite(loss):
-            raise GhosttuneError(f"the dev loss is not a number at step {step}; lower train.learning_rate")
+            raise GhosttuneError(
+                f"the dev loss is not a number at step {step}; lower train.learning_rate"
+                if step
+                else "the untouched base gives a dev loss that is not a number; look at its weights and model.dtype"
+            )
         self._record({"step": step, "event": "eval", "split": "dev", "loss": loss})
         if step == 0:
             self.base_loss = loss

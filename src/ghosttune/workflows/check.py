@@ -9,7 +9,7 @@ from typing import Any
 from ghosttune.config.resolve import steps_per_epoch
 from ghosttune.config.schema import RunConfig
 from ghosttune.data.encoding import Encoded
-from ghosttune.errors import InputError, listed
+from ghosttune.errors import InputError, ModelError, listed
 from ghosttune.models.loading import load_model
 from ghosttune.models.modules import matched_modules, module_facts
 from ghosttune.workflows.prepare import Prepared, prepare
@@ -45,6 +45,9 @@ def check(config: RunConfig) -> Report:
     prepared: Prepared | None = None
     try:
         prepared = prepare(config)
+    except ModelError as error:
+        report.errors.append(str(error))
+        return report
     except InputError as error:
         report.errors.append(str(error))
     try:
@@ -66,6 +69,7 @@ def _plan(prepared: Prepared, counts: dict[str, int]) -> dict[str, Any]:
     per_epoch = steps_per_epoch(config, len(prepared.train))
     return {
         "device": config.model.device,
+        "format": config.data.train.name or config.data.train.format,
         "template": config.data.template,
         "metadata_columns": ", ".join(prepared.metadata_columns) or "none",
         "rows": {"train": len(prepared.train), "dev": len(prepared.dev), "left_out": prepared.left_out},

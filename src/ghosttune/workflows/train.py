@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import shlex
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -15,7 +17,7 @@ import numpy as np
 from ghosttune.config.loading import load_config
 from ghosttune.config.rendering import plain_yaml
 from ghosttune.config.schema import RunConfig
-from ghosttune.errors import ConfigError, DataError, GhosttuneError
+from ghosttune.errors import ConfigError, DataError, GhosttuneError, RunError
 from ghosttune.metrics.intervals import FEWEST_ROWS, mean_ratio, verdict
 from ghosttune.models.loading import add_adapter, device_of, load_model, longest_input, revision_of, untrained_twins
 from ghosttune.models.modules import module_facts, trainable_counts
@@ -55,8 +57,8 @@ def train(config: RunConfig, out: str | Path | None = None, *, listen: Listener 
 def resume(out: str | Path, *, listen: Listener = ignore) -> Run:
     """Continues the run in `out` from its newest checkpoint, to the same bytes as if it had never stopped.
 
-    A finished run is returned as it is. Raises RunError when there is no run, when its newest checkpoint is damaged or
-    when another process is at it, and DataError when its data changed.
+    A finished run is returned as it is. Raises RunError when there is no run, when its newest checkpoint is damaged,
+    when its configuration was edited or when another process is at it, and DataError when its data changed.
     """
     run = RunDir(out).open()
     with run.locked():
@@ -64,13 +66,16 @@ def resume(out: str | Path, *, listen: Listener = ignore) -> Run:
             listen({"event": "already finished", "run": run})
             return Run(run)
         start = time.perf_counter()
-        prepared = prepare(load_config(run.config))
+        config = load_config(run.config)
+        _require_same_configuration(run, config)
+        prepared = prepare(config)
         steps = run.checkpoint_steps()
         checkpoint = run.checkpoint(steps[-1]) if steps else None
         _require_same_data(run, prepared)
         if checkpoint is not None:
             checkpoints.verify(checkpoint)
         model, counts = adapted_model(prepared)
+        run.remove_partial_writes()
         run.forget_events_after(steps[-1] if steps else -1)
         record = Record.reopen(run)
         record.add_seconds("prepare", time.perf_counter() - start)
@@ -138,8 +143,21 @@ def _begin(run: RunDir, prepared: Prepared, model: Any, counts: dict[str, int]) 
             "cut_rows": {"train": prepared.train.cut_rows, "dev": prepared.dev.cut_rows},
         },
         left_out=prepared.left_out,
+        configuration=_digest(prepared.config),
         origins=prepared.config.origins,
     )
+
+
+def _require_same_configuration(run: RunDir, config: RunConfig) -> None:
+    if run.read_record().get("configuration") != _digest(config):
+        raise RunError(
+            f"{run.config} was edited since the run was started, and would continue as neither the old run nor a new "
+            f"one; restore it, or start the new one: `ghosttune train {shlex.quote(str(run.config))} --out OTHER`"
+        )
+
+
+def _digest(config: RunConfig) -> str:
+    return hashlib.sha256(plain_yaml(config).encode()).hexdigest()
 
 
 def _require_same_data(run: RunDir, prepared: Prepared) -> None:
