@@ -142,14 +142,17 @@ def loading(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
     """Which loader of transformers is called for the model, and how."""
     import transformers
 
-    from ghosttune.models.loading import load_model
+    from ghosttune.models import loading
 
     calls: list[Any] = []
+    patch.setattr(loading, "_is_cached", lambda name, revision: True)
+    patch.setattr(loading, "_require_causal", lambda settings, model: None)
 
     def recorder(kind: str) -> Callable[..., Any]:
         def record(*positional: Any, **named: Any) -> Any:
             calls.append((kind, [str(value) for value in positional], named))
-            return SimpleNamespace(requires_grad_=lambda on: calls)
+            model = SimpleNamespace(requires_grad_=lambda on: calls)
+            return (model, {"missing_keys": [], "mismatched_keys": []}) if "output_loading_info" in named else model
 
         return record
 
@@ -159,7 +162,7 @@ def loading(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
     ):
         for method in methods:
             patch.setattr(getattr(transformers, loader), method, recorder(f"{loader}.{method}"))
-    load_model(config.model, config.train.seed)
+    loading.load_model(config.model, config.train.seed)
     return [(kind, named) for kind, _, named in calls], calls[0][1]
 
 
