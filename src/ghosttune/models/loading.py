@@ -132,7 +132,8 @@ def untrained_twins(model: PreTrainedModel, token_ids: Iterable[int]) -> dict[in
     Tokens that never occurred in pretraining end up with one and the same row; the model cannot tell them apart, so
     that none of them can become likely by training anything but the rows themselves.
     """
-    rows = model.get_output_embeddings().weight.detach()
+    head: Any = model.get_output_embeddings()
+    rows = head.weight.detach()
     twins = {}
     for token in token_ids:
         row = rows[token].float()
