@@ -150,11 +150,10 @@ def train_trl(rows: list, batch: int, steps: int, folder: Path, watch: Any) -> l
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
+    from ghosttune.data.encoding import IGNORED
     from ghosttune.models.builtin import builtin_model_folder
 
-    columns = [
-        {"input_ids": left + right, "completion_mask": [0] * len(left) + [1] * len(right)} for left, right in rows
-    ]
+    columns = [{"input_ids": left + right, "labels": [IGNORED] * len(left) + right} for left, right in rows]
     arguments = SFTConfig(output_dir=str(folder), gradient_checkpointing=False, **common_arguments(batch, steps))
     trainer = SFTTrainer(
         model=adapted(),
