@@ -92,12 +92,27 @@ def clock() -> Any:
     return Clock()
 
 
+def features_of(rows: list) -> list[Any]:
+    """The rows as ghosttune encodes them: completions trained, prompts not."""
+    from ghosttune.data.encoding import Features
+
+    return [
+        Features(
+            position,
+            str(position),
+            np.array(left + right, np.int32),
+            np.array([False] * len(left) + [True] * len(right)),
+        )
+        for position, (left, right) in enumerate(rows)
+    ]
+
+
 def train_ghosttune(rows: list, batch: int, steps: int, folder: Path, watch: Any) -> list[float]:
     import torch
 
     from ghosttune.config.loading import load_config
     from ghosttune.config.resolve import resolve_steps
-    from ghosttune.data.encoding import Collator, Encoded, Features
+    from ghosttune.data.encoding import Collator, Encoded
     from ghosttune.models.loading import add_adapter
     from ghosttune.registry import TASKS
     from ghosttune.run.directory import RunDir
@@ -117,15 +132,7 @@ def train_ghosttune(rows: list, batch: int, steps: int, folder: Path, watch: Any
         | {"lr_scheduler_type": "constant", "warmup_steps": 0, "eval_steps": steps, "save_steps": steps, "seed": SEED},
     }
     config = resolve_steps(load_config(settings), len(rows))
-    features = [
-        Features(
-            position,
-            str(position),
-            np.array(left + right, np.int32),
-            np.array([False] * len(left) + [True] * len(right)),
-        )
-        for position, (left, right) in enumerate(rows)
-    ]
+    features = features_of(rows)
     model = add_adapter(model_of().requires_grad_(False), config.method, SEED)
     run = RunDir(folder / "run").create()
     trainer = RunTrainer(
@@ -171,15 +178,7 @@ def train_transformers(rows: list, batch: int, steps: int, folder: Path, watch: 
 
     from ghosttune.data.encoding import Collator, Features
 
-    features = [
-        Features(
-            position,
-            str(position),
-            np.array(left + right, np.int32),
-            np.array([False] * len(left) + [True] * len(right)),
-        )
-        for position, (left, right) in enumerate(rows)
-    ]
+    features = features_of(rows)
     collate = Collator(0)
 
     def without_index(batch_rows: list[Features]) -> dict[str, Any]:
