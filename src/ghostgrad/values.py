@@ -109,7 +109,7 @@ class InRunValues:
         return self._dots
 
     def _scale(self, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor | float | None:
-        """lr / (√v̂ + ε) element by element; None before the parameter's first update."""
+        """lr / (√v̂ + ε) element by element, 0 where v̂ is; None before the parameter's first update."""
         if self.kind == "sgd":
             return float(group["lr"])
         if not state:
@@ -119,7 +119,9 @@ class InRunValues:
             raise ValueError(f"{type(self.optimizer).__name__} keeps no {sorted(missing)}: its step is not AdamW's")
         second = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
         corrected = second.float() / (1 - group["betas"][1] ** float(state["step"]))
-        return float(group["lr"]) / (corrected.sqrt() + group["eps"])
+        # An element whose gradients were all zero so far (a LoRA A while B is 0) has had no first update either; over
+        # ε alone its share would be 1e8 times too large.
+        return (float(group["lr"]) / (corrected.sqrt() + group["eps"])).masked_fill_(second == 0, 0.0)
 
     def add(self, ids: Sequence[str]) -> None:
         """Takes the observed micro-batch; `ids` in the order of its rows. Nothing is copied to the host yet."""

@@ -69,7 +69,9 @@ class Display:
         self.line(f"run        {event['run'].path}{' (continued)' if event['resumed'] else ''}")
         self.line(f"model      {model.name} on {model.device}, {model.dtype}, {prepared.config.data.template} template")
         source = prepared.config.data.train
-        counted = f"{len(prepared.train):,} train, {len(prepared.dev):,} dev"
+        counted = f"{len(prepared.train):,} train, {len(prepared.dev):,} dev" + (
+            f", {len(prepared.guide):,} guide" if len(prepared.guide) else ""
+        )
         self.line(f"rows       {counted}, {source.name or source.format}")
         if prepared.metadata_columns:
             self.line(f"           not shown to the model: {', '.join(prepared.metadata_columns)}")

@@ -146,6 +146,40 @@ def _dev_rows_of_their_own(config: RunConfig) -> Found:
         yield "data.dev.split", "is what the run trains on; use data.dev.fraction to set some of it aside"
 
 
+@rule("data.guide.fraction", "data.guide.split", "data.guide.rows")
+def _one_guide_source(config: RunConfig) -> Found:
+    guide = config.data.guide
+    for name in ("split", "rows"):
+        if guide.fraction is not None and getattr(guide, name) is not None:
+            yield f"data.guide.{name}", "excludes data.guide.fraction; keep one"
+
+
+@rule("data.dev.split")
+def _guide_rows_of_their_own(config: RunConfig) -> Found:
+    split = config.data.guide.split
+    if split == "train":
+        yield "data.guide.split", "is what the run trains on; use data.guide.fraction to set some of it aside"
+    elif split is not None and split == config.data.dev.split:
+        yield "data.guide.split", f"is {split}, which chooses checkpoints; the two judge the run independently"
+
+
+@rule("measure.ledger.guide_every")
+def _guide_rows_for_a_ledger(config: RunConfig) -> Found:
+    if config.measure.ledger.guide_every is not None:
+        return
+    for name in ("fraction", "split", "rows"):
+        if getattr(config.data.guide, name) is not None:
+            yield f"data.guide.{name}", "does nothing while measure.ledger is off; leave it out, or set guide_every"
+    if config.measure.ledger.values != "adamw":
+        yield "measure.ledger.values", "does nothing without measure.ledger.guide_every"
+
+
+@rule("measure.norms.every")
+def _layers_of_norms(config: RunConfig) -> Found:
+    if config.measure.norms.every is None and not config.measure.norms.layers:
+        yield "measure.norms.layers", "does nothing without measure.norms.every"
+
+
 @rule("data.train.name", "data.train.path")
 def _a_training_source(config: RunConfig) -> Found:
     if config.data.train.name is None and config.data.train.path is None:

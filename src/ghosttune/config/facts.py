@@ -17,3 +17,18 @@ class ModuleFacts:
     """attention, mlp, embedding, head or other."""
     role: str | None
     """Within its group: q, k, v, o, qkv, or the module's own last name; None for tables and heads."""
+
+
+@dataclass(frozen=True)
+class ParameterFacts:
+    """Which part of the model a trained parameter belongs to."""
+
+    name: str
+    """Full name in the model that trains."""
+    module: str
+    """Name of its module in the untouched base model."""
+    layer: int | None
+    group: str
+    """attention, mlp, embedding, head, norm or other."""
+    factor: str
+    """A, B, weight, bias, magnitude, scale or prompt."""

@@ -11,7 +11,7 @@ from ghosttune.config.loading import with_values
 from ghosttune.config.schema import RunConfig
 from ghosttune.errors import ConfigError, Problem
 
-DEV_FRACTION = 0.1
+DEV_FRACTION, GUIDE_FRACTION = 0.1, 0.05
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,12 @@ def resolve_sources(config: RunConfig, facts: Facts) -> RunConfig:
     if config.data.dev.fraction is None and config.data.dev.split is None and config.data.dev.path is None:
         has_dev = "dev" in facts.source_splits
         derived |= {"data.dev.split": "dev"} if has_dev else {"data.dev.fraction": DEV_FRACTION}
+    guide = config.data.guide
+    if config.measure.ledger.guide_every is not None and guide.fraction is None and guide.split is None:
+        if "guide" in facts.source_splits:
+            derived["data.guide.split"] = "guide"
+        elif guide.rows is None:
+            derived["data.guide.fraction"] = GUIDE_FRACTION
     config = with_values(config, derived, "derived")
     problems = [
         *_device_problems(config, facts),
@@ -99,14 +105,17 @@ def _template_problems(config: RunConfig, facts: Facts) -> list[Problem]:
 
 
 def _split_problems(config: RunConfig, facts: Facts) -> list[Problem]:
-    split = config.data.dev.split
-    if split is None or split in facts.source_splits:
-        return []
     have = ", ".join(facts.source_splits) or "no splits of its own"
-    message = (
-        f"{split!r} is not a split of the training source, which has {have}; use data.dev.fraction or data.dev.path"
-    )
-    return [config.problem("data.dev.split", message)]
+    others = {"dev": "data.dev.fraction or data.dev.path", "guide": "data.guide.fraction or data.guide.rows"}
+    chosen = {"dev": config.data.dev.split, "guide": config.data.guide.split}
+    return [
+        config.problem(
+            f"data.{purpose}.split",
+            f"{split!r} is not a split of the training source, which has {have}; use {others[purpose]}",
+        )
+        for purpose, split in chosen.items()
+        if split is not None and split not in facts.source_splits
+    ]
 
 
 def _loss_problems(config: RunConfig, facts: Facts) -> list[Problem]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
 from pydantic.fields import FieldInfo
 
 from ghosttune.errors import Problem
@@ -114,9 +114,22 @@ class DevSettings(Section):
     """Use only this many dev rows, a fixed sample drawn by row id."""
 
 
+class GuideSettings(Section):
+    fraction: Share | None = setting(None, unit="share of rows")
+    """Share of the training rows set aside, drawn by group so that duplicates never straddle."""
+    split: Text | None = setting(None)
+    """A split the source itself has, such as `guide`; the default where there is one, else a fraction of 0.05."""
+    rows: Count | None = setting(
+        None, unit="rows", why="more rows make the held-out gradient less noisy", cost="each guide pass runs them all"
+    )
+    """Exactly this many, drawn from `split` where that is given, else from the training rows."""
+
+
 class DataSettings(Section):
     train: SourceSettings = SourceSettings()
     dev: DevSettings = DevSettings()
+    guide: GuideSettings = GuideSettings()
+    """Rows that give the held-out gradient of the ledger: not trained on, and not those that choose checkpoints."""
     template: Literal["auto", "chat", "plain", "turns"] = setting(
         "auto", why="one template renders training rows, evaluation prompts and chat alike"
     )
@@ -179,6 +192,49 @@ class TrainSettings(Section):
     """Recompute activations in the backward pass (non-reentrant)."""
 
 
+class NormsSettings(Section):
+    every: Count | None = setting(1, unit="optimizer updates", cost="under 2 % of a step; null for off")
+    """Record the gradient's norms, complete and before clipping, at the first update and every so many after it."""
+    layers: bool = setting(True)
+    """One norm per module and factor (and the file of norms per layer); else one per group."""
+    effective: Count | None = setting(
+        10,
+        unit="optimizer updates",
+        why="the adapter's own norms change with r and alpha, these do not",
+        cost="one weight gradient per adapted module on measured steps, in time and memory; null for off",
+    )
+    """Interval of effective norms: the gradient norm of each adapted weight itself."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        return {"every": None, "effective": None} if value is None else value
+
+
+class LedgerSettings(Section):
+    guide_every: Count | None = setting(
+        10,
+        unit="optimizer updates",
+        why="1 makes the account exact to second order; larger values are cheaper and approximate curvature",
+        cost="one forward and backward pass over the guide rows each; null for off",
+    )
+    """Take the held-out gradient anew every so many updates."""
+    values: Literal["adamw", "sgd"] = setting("adamw", why="what a row did through the optimizer that runs")
+    """What a row's value is of: the step that AdamW makes, or a plain gradient step."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        return {"guide_every": None} if value is None else value
+
+
+class MeasureSettings(Section):
+    norms: NormsSettings = NormsSettings()
+    """Gradient norms; null for off."""
+    ledger: LedgerSettings = LedgerSettings()
+    """Which modules and which rows lowered the guide loss; null for off."""
+
+
 class EvaluateSettings(Section):
     limit: Annotated[int, Field(ge=0)] | None = setting(100, unit="rows", cost="one generated answer per row, twice")
     """Dev rows answered at the end by the base and by the adapter; null for all, 0 for none."""
@@ -203,6 +259,7 @@ class RunConfig(Section):
     task: SerializeAsAny[TaskSettings]
     data: DataSettings = DataSettings()
     train: TrainSettings = TrainSettings()
+    measure: MeasureSettings = MeasureSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     run: RunSettings = RunSettings()
     origins: dict[str, str] = Field(default_factory=dict, exclude=True, repr=False)
@@ -229,6 +286,8 @@ DEFAULT_TYPES = {"method": "lora", "task": "causal_lm"}
 ALTERNATIVES = (
     ("train.max_steps", "train.num_train_epochs"),
     ("data.dev.fraction", "data.dev.split", "data.dev.path"),
+    ("data.guide.fraction", "data.guide.split"),
+    ("data.guide.fraction", "data.guide.rows"),
 )
 """Settings of which at most one can hold; choosing one in a later layer drops the others of earlier layers."""
 

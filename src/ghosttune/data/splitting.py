@@ -43,6 +43,30 @@ def split_off(records: list[Record], fraction: float, seed: int, purpose: str) -
     return rest, [record for record in records if record.group in drawn]
 
 
+def split_off_rows(
+    records: list[Record], rows: int, seed: int, purpose: str
+) -> tuple[list[Record], list[Record], int]:
+    """(rest, exactly `rows` drawn, how many neither): whole groups leave the rest, and a last one may be cut.
+
+    Raises DataError when so many rows cannot be set aside.
+    """
+    sizes = Counter(record.group for record in records)
+    order = sorted(sizes, key=lambda group: draw(seed, purpose, group))
+    drawn: set[str] = set()
+    found = 0
+    for group in order[:-1]:  # one group at least must stay
+        if found < rows:
+            drawn.add(group)
+            found += sizes[group]
+    if found < rows:
+        raise DataError(
+            f"data.{purpose}.rows asks for {rows} rows, and of {len(records)} rows at most {found} can be set aside "
+            f"(equal prompts stay together, and some must train); set it to at most {found}"
+        )
+    chosen = sample([record for record in records if record.group in drawn], rows, seed)
+    return [record for record in records if record.group not in drawn], chosen, found - rows
+
+
 def _groups_near(wanted: int, order: list[str], sizes: Mapping[str, int]) -> set[str]:
     """The first groups of the order whose rows come near `wanted`: at least one, and never all."""
     drawn: set[str] = set()

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from ghosttune.config.facts import ModuleFacts
+from ghosttune.config.facts import ModuleFacts, ParameterFacts
 from ghosttune.errors import ConfigError, ModelError, Problem, listed, nearest
 
 if TYPE_CHECKING:
@@ -23,6 +23,16 @@ ROLES = {
 }
 """Names that attention's linear layers carry in the families of Transformers; anything else is its own role."""
 
+FACTORS = {
+    "A": r"lora_A|lora_embedding_A",
+    "B": r"lora_B|lora_embedding_B",
+    "magnitude": r"lora_magnitude_vector",
+    "scale": r"ia3_l",
+    "prompt": r"prompt_encoder",
+    "bias": r"bias",
+}
+"""Parts of a parameter's name below its module that say which factor of an adapter it is; any other is the weight."""
+
 GROUP_ROLES = {"attention_qv": {"q", "v", "qkv"}}
 
 
@@ -30,14 +40,21 @@ def module_facts(model: PreTrainedModel) -> list[ModuleFacts]:
     """One entry per linear layer and embedding, in the model's own order.
 
     Layers are the children of the longest list of equal blocks; within a block a path with `att` in it is attention and
-    every other linear layer is mlp. Outside the blocks, the output layer is head and the input table embedding.
+    every other linear layer is mlp. Outside the blocks, the output layer is head and the input table embedding. The
+    names are those of the untouched model, also when the model has an adapter already.
     """
-    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    wrapped = [f"{name}." for name, module in model.named_modules() if hasattr(module, "base_layer")]
+    head, table = (_name_of(model, module) for module in (model.get_output_embeddings(), model.get_input_embeddings()))
     blocks = _blocks(model)
     facts = []
-    for name, module in model.named_modules():
-        if module is head or module is table:
-            group, layer, role = ("head" if module is head else "embedding"), None, None
+    for path, module in model.named_modules():
+        name = path.removesuffix(".base_layer")
+        if any(name.startswith(inside) for inside in wrapped) or hasattr(module, "base_layer"):
+            continue  # the adapter's own layers
+        if name in (head, table):
+            group, layer, role = ("head" if name == head else "embedding"), None, None
         elif _is_linear(module):
             layer, inner = _layer_of(name, blocks)
             group = ("attention" if "att" in inner.lower() else "mlp") if layer is not None else "other"
@@ -46,6 +63,10 @@ def module_facts(model: PreTrainedModel) -> list[ModuleFacts]:
             continue
         facts.append(ModuleFacts(name, layer, group, role))
     return facts
+
+
+def _name_of(model: nn.Module, wanted: nn.Module | None) -> str | None:
+    return next((name for name, module in model.named_modules() if module is wanted), None)
 
 
 def matched_modules(facts: list[ModuleFacts], target_modules: str | list[str]) -> list[str]:
@@ -80,6 +101,38 @@ def trainable_counts(model: nn.Module, facts: list[ModuleFacts]) -> dict[str, in
             owner = next((fact for fact in by_length if f".{fact.name}." in f".{name}"), None)
             counts[owner.group if owner else "other"] += parameter.numel()
     return dict(counts)
+
+
+def parameter_facts(model: nn.Module, facts: list[ModuleFacts]) -> dict[str, ParameterFacts]:
+    """Module, layer, group and factor of each trainable parameter, by its name in `model`.
+
+    `facts` are those of the base model; wrappers around the model and around its modules may add to the names.
+    """
+    by_length = sorted(facts, key=lambda fact: -len(fact.name))
+    layers = {fact.name.split(f".{fact.layer}.")[0] for fact in facts if fact.layer is not None}
+    return {
+        name: _parameter_facts(name, parameter, by_length, layers)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def _parameter_facts(
+    name: str, parameter: nn.Parameter, facts: list[ModuleFacts], layers: set[str]
+) -> ParameterFacts:
+    owner = next((fact for fact in facts if f".{fact.name}." in f".{name}"), None)
+    if owner is not None:
+        below = f".{name}".rpartition(f".{owner.name}.")[2]
+        return ParameterFacts(name, owner.name, owner.layer, owner.group, _factor(below))
+    module = name.rpartition(".")[0]
+    inside = next((match for path in layers if (match := re.search(rf"{re.escape(path)}\.(\d+)\.", name))), None)
+    group = "norm" if parameter.dim() == 1 else "other"
+    return ParameterFacts(name, module, int(inside[1]) if inside else None, group, _factor(name))
+
+
+def _factor(below: str) -> str:
+    parts = below.split(".")
+    return next((factor for factor, names in FACTORS.items() if any(re.fullmatch(names, p) for p in parts)), "weight")
 
 
 def _group(layers: list[ModuleFacts], group: str) -> list[str]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import fcntl
+import io
 import json
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,22 @@ class RunDir:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def tables(self) -> Path:
+        return self.path / "tables"
+
+    def table(self, name: str) -> Path:
+        """A table's folder of Parquet parts."""
+        return self.tables / f"{name}.parquet"
+
+    def export(self, name: str) -> Path:
+        """A table as CSV."""
+        return self.tables / f"{name}.csv"
+
+    def gradient_analysis(self, name: str) -> Path:
+        """`group_norms.csv`, `layer_norms.csv` or `summary.json`."""
+        return self.path / f"gradient_analysis.{name}"
 
     def predictions(self, split: str) -> Path:
         return self.path / "predictions" / f"{split}.jsonl"
@@ -236,6 +254,26 @@ def write_text(path: Path, text: str) -> None:
                 os.fsync(file.fileno())
             os.replace(partial, path)
         _sync_folder(path.parent)
+
+
+def write_file(path: Path, fill: Callable[[Path], None]) -> None:
+    """Replaces the file by the one that `fill` writes; a crash leaves the old file or the new one."""
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _partial(path) as partial:
+            fill(partial)
+            _sync_file(partial)
+            os.replace(partial, path)
+        _sync_folder(path.parent)
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A CSV file with a header; None is an empty cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def write_json(path: Path, value: Any) -> None:

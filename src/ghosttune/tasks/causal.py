@@ -42,6 +42,14 @@ class CausalTask:
         losses = cross_entropy(logits.to(precise), labels[predicts], reduction="none")
         return losses.new_zeros(labels.shape).masked_scatter(predicts, losses).sum(1)
 
+    def head_positions(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[str | None, Tensor | None]:
+        """(name of the output layer in `model`, [N] the row of each position it sees) under `example_loss`."""
+        from ghosttune.data.encoding import IGNORED
+
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        name = next(name for name, module in model.named_modules() if module is head)
+        return name, (batch["labels"][:, 1:] != IGNORED).nonzero()[:, 0]
+
 
 @contextmanager
 def only_positions(head: nn.Module, predicts: Tensor) -> Iterator[None]:

@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 
 ADAPTER = "adapter_model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
+INSTRUMENTS = "instruments.safetensors"
 RANDOM = "random.safetensors"
 STATE = "state.json"
 MANIFEST = "manifest.json"
-NEEDED = {ADAPTER, OPTIMIZER, RANDOM, STATE}
+NEEDED = {ADAPTER, OPTIMIZER, RANDOM, INSTRUMENTS, STATE}
 """Files without which there is nothing to resume from."""
 
 
@@ -41,21 +42,24 @@ def write_checkpoint(
     optimizer: Optimizer,
     schedule: dict[str, Any],
     counters: dict[str, Any],
+    instruments: dict[str, torch.Tensor],
+    generators: list[torch.Tensor],
     trainer_state: str,
 ) -> None:
     """A complete checkpoint, or none: the folder gets its name when every byte is on disk.
 
-    `schedule` is the learning-rate scheduler's state, `counters` what `Watch` counts, `trainer_state` the Trainer's own
-    state as JSON. About three times the adapter's size.
+    `schedule` is the learning-rate scheduler's state, `counters` what is counted, `instruments` what they keep,
+    `generators` the state of torch's generator in every process, `trainer_state` the Trainer's own state as JSON. Three times the adapter's size, five with a ledger.
     """
 
     def fill(partial: Path) -> None:
         write_adapter(model, partial)
         names = parameter_names(model)
-        arrays, words = _random_state()
+        arrays, words = _random_state(generators)
         with _errors_of_the_disk():
             save_file(_optimizer_tensors(optimizer, names), str(partial / OPTIMIZER))
             save_arrays(arrays, str(partial / RANDOM))
+            save_file({n: t.detach().cpu().contiguous() for n, t in instruments.items()}, str(partial / INSTRUMENTS))
         state = {"schedule": schedule, "counters": counters, "random": words, "groups": _group_options(optimizer)}
         (partial / STATE).write_text(json.dumps(state))
         (partial / "trainer_state.json").write_text(trainer_state)
@@ -100,6 +104,10 @@ def read_counters(folder: Path) -> dict[str, Any]:
     return _read_state(folder)["counters"]
 
 
+def read_instruments(folder: Path, device: torch.device) -> dict[str, torch.Tensor]:
+    return load_file(str(folder / INSTRUMENTS), device=str(device))
+
+
 def restore_adapter(folder: Path, model: peft.PeftModel) -> None:
     """Loads the adapter's weights; RunError when a tensor is missing or left over."""
     import peft
@@ -129,15 +137,15 @@ def restore_optimizer(folder: Path, model: peft.PeftModel, optimizer: Optimizer)
     return state["schedule"]
 
 
-def restore_random(folder: Path) -> None:
-    """Sets the generators of Python, numpy and torch to where they were."""
+def restore_random(folder: Path, process: int = 0) -> None:
+    """Sets the generators of Python, numpy and torch to where they were, torch's to where it was in this process."""
     arrays = load_arrays(str(folder / RANDOM))
     words = _read_state(folder)["random"]
     version, gauss = words["python"]
     random.setstate((version, tuple(int(word) for word in arrays["python"]), gauss))
     kind, position, has_gauss, cached = words["numpy"]
     np.random.set_state((kind, arrays["numpy"], position, has_gauss, cached))
-    torch.set_rng_state(torch.from_numpy(arrays["torch"].copy()))
+    torch.set_rng_state(torch.from_numpy(arrays[f"torch.{process}"].copy()))
     if torch.cuda.is_initialized() and "cuda" in arrays:
         torch.cuda.set_rng_state(torch.from_numpy(arrays["cuda"].copy()))
 
@@ -159,10 +167,11 @@ def _group_options(optimizer: Optimizer) -> list[dict[str, Any]]:
     return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
 
 
-def _random_state() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _random_state(generators: list[torch.Tensor]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     version, words, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state()
-    arrays = {"python": np.array(words, np.uint32), "numpy": np.asarray(keys), "torch": torch.get_rng_state().numpy()}
+    arrays = {"python": np.array(words, np.uint32), "numpy": np.asarray(keys)}
+    arrays |= {f"torch.{process}": state.numpy() for process, state in enumerate(generators)}
     if torch.cuda.is_initialized():
         arrays["cuda"] = torch.cuda.get_rng_state().numpy()
     return arrays, {"python": [version, gauss], "numpy": [kind, int(position), int(has_gauss), float(cached)]}

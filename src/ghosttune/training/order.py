@@ -50,3 +50,35 @@ class RowOrder(Sampler[int]):
 def _pool_steps(steps: int) -> int:
     """Steps per pool: few rows need small pools, or the same rows would meet in every epoch."""
     return max(1, min(POOL, steps // 4))
+
+
+class MicroBatches(Sampler[list[int]]):
+    """The micro-batches of one process: its slices of each step, cut so that every process has as many.
+
+    A last step of an epoch with too few rows to give each process one leaves out those that remain (fewer than
+    `processes`); with one process nothing is ever left out.
+    """
+
+    def __init__(self, order: RowOrder, batch_size: int, process: int = 0, processes: int = 1):
+        self.order, self.batch_size = order, batch_size
+        self.process, self.processes = process, processes
+
+    def set_epoch(self, epoch: int) -> None:
+        self.order.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        rows, size = len(self.order), self.order.rows_per_step
+        return rows // size * self._count(size) + self._count(rows % size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rows, size = list(self.order), self.order.rows_per_step
+        for start in range(0, len(rows), size):
+            step = rows[start : start + size]
+            count = self._count(len(step)) * self.processes
+            parts = np.array_split(step[: count * self.batch_size], count) if count else []
+            yield from (part.tolist() for part in parts[self.process :: self.processes])
+
+    def _count(self, rows: int) -> int:
+        """Micro-batches of each process in a step of so many rows."""
+        most = -(-rows // (self.batch_size * self.processes))
+        return min(most, rows // self.processes)

@@ -1,7 +1,8 @@
 """The training loop: transformers.Trainer with our loss, row order, evaluation and checkpoints.
 
-A step goes: rows in the order of `RowOrder` -> `Collator` -> `compute_loss` (the task's loss per row) -> backward ->
-clip -> AdamW -> `Watch.on_step_end`, which decides what is recorded, evaluated and saved.
+A step goes: rows in the order of `RowOrder` -> `Collator` -> `compute_loss` (the task's loss per row) -> backward, in
+which `Measurement` sees every row -> clip -> AdamW -> `Watch.on_step_end`, which decides what is recorded, evaluated and
+saved.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback
 
@@ -21,12 +23,23 @@ from ghosttune.errors import GhosttuneError
 from ghosttune.run.directory import RunDir
 from ghosttune.training import checkpoints
 from ghosttune.training.arguments import training_arguments
-from ghosttune.training.order import RowOrder
+from ghosttune.training.instruments import Measurement, MicroBatch
+from ghosttune.training.order import MicroBatches, RowOrder
+from ghosttune.training.processes import gathered
 from ghosttune.training.watching import Watch
 
 
+class _Loader(DataLoader[Any]):
+    """Passes the epoch on; the Trainer moves the tensors."""
+
+    batch_sampler: Any
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)
+
+
 class RunTrainer(Trainer):
-    """Trains the adapter of one run; `watch` records events and remembers the best evaluation."""
+    """Trains the adapter of one run; `watch` records events and the best evaluation, `measurement` the gradients."""
 
     model: Any
     optimizer: Any
@@ -44,9 +57,10 @@ class RunTrainer(Trainer):
         dev: Encoded,
         collator: Collator,
         watch: Watch,
+        measurement: Measurement,
         resuming: bool,
     ):
-        self.config, self.run, self.task, self.watch = config, run, task, watch
+        self.config, self.run, self.task, self.watch, self.measurement = config, run, task, watch, measurement
         self.train_rows, self.dev_rows = train.features, dev.features
         self.counted = torch.zeros(3, dtype=torch.int64)
         """Tokens, padded positions and targets of this process so far."""
@@ -58,14 +72,29 @@ class RunTrainer(Trainer):
             data_collator=collator,
             train_dataset=rows,
             eval_dataset=judges,
-            callbacks=[watch],
+            callbacks=[watch, measurement],
         )
         self.remove_callback(PrinterCallback)
         watch.trainer = self
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> RowOrder:
-        rows_per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return RowOrder([len(row) for row in self.train_rows], rows_per_step, self.args.seed)
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """This process's micro-batches; the steps are the same however many processes share them."""
+        args = self.args
+        rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        order = RowOrder([len(row) for row in self.train_rows], rows_per_step, args.seed)
+        batches = MicroBatches(order, args.per_device_train_batch_size, args.process_index, args.world_size)
+        return _Loader(self.train_rows, batch_sampler=batches, collate_fn=self.data_collator)  # type: ignore[arg-type]
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward of one micro-batch, in sight of the instruments."""
+        with self.measurement.micro_batch(
+            lambda: self._rows_of(inputs), lambda: self.accelerator.gradient_state.sync_gradients
+        ):
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def _rows_of(self, inputs: dict[str, Any]) -> MicroBatch:
+        rows = [self.train_rows[position].example_id for position in inputs["example_index"].tolist()]
+        return MicroBatch(rows, *self.task.head_positions(self.model, inputs))
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -76,7 +105,7 @@ class RunTrainer(Trainer):
             raise GhosttuneError(self._not_finite(losses, inputs["example_index"]))
         mask = inputs["attention_mask"]
         self.counted += torch.stack([mask.sum(), (mask == 0).sum(), (inputs["labels"] != IGNORED).sum()]).cpu()
-        return losses.sum() / num_items_in_batch
+        return losses.sum() / num_items_in_batch * self.args.world_size  # averaged over processes afterwards
 
     def _not_finite(self, losses: torch.Tensor, index: torch.Tensor) -> str:
         rows = [self.train_rows[position].example_id for position in index[~torch.isfinite(losses)].tolist()]
@@ -89,7 +118,7 @@ class RunTrainer(Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Dev loss in nats per target over all dev rows; the value does not depend on the batch size."""
-        losses = self.example_losses(self.dev_rows)
+        losses = gathered(self.example_losses(self.dev_rows))[0]  # one number decides in all processes
         targets = sum(row.targets for row in self.dev_rows)
         metrics = {"eval_loss": float(losses.sum()) / targets}
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -120,12 +149,15 @@ class RunTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
         step = self.state.global_step
+        self.measurement.flush()
         checkpoints.write_checkpoint(
             self.run.checkpoint(step),
             self.model,
             self.optimizer.optimizer,
             self.lr_scheduler.state_dict(),
-            self.watch.counters(),
+            self.watch.counters() | self.measurement.counters(),
+            self.measurement.tensors(),
+            gathered(torch.get_rng_state()),
             _state_as_json(self.state),
         )
         kept = {*self.run.checkpoint_steps()[-self.config.train.save_total_limit :], self.watch.best_step}
@@ -143,7 +175,7 @@ class RunTrainer(Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            checkpoints.restore_random(Path(checkpoint))
+            checkpoints.restore_random(Path(checkpoint), self.args.process_index)
 
 
 def _state_as_json(state: Any) -> str:

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from ghosttune.config.schema import TrainSettings
 from ghosttune.errors import GhosttuneError
 from ghosttune.run.directory import RunDir
+from ghosttune.training.processes import any_of
 
 if TYPE_CHECKING:
     from ghosttune.training.trainer import RunTrainer
@@ -95,6 +96,7 @@ class Watch(TrainerCallback):
         if state.global_step >= state.max_steps:
             self.complete = True
             control.should_log = control.should_evaluate = control.should_save = True
+        self.interrupted = any_of(self.interrupted, args.device)
         if self.interrupted:
             control.should_save = control.should_training_stop = True
 

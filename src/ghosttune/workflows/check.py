@@ -12,8 +12,9 @@ from ghosttune.data.encoding import Encoded
 from ghosttune.errors import InputError, ModelError, listed
 from ghosttune.models.loading import load_model
 from ghosttune.models.modules import matched_modules, module_facts
+from ghosttune.run.directory import RunDir
 from ghosttune.workflows.prepare import Prepared, prepare
-from ghosttune.workflows.train import adapted_model
+from ghosttune.workflows.train import adapted_model, measurement_of
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,9 @@ def check(config: RunConfig) -> Report:
         if prepared is None:  # the rows failed: the model can still be judged
             matched_modules(module_facts(load_model(config.model, config.train.seed)), config.method.target_modules)  # type: ignore[attr-defined]
         else:
-            _, counts = adapted_model(prepared)
-            report.plan = _plan(prepared, counts)
+            adapted = adapted_model(prepared)
+            measurement_of(RunDir(config.run.root), prepared, adapted)
+            report.plan = _plan(prepared, adapted.counts)
     except InputError as error:
         report.errors.append(str(error))
     if prepared is not None:
@@ -72,7 +74,12 @@ def _plan(prepared: Prepared, counts: dict[str, int]) -> dict[str, Any]:
         "format": config.data.train.name or config.data.train.format,
         "template": config.data.template,
         "metadata_columns": ", ".join(prepared.metadata_columns) or "none",
-        "rows": {"train": len(prepared.train), "dev": len(prepared.dev), "left_out": prepared.left_out},
+        "rows": {
+            "train": len(prepared.train),
+            "dev": len(prepared.dev),
+            "guide": len(prepared.guide),
+            "left_out": prepared.left_out,
+        },
         "tokens": {
             "longest_row": max(len(row) for row in prepared.train.features),
             "targets_per_row": _mean_targets(prepared.train),

@@ -12,10 +12,11 @@ from ghosttune.config.schema import RunConfig, SourceSettings
 from ghosttune.data.encoding import Collator, Encoded, Encoder
 from ghosttune.data.records import Record
 from ghosttune.data.sources import Source, open_source, read_source, refuse_repeated, source_files
-from ghosttune.data.splitting import sample, shared_groups, split_off
+from ghosttune.data.splitting import sample, shared_groups, split_off, split_off_rows
 from ghosttune.data.templates import Template
 from ghosttune.errors import ConfigError, DataError, listed
 from ghosttune.models.loading import load_tokenizer
+from ghosttune.training.processes import processes
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,11 @@ class Prepared:
     collator: Collator
     train_records: list[Record]
     dev_records: list[Record]
+    guide_records: list[Record]
     train: Encoded
     dev: Encoded
+    guide: Encoded
+    """Empty when there is no ledger."""
     fingerprints: dict[str, str]
     left_out: dict[str, int]
     """Rows of the source that this run does not use, by reason."""
@@ -46,35 +50,46 @@ def prepare(config: RunConfig) -> Prepared:
     source = open_source(config.data.train)
     config = resolve_sources(config, _facts(source, tokenizer))
     dev_source = _dev_source(config)
-    train_records, dev_records, left_out = split_records(config, source, dev_source)
-    config = resolve_steps(config, len(train_records))
+    drawn = split_records(config, source, dev_source)
+    config = resolve_steps(config, len(drawn.train), processes())
     encoder = Encoder(Template(config.data.template, tokenizer), config.data.max_length, config.data.loss_on)
     return Prepared(
         config=config,
         encoder=encoder,
         collator=Collator(_padding_token(tokenizer)),
-        train_records=train_records,
-        dev_records=dev_records,
-        train=encoder.encode(train_records, config.data.truncated_share),
-        dev=encoder.encode(dev_records, config.data.truncated_share),
+        train_records=drawn.train,
+        dev_records=drawn.dev,
+        guide_records=drawn.guide,
+        train=encoder.encode(drawn.train, config.data.truncated_share),
+        dev=encoder.encode(drawn.dev, config.data.truncated_share),
+        guide=encoder.encode(drawn.guide, config.data.truncated_share),
         fingerprints=source.fingerprints | (dev_source.fingerprints if dev_source else {}),
-        left_out=left_out,
+        left_out=drawn.left_out,
     )
 
 
-def split_records(
-    config: RunConfig, source: Source, dev_source: Source | None
-) -> tuple[list[Record], list[Record], dict[str, int]]:
-    """(train, dev, rows left out by reason), disjoint by id and by prompt.
+@dataclass(frozen=True)
+class Drawn:
+    """Which rows do what; disjoint by id and by prompt."""
 
-    `data.train.limit` is applied before a `fraction` is drawn, so that it bounds the rows of both.
+    train: list[Record]
+    dev: list[Record]
+    guide: list[Record]
+    left_out: dict[str, int]
+    """Rows of the source that the run does not use, by reason."""
+
+
+def split_records(config: RunConfig, source: Source, dev_source: Source | None) -> Drawn:
+    """The rows that train, those that choose checkpoints and those that give the held-out gradient.
+
+    `data.train.limit` is applied before a `fraction` is drawn, so that it bounds the rows of all three.
     """
-    seed, dev = config.train.seed, config.data.dev
+    seed, dev, guide = config.train.seed, config.data.dev, config.data.guide
     own = [record for record in source.records if record.split in (None, "train")]
     kept = sample(own, config.data.train.limit, seed)
     left_out = {"beyond data.train.limit": len(own) - len(kept)}
     for split in source.splits:
-        if split not in ("train", dev.split):
+        if split not in ("train", dev.split, guide.split):
             count = sum(record.split == split for record in source.records)
             left_out[f"split {split} is not used for training"] = count
     if dev_source is not None:
@@ -85,16 +100,44 @@ def split_records(
         kept, judges = split_off(kept, dev.fraction or 0.0, seed, "dev")
     dev_records = sample(judges, dev.limit, seed)
     left_out["beyond data.dev.limit"] = len(judges) - len(dev_records)
+    kept, guides, cut = _guide_records(config, source, kept)
+    left_out["beyond data.guide.rows"] = cut
     if not kept:
         raise DataError("no training rows: the source's rows all belong to other splits")
-    refuse_repeated(record.example_id for record in [*kept, *judges])
-    shared = shared_groups(judges, kept)
+    refuse_repeated(record.example_id for record in [*kept, *judges, *guides])
+    _refuse_shared("dev", judges, kept, "dev would reward memory")
+    _refuse_shared("guide", guides, kept, "the guide gradient would reward memory")
+    _refuse_shared("dev", judges, guides, "the two would not judge independently", other="guide")
+    return Drawn(kept, dev_records, guides, {reason: count for reason, count in left_out.items() if count})
+
+
+def _guide_records(config: RunConfig, source: Source, kept: list[Record]) -> tuple[list[Record], list[Record], int]:
+    """(training rows that remain, guide rows, rows that are neither)."""
+    guide, seed = config.data.guide, config.train.seed
+    if guide.split is not None:
+        found = [record for record in source.records if record.split == guide.split]
+        if guide.rows is not None and len(found) < guide.rows:
+            raise DataError(
+                f"data.guide.rows asks for {guide.rows} rows, and the split {guide.split} has {len(found)}; lower it"
+            )
+        chosen = sample(found, guide.rows, seed)
+        return kept, chosen, len(found) - len(chosen)
+    if guide.rows is not None:
+        return split_off_rows(kept, guide.rows, seed, "guide")
+    if guide.fraction is not None:
+        return *split_off(kept, guide.fraction, seed, "guide"), 0
+    return kept, [], 0
+
+
+def _refuse_shared(
+    purpose: str, judges: list[Record], rows: list[Record], consequence: str, other: str = "training"
+) -> None:
+    shared = shared_groups(judges, rows)
     if shared:
         raise DataError(
-            f"{len(shared)} training rows ask the same as a dev row ({listed(shared, 5)}), so that dev would reward "
-            "memory; remove them from one of the two, or let data.dev.fraction draw the dev rows"
+            f"{len(shared)} {other} rows ask the same as a {purpose} row ({listed(shared, 5)}), so that {consequence}; "
+            f"remove them from one of the two, or let data.{purpose}.fraction draw the {purpose} rows"
         )
-    return kept, dev_records, {reason: count for reason, count in left_out.items() if count}
 
 
 def _require_trackers(config: RunConfig) -> None:

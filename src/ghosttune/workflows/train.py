@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import shlex
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ghosttune.config.facts import ParameterFacts
 from ghosttune.config.loading import load_config
 from ghosttune.config.rendering import plain_yaml
 from ghosttune.config.schema import RunConfig
 from ghosttune.errors import ConfigError, DataError, GhosttuneError, RunError
 from ghosttune.metrics.intervals import FEWEST_ROWS, mean_ratio, verdict
 from ghosttune.models.loading import add_adapter, device_of, load_model, longest_input, revision_of, untrained_twins
-from ghosttune.models.modules import module_facts, trainable_counts
+from ghosttune.models.modules import module_facts, parameter_facts, trainable_counts
 from ghosttune.registry import TASKS
-from ghosttune.run.directory import RunDir, write_folder, write_text
+from ghosttune.run.directory import RunDir, write_csv, write_folder, write_text
 from ghosttune.run.recording import Record
 from ghosttune.training import checkpoints
+from ghosttune.training.exports import write_gradient_analysis, write_modules, write_values
+from ghosttune.training.guide import GuideRows
+from ghosttune.training.instruments import Measurement
+from ghosttune.training.measuring import ledger_of, measurement
 from ghosttune.training.trainer import RunTrainer
 from ghosttune.training.watching import Listener, Watch, ignore
 from ghosttune.workflows.answering import answer_dev_rows
@@ -46,12 +50,13 @@ def train(config: RunConfig, out: str | Path | None = None, *, listen: Listener 
     run.require_unused()
     start = time.perf_counter()
     prepared = prepare(config)
-    model, counts = adapted_model(prepared)
+    adapted = adapted_model(prepared)
+    measured = measurement_of(run, prepared, adapted)
     with run.locked():
-        record = _begin(run, prepared, model, counts)
+        record = _begin(run, prepared, adapted)
         record.add_seconds("prepare", time.perf_counter() - start)
-        listen({"event": "begin", "run": run, "prepared": prepared, "parameters": counts, "resumed": False})
-        return _to_the_end(run, record, prepared, model, None, listen)
+        listen({"event": "begin", "run": run, "prepared": prepared, "parameters": adapted.counts, "resumed": False})
+        return _to_the_end(run, record, prepared, adapted.model, measured, None, listen)
 
 
 def resume(out: str | Path, *, listen: Listener = ignore) -> Run:
@@ -74,20 +79,28 @@ def resume(out: str | Path, *, listen: Listener = ignore) -> Run:
         _require_same_data(run, prepared)
         if checkpoint is not None:
             checkpoints.verify(checkpoint)
-        model, counts = adapted_model(prepared)
+        adapted = adapted_model(prepared)
+        measured = measurement_of(run, prepared, adapted)
         run.remove_partial_writes()
         run.forget_events_after(steps[-1] if steps else -1)
+        measured.forget_after(steps[-1] if steps else 0)
         record = Record.reopen(run)
         record.add_seconds("prepare", time.perf_counter() - start)
-        listen({"event": "begin", "run": run, "prepared": prepared, "parameters": counts, "resumed": True})
-        return _to_the_end(run, record, prepared, model, checkpoint, listen)
+        listen({"event": "begin", "run": run, "prepared": prepared, "parameters": adapted.counts, "resumed": True})
+        return _to_the_end(run, record, prepared, adapted.model, measured, checkpoint, listen)
 
 
 def _to_the_end(
-    run: RunDir, record: Record, prepared: Prepared, model: Any, checkpoint: Path | None, listen: Listener
+    run: RunDir,
+    record: Record,
+    prepared: Prepared,
+    model: Any,
+    measured: Measurement,
+    checkpoint: Path | None,
+    listen: Listener,
 ) -> Run:
     try:
-        _run_stages(run, record, prepared, model, checkpoint, listen)
+        _run_stages(run, record, prepared, model, measured, checkpoint, listen)
     except (Stopped, KeyboardInterrupt):
         record.end("stopped")
         raise
@@ -98,12 +111,23 @@ def _to_the_end(
     return Run(run)
 
 
-def adapted_model(prepared: Prepared) -> tuple[Any, dict[str, int]]:
-    """The model with its adapter on its device, and the trainable parameters per group."""
+@dataclass(frozen=True)
+class Adapted:
+    """A model with its adapter, on its device."""
+
+    model: Any
+    counts: dict[str, int]
+    """Trainable parameters per group."""
+    facts: dict[str, ParameterFacts]
+    """Where each trainable parameter belongs."""
+
+
+def adapted_model(prepared: Prepared) -> Adapted:
+    """The model that trains; ConfigError or ModelError when it does not fit the rows or the method."""
     config = prepared.config
     base = load_model(config.model, config.train.seed)
     limit = longest_input(base)
-    longest = max(len(row) for row in [*prepared.train.features, *prepared.dev.features])
+    longest = max(len(row) for row in [*prepared.train.features, *prepared.dev.features, *prepared.guide.features])
     if limit is not None and longest > limit:
         message = f"lets rows of {longest} tokens through, and the model reads at most {limit}; set it to {limit}"
         raise ConfigError([config.problem("data.max_length", message)])
@@ -111,7 +135,7 @@ def adapted_model(prepared: Prepared) -> tuple[Any, dict[str, int]]:
     facts = module_facts(base)
     model = add_adapter(base, config.method, config.train.seed)
     counts = trainable_counts(model, facts)
-    return model.to(device_of(config.model)), counts
+    return Adapted(model.to(device_of(config.model)), counts, parameter_facts(model, facts))
 
 
 def _require_learned_stop_token(base: Any, prepared: Prepared) -> None:
@@ -127,20 +151,30 @@ def _require_learned_stop_token(base: Any, prepared: Prepared) -> None:
         raise ConfigError([prepared.config.problem("method.trainable_token_indices", message)])
 
 
-def _begin(run: RunDir, prepared: Prepared, model: Any, counts: dict[str, int]) -> Record:
+def measurement_of(run: RunDir, prepared: Prepared, adapted: Adapted) -> Measurement:
+    """The instruments of a run; nothing is written before training begins. ConfigError when they cannot measure it."""
+    config = prepared.config
+    task, device = TASKS[config.task.type].build(), device_of(config.model)
+    rows, size = prepared.guide.features, config.train.per_device_eval_batch_size
+    guide = GuideRows(task, prepared.collator, rows, size, device) if rows else None
+    return measurement(adapted.model, adapted.facts, guide, config, run)
+
+
+def _begin(run: RunDir, prepared: Prepared, adapted: Adapted) -> Record:
     run.create()
     write_text(run.config, plain_yaml(prepared.config))
     _write_splits(run, prepared)
+    splits = {"train": prepared.train, "dev": prepared.dev, "guide": prepared.guide}
     return Record.begin(
         run,
         seed=prepared.config.train.seed,
-        model={"name": prepared.config.model.name, "revision": revision_of(model), "trainable_parameters": counts},
+        model={"name": prepared.config.model.name, "revision": revision_of(adapted.model), "trainable_parameters": adapted.counts},
         data={
             "fingerprints": prepared.fingerprints,
-            "rows": {"train": len(prepared.train), "dev": len(prepared.dev)},
-            "tokens": {"train": prepared.train.tokens, "dev": prepared.dev.tokens},
-            "targets": {"train": prepared.train.targets, "dev": prepared.dev.targets},
-            "cut_rows": {"train": prepared.train.cut_rows, "dev": prepared.dev.cut_rows},
+            "rows": {name: len(split) for name, split in splits.items()},
+            "tokens": {name: split.tokens for name, split in splits.items()},
+            "targets": {name: split.targets for name, split in splits.items()},
+            "cut_rows": {name: split.cut_rows for name, split in splits.items()},
         },
         left_out=prepared.left_out,
         configuration=_digest(prepared.config),
@@ -168,15 +202,32 @@ def _require_same_data(run: RunDir, prepared: Prepared) -> None:
 
 
 def _run_stages(
-    run: RunDir, record: Record, prepared: Prepared, model: Any, checkpoint: Path | None, listen: Listener
+    run: RunDir,
+    record: Record,
+    prepared: Prepared,
+    model: Any,
+    measured: Measurement,
+    checkpoint: Path | None,
+    listen: Listener,
 ) -> None:
     config = prepared.config
     watch = Watch(run, config.train, listen)
     if checkpoint is not None:
-        watch.restore(checkpoints.read_counters(checkpoint))
+        counters = checkpoints.read_counters(checkpoint)
+        watch.restore(counters)
+        measured.restore(checkpoints.read_instruments(checkpoint, device_of(config.model)), counters)
     task = TASKS[config.task.type].build()
     trainer = RunTrainer(
-        model, config, run, task, prepared.train, prepared.dev, prepared.collator, watch, checkpoint is not None
+        model,
+        config,
+        run,
+        task,
+        prepared.train,
+        prepared.dev,
+        prepared.collator,
+        watch,
+        measured,
+        resuming=checkpoint is not None,
     )
     if watch.complete and checkpoint is not None:  # it was cut off after its last step
         checkpoints.restore_adapter(checkpoint, model)
@@ -187,6 +238,8 @@ def _run_stages(
     if watch.interrupted and not watch.complete:
         step = trainer.state.global_step
         raise Stopped(f"stopped after step {step}, its state saved. Continue with `{run.resume_command}`.")
+    with record.stage("measure"):
+        _write_measurements(run, record, prepared, measured)
     with record.stage("save"):
         _write_adapters(run, prepared, model, watch)
     with record.stage("evaluate"):
@@ -194,6 +247,19 @@ def _run_stages(
         answer_dev_rows(run, prepared, model, listen)
     record.end("finished", verdict=judged)
     listen({"event": "end", "verdict": judged})
+
+
+def _write_measurements(run: RunDir, record: Record, prepared: Prepared, measured: Measurement) -> None:
+    """Closes the instruments and exports what they hold: tables, gradient_analysis and the account."""
+    measured.close()
+    if prepared.config.measure.norms.every is not None:
+        write_gradient_analysis(run, prepared.config.measure.norms.layers)
+    ledger = ledger_of(measured)
+    if ledger is not None:
+        features = zip(prepared.train_records, prepared.train.features, strict=True)
+        write_values(run, {row.example_id: {"tokens": len(ids), **row.metadata} for row, ids in features})
+        write_modules(run)
+        record.note(ledger=ledger.account())
 
 
 def _throughput(trainer: RunTrainer, record: Record) -> dict[str, Any]:
@@ -241,9 +307,13 @@ def _judge(trainer: RunTrainer, prepared: Prepared, watch: Watch) -> dict[str, A
 
 
 def _write_splits(run: RunDir, prepared: Prepared) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["example_id", "split"])
-    for split, records in (("train", prepared.train_records), ("dev", prepared.dev_records)):
-        writer.writerows([record.example_id, split] for record in records)
-    write_text(run.splits, text.getvalue())
+    splits = (
+        ("train", prepared.train_records),
+        ("dev", prepared.dev_records),
+        ("guide", prepared.guide_records),
+    )
+    write_csv(
+        run.splits,
+        ["example_id", "split"],
+        ([record.example_id, split] for split, records in splits for record in records),
+    )

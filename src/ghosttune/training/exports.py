@@ -1,0 +1,137 @@
+"""What the tables say, row by row, module by module and group by group: written once, at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ghosttune.run.directory import RunDir, write_csv, write_file, write_json
+from ghosttune.run.tables import read_table
+
+GROUP_NAMES = {"embedding": "embed", "attention": "attention", "mlp": "mlp", "head": "lm_head"}
+"""Group to its name in the columns of gradient_analysis, in their order."""
+
+
+def write_values(run: RunDir, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """tables/values.parquet and .csv: the value of every training row over the run, with what is known of the row.
+
+    `rows`: example_id to `tokens` and the row's other columns. A row that was never scored has no value.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    totals = _totals(run)
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    table = pa.table(
+        {
+            "example_id": list(rows),
+            "value": pa.array([totals.get(name, (None, 0))[0] for name in rows], pa.float64()),
+            "steps_seen": [totals.get(name, (None, 0))[1] for name in rows],
+        }
+        | {_column(name): _cells([row.get(name) for row in rows.values()]) for name in names}
+    )
+    for part in run.table("values").glob("part-*"):
+        part.unlink()
+    write_file(run.table("values") / "part-000000000.parquet", lambda path: pq.write_table(table, path))
+    write_csv(run.export("values"), table.column_names, zip(*(column.to_pylist() for column in table), strict=True))
+
+
+def _totals(run: RunDir) -> dict[str, tuple[float | None, int]]:
+    """(value, steps seen) by row: the ledger's entries added up, in the order of the steps."""
+    table = read_table(run, "ledger", ["step", "example_id", "value"])
+    ids = table["example_id"].combine_chunks().dictionary_encode()
+    place = ids.indices.to_numpy()
+    values = table["value"].to_numpy(zero_copy_only=False)
+    scored = ~np.isnan(values)
+    sums = np.bincount(place[scored], weights=values[scored], minlength=len(ids.dictionary))
+    known = np.bincount(place[scored], minlength=len(ids.dictionary)) > 0
+    visits = np.unique(np.stack([place, table["step"].to_numpy()]), axis=1)
+    seen = np.bincount(visits[0], minlength=len(ids.dictionary))
+    return {
+        name: (float(total) if is_known else None, int(count))
+        for name, total, is_known, count in zip(ids.dictionary.to_pylist(), sums, known, seen, strict=True)
+    }
+
+
+def write_modules(run: RunDir) -> list[dict[str, Any]]:
+    """tables/modules.csv: how much each module lowered the guide loss, largest first; returns the same rows.
+
+    `share` is the module's part of the total; null where the total is not positive.
+    """
+    table = read_table(run, "module_steps")
+    drops: dict[tuple[Any, ...], float] = {}
+    columns = (table[name].to_pylist() for name in ("module", "layer", "group", "guide_loss_drop"))
+    for *key, drop in zip(*columns, strict=True):
+        drops[tuple(key)] = drops.get(tuple(key), 0.0) + drop
+    total = sum(drops.values())
+    rows = [
+        {"module": m, "layer": layer, "group": g, "guide_loss_drop": d, "share": d / total if total > 0 else None}
+        for (m, layer, g), d in sorted(drops.items(), key=lambda item: -item[1])
+    ]
+    write_csv(run.export("modules"), list(rows[0]), [list(row.values()) for row in rows])
+    return rows
+
+
+def write_gradient_analysis(run: RunDir, layers: bool) -> None:
+    """The three gradient_analysis files: norms before clipping per group, per layer, and their summary.
+
+    An empty cell is a group that is frozen or not trained; a norm of zero is 0.0.
+    """
+    table = read_table(run, "norms", ["step", "layer", "group", "norm"]).to_pydict()
+    groups: dict[int, dict[str, float]] = {}
+    by_layer: dict[int, dict[str, float]] = {}
+    names = {f"layer_{layer}_{g}" for layer, g in zip(table["layer"], table["group"], strict=True) if layer is not None}
+    for step, layer, group, norm in zip(table["step"], table["layer"], table["group"], table["norm"], strict=True):
+        row, cells = groups.setdefault(step, {}), by_layer.setdefault(step, {})
+        if norm is None:
+            continue
+        for name in {GROUP_NAMES.get(group), "total"} - {None}:
+            row[str(name)] = row.get(str(name), 0.0) + norm**2
+        if layer is not None:
+            cells[f"layer_{layer}_{group}"] = cells.get(f"layer_{layer}_{group}", 0.0) + norm**2
+    columns = [*GROUP_NAMES.values(), "total"]
+    _write_norms(run, "group_norms.csv", [f"{name}_norm" for name in columns], columns, groups)
+    if layers:
+        ordered = sorted(names, key=lambda name: (int(name.split("_")[1]), name))
+        _write_norms(run, "layer_norms.csv", ordered, ordered, by_layer)
+    write_json(run.gradient_analysis("summary.json"), _summary(groups, columns))
+
+
+def _write_norms(
+    run: RunDir, file: str, header: Sequence[str], names: Sequence[str], squares: Mapping[int, Mapping[str, float]]
+) -> None:
+    rows = (
+        [step, *(None if (square := squares[step].get(name)) is None else square**0.5 for name in names)]
+        for step in sorted(squares)
+    )
+    write_csv(run.gradient_analysis(file), ["step", *header], rows)
+
+
+def _summary(squares: Mapping[int, Mapping[str, float]], names: Sequence[str]) -> dict[str, dict[str, float]]:
+    summary = {}
+    for name in names:
+        steps = [step for step in sorted(squares) if name in squares[step]]
+        if steps:
+            norms = np.sqrt([squares[step][name] for step in steps])
+            summary[name] = {
+                "mean": float(norms.mean()),
+                "std": float(norms.std()),
+                "max": float(norms.max()),
+                "min": float(norms.min()),
+                "peak_step": steps[int(norms.argmax())],
+            }
+    return summary
+
+
+def _column(name: str) -> str:
+    """Metadata must not take the name of one of our own columns."""
+    return f"row_{name}" if name in ("example_id", "value", "steps_seen") else name
+
+
+def _cells(values: list[Any]) -> list[Any]:
+    """The values as one column: as they are where they are of one simple type, else as text."""
+    kinds = {type(value) for value in values if value is not None}
+    simple = len(kinds) <= 1 and kinds <= {bool, int, float, str}
+    return values if simple else [None if value is None else str(value) for value in values]

@@ -1,0 +1,90 @@
+"""The guide loss and its gradient: nats per target over the guide rows, without dropout, in a pass of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ghosttune.data.encoding import Collator, Features
+from ghosttune.training.processes import processes, rank, total
+
+Batch = Mapping[str, Any]
+
+
+class Guide(Protocol):
+    """Rows whose mean loss the run is judged by while it trains."""
+
+    def batches(self) -> Sequence[Batch]: ...
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What the batch adds to the guide loss: a number, or one per row."""
+        ...
+
+
+class GuideRows:
+    """Encoded rows as a guide: the sum of their nats over the number of their targets."""
+
+    def __init__(self, task: Any, collator: Collator, rows: Sequence[Features], batch_size: int, device: Any):
+        self.task, self.collator, self.device = task, collator, device
+        self.targets = sum(row.targets for row in rows)
+        by_length = sorted(rows, key=len)
+        self.parts = [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
+
+    def batches(self) -> list[Batch]:
+        return [
+            {name: tensor.to(self.device) for name, tensor in self.collator(part).items()} for part in self.parts
+        ]
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return self.task.example_loss(model, batch) / self.targets
+
+
+def guide_gradient(model: nn.Module, guide: Guide) -> tuple[float, dict[str, Tensor]]:
+    """(guide loss, its gradient by trained parameter, in float32 or better); one forward and backward of the rows.
+
+    Neither `p.grad` nor a random generator is touched. Several processes share the rows and add up their parts.
+    """
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    sums = {name: torch.zeros_like(p, dtype=_precise(p.dtype)) for name, p in named.items()}
+    nats = torch.zeros((), dtype=torch.float64, device=next(iter(named.values())).device)
+    with evaluating(model):
+        for batch in _own_share(guide.batches()):
+            loss = guide.loss(model, batch).sum()
+            gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+            for name, gradient in zip(named, gradients, strict=True):
+                if gradient is not None:
+                    sums[name] += gradient
+            nats += loss.detach().double()
+    for tensor in (*sums.values(), nats):
+        total(tensor)
+    return float(nats), sums
+
+
+@torch.no_grad()
+def guide_loss(model: nn.Module, guide: Guide) -> float:
+    """The guide loss alone, from forward passes of its own."""
+    with evaluating(model):
+        return sum(float(guide.loss(model, batch).double().sum()) for batch in guide.batches())
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout inside; modules are in training mode again where they were."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _own_share(batches: Sequence[Batch]) -> Sequence[Batch]:
+    return batches[rank() :: processes()]
+
+
+def _precise(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

@@ -1,0 +1,177 @@
+"""What an instrument is, and how instruments take part in a step without changing it.
+
+    before_step      the model as it is before the update (first micro-batch)
+    observing        around the forward and backward of every micro-batch
+    after_backward   the step's gradient is complete, not yet clipped
+    after_update     the optimizer has moved the weights; the learning rate is still the step's
+
+Instruments only read. `Measurement` is the Trainer's side of it: a callback and a context manager.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from ghostgrad import GradientEngine
+from ghosttune.run.tables import Table
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The rows of one micro-batch, and where layers see only chosen positions of them."""
+
+    example_ids: list[str]
+    head: str | None = None
+    """Name of the output layer when it sees chosen positions only."""
+    positions: Tensor | None = None
+    """[N] the row (0, 1, …) of each position the output layer sees."""
+
+    def selected(self, engine: GradientEngine) -> dict[str, Tensor]:
+        """What `engine.observe` must know about layers that see chosen positions only."""
+        if self.head is None or self.positions is None:
+            return {}
+        return {
+            site.name: self.positions
+            for site in engine.sites
+            if site.name == self.head or site.name.startswith(f"{self.head}.")
+        }
+
+
+@dataclass(frozen=True)
+class StepGradient:
+    """The complete, unclipped gradient of one step."""
+
+    step: int
+    norms: dict[str, Tensor]
+    """Norm of each parameter's gradient, on its device; parameters without a gradient are absent."""
+    clip: Tensor
+    """What clipping multiplies the gradient with, at most 1."""
+
+
+class Instrument:
+    """Measures and never changes anything; each method is optional."""
+
+    tables: Sequence[Table] = ()
+
+    def open(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Training begins or continues."""
+
+    def before_step(self, step: int) -> None:
+        """Nothing of this step has been computed."""
+
+    @contextmanager
+    def observing(self, batch: MicroBatch) -> Iterator[None]:
+        """Around the forward and backward of a micro-batch."""
+        yield
+
+    def after_backward(self, gradient: StepGradient) -> None:
+        """The gradient of the step is complete."""
+
+    def after_update(self, step: int) -> None:
+        """The optimizer has made its step."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """State that a checkpoint must hold."""
+        return {}
+
+    def counters(self) -> dict[str, Any]:
+        """State that a checkpoint must hold, as JSON."""
+        return {}
+
+    def restore(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
+        """Takes up the state of a checkpoint; comes before `open`."""
+
+    def close(self, model: nn.Module) -> None:
+        """The last step has been made."""
+
+
+class Measurement(TrainerCallback):
+    """Lets instruments take part in a Trainer's steps.
+
+    Args:
+        model: the model that trains, unwrapped.
+        instruments: in the order in which they are asked.
+        max_grad_norm: the Trainer's; 0 for no clipping.
+    """
+
+    def __init__(self, model: nn.Module, instruments: Sequence[Instrument], max_grad_norm: float):
+        self.model, self.instruments, self.max_grad_norm = model, instruments, max_grad_norm
+        self.step = 0
+        self.opened = False
+        """Whether the step under way has begun."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+        self.step = state.global_step
+        for instrument in self.instruments:
+            instrument.open(self.model, getattr(optimizer, "optimizer", optimizer))
+
+    @contextmanager
+    def micro_batch(self, batch: Callable[[], MicroBatch], is_last: Callable[[], bool]) -> Iterator[None]:
+        """Around the forward and backward of a micro-batch; `is_last` says whether it completes the step."""
+        if not self.instruments:
+            yield
+            return
+        if not self.opened:
+            self.opened = True
+            for instrument in self.instruments:
+                instrument.before_step(self.step + 1)
+        with ExitStack() as stack:
+            rows = batch()
+            for instrument in self.instruments:
+                stack.enter_context(instrument.observing(rows))
+            yield
+        if is_last():
+            gradient = self._gradient()
+            for instrument in self.instruments:
+                instrument.after_backward(gradient)
+
+    def _gradient(self) -> StepGradient:
+        gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+        norms = torch._foreach_norm(list(gradients.values()))
+        total = torch.linalg.vector_norm(torch.stack(norms))
+        # torch.nn.utils.clip_grad_norm_ multiplies with exactly this
+        clip = (self.max_grad_norm / (total + 1e-6)).clamp(max=1.0) if self.max_grad_norm else torch.ones_like(total)
+        return StepGradient(self.step + 1, dict(zip(gradients, norms, strict=True)), clip)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.step = state.global_step + 1
+        self.opened = False
+        for instrument in self.instruments:
+            instrument.after_update(self.step)
+
+    def flush(self) -> None:
+        """Writes what the tables hold back."""
+        for table in self._tables():
+            table.flush()
+
+    def forget_after(self, step: int) -> None:
+        """Removes what a resumed run will measure again."""
+        for table in self._tables():
+            table.forget_after(step)
+
+    def _tables(self) -> list[Table]:
+        return [table for instrument in self.instruments for table in instrument.tables]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """State of all instruments for a checkpoint."""
+        return {name: tensor for instrument in self.instruments for name, tensor in instrument.tensors().items()}
+
+    def counters(self) -> dict[str, Any]:
+        return {name: value for instrument in self.instruments for name, value in instrument.counters().items()}
+
+    def restore(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
+        for instrument in self.instruments:
+            instrument.restore(tensors, counters)
+
+    def close(self) -> None:
+        """After the last step: what is still open is measured and everything is written."""
+        for instrument in self.instruments:
+            instrument.close(self.model)
+        self.flush()

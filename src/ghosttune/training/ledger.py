@@ -1,0 +1,242 @@
+"""The ledger: which modules and which rows lowered the guide loss, step by step, adding up to the measured change.
+
+Module entry: −½⟨∇L(before) + ∇L(after), Δθ_module⟩ with the real Δθ of the window between two guide passes (the
+trapezoid form of loss change allocation, Lan et al. 2019, arXiv 1909.01440). Row entry (value): `ghostgrad.InRunValues`
+with the last guide gradient. The account of a run is
+
+    measured drop = rows · (1−β1)/(1−β1^t), summed + carried momentum + weight decay + residual
+
+with each term computed by itself; the residual holds curvature, the drift of v̂, and first updates, which have no v̂.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ghostgrad import GradientEngine
+from ghostgrad.values import InRunValues
+from ghosttune.config.facts import ParameterFacts
+from ghosttune.run.tables import Table
+from ghosttune.training.guide import Guide, guide_gradient, guide_loss
+from ghosttune.training.instruments import Instrument, MicroBatch, StepGradient
+from ghosttune.training.processes import gathered, processes
+
+ROW_COLUMNS = {"step": "int64", "example_id": "string", "group": "string", "layer": "int64", "value": "float64"}
+MODULE_COLUMNS = {
+    "step": "int64",
+    "steps": "int64",
+    "layer": "int64",
+    "group": "string",
+    "module": "string",
+    "factor": "string",
+    "guide_loss_drop": "float64",
+}
+"""`step` ends the window, `steps` is how many updates it spans."""
+
+SAVED = ("loss_start", "loss_before", "path", "modules", "rows", "unscored_rows", "window_start", "steps_done")
+
+
+class Ledger(Instrument):
+    """Keeps the account of rows and modules.
+
+    Costs a pass over the guide rows every `guide_every` updates, two copies of the trained parameters, and on every
+    step one inner product per row and parameter.
+
+    Args:
+        model: the model that trains, unwrapped.
+        facts: of the trained parameters.
+        guide: the guide rows.
+        rows: table of ROW_COLUMNS; one entry per consumed row, group and layer.
+        modules: table of MODULE_COLUMNS; one entry per window and parameter.
+        guide_every: updates between two guide passes.
+        values: `adamw` scores the step that AdamW makes, `sgd` a plain gradient step.
+
+    Raises:
+        UnsupportedLayer: a trained parameter whose per-row gradient is not known, by name.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        facts: Mapping[str, ParameterFacts],
+        guide: Guide,
+        rows: Table,
+        modules: Table,
+        guide_every: int,
+        values: Literal["adamw", "sgd"],
+    ):
+        self.engine = GradientEngine(model)
+        self.model, self.facts, self.guide = model, facts, guide
+        self.row_table, self.module_table = rows, modules
+        self.tables = (rows, modules)
+        self.guide_every, self.kind = guide_every, values
+        self.gradient: dict[str, Tensor] = {}
+        """Of the guide loss, at the last guide pass."""
+        self.reference: dict[str, Tensor] = {}
+        """Trained parameters at the last guide pass."""
+        self.loss_start: float | None = None
+        self.loss_end: float | None = None
+        self.loss_before = self.path = self.modules = self.rows = 0.0
+        self.unscored_rows = self.window_start = self.steps_done = 0
+        self.carried = {name: torch.zeros((), dtype=torch.float64) for name in ("momentum", "decay")}
+
+    def open(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self.groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        self.values = InRunValues(self.engine.parameters, optimizer, self.kind)
+        device = next(iter(self.engine.parameters.values())).device
+        self.carried = {name: total.to(device) for name, total in self.carried.items()}
+        if self.loss_start is None:
+            self.loss_start = guide_loss(model, self.guide)
+
+    def before_step(self, step: int) -> None:
+        if not self.gradient or step - 1 - self.window_start >= self.guide_every:
+            self._guide_pass(step - 1)
+        self.dots = self.values.open_step(self.gradient)
+        self._add_carried()
+
+    @contextmanager
+    def observing(self, batch: MicroBatch) -> Iterator[None]:
+        with self.engine.observe(self.dots, selected=batch.selected(self.engine)):
+            yield
+        self.values.add(batch.example_ids)
+
+    def after_backward(self, gradient: StepGradient) -> None:
+        self.clip = gradient.clip
+        self.shares = {name: self._share(self.engine.parameters[name]) for name in self.gradient}
+
+    def after_update(self, step: int) -> None:
+        self.steps_done = step
+        scored = self.values.close_step(self.clip)
+        parts = gathered((scored.ids, scored.values.double() / processes()))
+        ids = [name for own, _ in parts for name in own]
+        table = torch.cat([values for _, values in parts])
+        if self.kind == "adamw":
+            self.rows += float((table.sum(0) * torch.tensor([self.shares[name] for name in scored.names])).sum())
+        keys, per_key = self._by_group_and_layer(scored.names, table)
+        self.unscored_rows += 0 if scored.names else len(ids)
+        count = len(ids)
+        self.row_table.append(
+            step,
+            {
+                "step": [step] * (count * len(keys)),
+                "example_id": [name for name in ids for _ in keys],
+                "group": [group for group, _ in keys] * count,
+                "layer": [layer for _, layer in keys] * count,
+                "value": per_key.flatten().tolist() if scored.names else [None] * (count * len(keys)),
+            },
+        )
+
+    def _by_group_and_layer(self, names: list[str], table: Tensor) -> tuple[list[tuple[str, int | None]], Tensor]:
+        """The groups and layers, and [rows, groups and layers] the sums over their parameters."""
+        places = {(fact.group, fact.layer): None for fact in (self.facts[name] for name in self.gradient)}
+        keys = list(places)
+        belongs = torch.zeros(len(names), len(keys), dtype=table.dtype)
+        for row, name in enumerate(names):
+            belongs[row, keys.index((self.facts[name].group, self.facts[name].layer))] = 1
+        return keys, table @ belongs
+
+    def _share(self, parameter: Tensor) -> float:
+        """(1−β1)/(1−β1^t): the part of a step's gradient that this update uses; the rest comes as momentum."""
+        if self.kind == "sgd":
+            return 1.0
+        beta = self.groups[id(parameter)]["betas"][0]
+        done = float(self.optimizer.state[parameter]["step"]) if self.optimizer.state.get(parameter) else 0.0
+        return (1 - beta) / (1 - beta ** (done + 1))
+
+    def _add_carried(self) -> None:
+        """What momentum of earlier steps and weight decay will do to the guide loss in this update; no copy to host."""
+        if self.kind == "sgd":
+            return
+        for name, direction in self.dots.directions[0].items():
+            parameter = self.engine.parameters[name]
+            group, state = self.groups[id(parameter)], self.optimizer.state[parameter]
+            beta = group["betas"][0]
+            share = beta / (1 - beta ** (float(state["step"]) + 1))
+            self.carried["momentum"] += share * (direction * state["exp_avg"]).sum().double()
+        for name, gradient in self.gradient.items():
+            group = self.groups[id(self.engine.parameters[name])]
+            if decay := group["lr"] * group["weight_decay"]:
+                parameter = self.engine.parameters[name].detach()
+                self.carried["decay"] += decay * (gradient * parameter).sum().double()
+
+    def _guide_pass(self, step: int) -> None:
+        """Takes the guide gradient after `step` updates and enters what the window before it changed."""
+        loss, gradient = guide_gradient(self.model, self.guide)
+        now = {name: self.engine.parameters[name].detach() for name in gradient}
+        if self.gradient:
+            entries = torch.stack(
+                [
+                    -0.5 * ((self.gradient[name] + gradient[name]).double() * (now[name] - self.reference[name])).sum()
+                    for name in gradient
+                ]
+            ).tolist()
+            self.path += abs(loss - self.loss_before)
+            self.modules += sum(entries)
+            self._append_modules(step, list(gradient), entries)
+        self.gradient, self.loss_before, self.window_start = gradient, loss, step
+        self.reference = {name: parameter.clone() for name, parameter in now.items()}
+
+    def _append_modules(self, step: int, names: list[str], entries: list[float]) -> None:
+        facts = [self.facts[name] for name in names]
+        self.module_table.append(
+            step,
+            {
+                "step": [step] * len(facts),
+                "steps": [step - self.window_start] * len(facts),
+                "layer": [fact.layer for fact in facts],
+                "group": [fact.group for fact in facts],
+                "module": [fact.module for fact in facts],
+                "factor": [fact.factor for fact in facts],
+                "guide_loss_drop": entries,
+            },
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        return (
+            {f"ledger.gradient|{name}": tensor for name, tensor in self.gradient.items()}
+            | {f"ledger.reference|{name}": tensor for name, tensor in self.reference.items()}
+            | {f"ledger.carried|{name}": total for name, total in self.carried.items()}
+        )
+
+    def counters(self) -> dict[str, Any]:
+        return {"ledger": {name: getattr(self, name) for name in SAVED}}
+
+    def restore(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
+        for name, value in counters["ledger"].items():
+            setattr(self, name, value)
+        for part in ("gradient", "reference", "carried"):
+            prefix = f"ledger.{part}|"
+            own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+            setattr(self, part, own)
+
+    def close(self, model: nn.Module) -> None:
+        """Closes the last window and measures the guide loss at the end."""
+        if self.steps_done > self.window_start:
+            self._guide_pass(self.steps_done)
+        self.loss_end = guide_loss(model, self.guide)
+
+    def account(self) -> dict[str, float | int | None]:
+        """The closed account, in nats per target of the guide rows; positive lowered the loss."""
+        if self.loss_start is None or self.loss_end is None:
+            raise RuntimeError("the account is open: close() comes first")
+        drop = self.loss_start - self.loss_end
+        adamw = self.kind == "adamw"
+        momentum, decay = (float(self.carried[name]) for name in ("momentum", "decay"))
+        return {
+            "guide_loss_start": self.loss_start,
+            "guide_loss_end": self.loss_end,
+            "guide_loss_path": self.path,
+            "modules": self.modules,
+            "modules_residual": drop - self.modules,
+            "rows": self.rows if adamw else None,
+            "carried_momentum": momentum if adamw else None,
+            "weight_decay": decay if adamw else None,
+            "residual": drop - self.rows - momentum - decay if adamw else None,
+            "unscored_rows": self.unscored_rows,
+        }

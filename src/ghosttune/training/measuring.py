@@ -1,0 +1,64 @@
+"""The instruments of a run, as its configuration asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from ghostgrad import UnsupportedLayer
+from ghosttune.config.facts import ParameterFacts
+from ghosttune.config.schema import RunConfig
+from ghosttune.errors import ConfigError
+from ghosttune.run.directory import RunDir
+from ghosttune.run.tables import Table
+from ghosttune.training.guide import Guide
+from ghosttune.training.instruments import Instrument, Measurement
+from ghosttune.training.ledger import MODULE_COLUMNS, ROW_COLUMNS, Ledger
+from ghosttune.training.norms import EFFECTIVE_COLUMNS, NORM_COLUMNS, EffectiveNorms, Norms
+
+
+def measurement(
+    model: nn.Module, facts: Mapping[str, ParameterFacts], guide: Guide | None, config: RunConfig, run: RunDir
+) -> Measurement:
+    """What `measure` switches on; ConfigError naming the modules that an instrument cannot read."""
+    return Measurement(model, [*_norms(model, facts, config, run), *_ledger(model, facts, guide, config, run)],
+                       config.train.max_grad_norm)
+
+
+def _norms(model: nn.Module, facts: Mapping[str, ParameterFacts], config: RunConfig, run: RunDir) -> list[Instrument]:
+    norms = config.measure.norms
+    chosen: list[Instrument] = []
+    if norms.every is not None:
+        chosen.append(Norms(model, facts, Table(run, "norms", NORM_COLUMNS), norms.every, norms.layers))
+    if norms.effective is not None:
+        table = Table(run, "effective", EFFECTIVE_COLUMNS)
+        try:
+            chosen.append(EffectiveNorms(model, facts, table, norms.effective))
+        except UnsupportedLayer as error:
+            raise _refusal(config, "measure.norms.effective", error) from error
+    return chosen
+
+
+def _ledger(
+    model: nn.Module, facts: Mapping[str, ParameterFacts], guide: Guide | None, config: RunConfig, run: RunDir
+) -> list[Instrument]:
+    ledger = config.measure.ledger
+    if ledger.guide_every is None or guide is None:
+        return []
+    rows, modules = Table(run, "ledger", ROW_COLUMNS), Table(run, "module_steps", MODULE_COLUMNS)
+    try:
+        return [Ledger(model, facts, guide, rows, modules, ledger.guide_every, ledger.values)]
+    except UnsupportedLayer as error:
+        raise _refusal(config, "measure.ledger.guide_every", error) from error
+
+
+def _refusal(config: RunConfig, setting: str, error: UnsupportedLayer) -> ConfigError:
+    message = f"cannot be measured here; set it to null, or train other modules. {error}"
+    return ConfigError([config.problem(setting, message)])
+
+
+def ledger_of(measurement: Measurement) -> Any:
+    """The ledger among the instruments; None when it is off."""
+    return next((one for one in measurement.instruments if isinstance(one, Ledger)), None)

@@ -1,0 +1,200 @@
+"""Norms of the gradient, of the update and of the weights, of every trained parameter; and effective norms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ghostgrad import GradientEngine, WeightedSum
+from ghosttune.config.facts import ParameterFacts
+from ghosttune.run.tables import Table
+from ghosttune.training.instruments import Instrument, MicroBatch, StepGradient
+from ghosttune.training.processes import processes, total
+
+NORM_COLUMNS = {
+    "step": "int64",
+    "layer": "int64",
+    "group": "string",
+    "module": "string",
+    "factor": "string",
+    "norm": "float64",
+    "norm_after_clip": "float64",
+    "state": "string",
+    "update_norm": "float64",
+    "weight_norm": "float64",
+}
+EFFECTIVE_COLUMNS = {
+    "step": "int64",
+    "layer": "int64",
+    "group": "string",
+    "module": "string",
+    "effective_norm": "float64",
+    "relative_norm": "float64",
+}
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether step 1, 1 + every, 1 + 2·every, … is this one."""
+    return (step - 1) % every == 0
+
+
+class Norms(Instrument):
+    """Complete gradient norms before and after clipping, update norms and weight norms, one row per parameter.
+
+    Costs one pass over the trained parameters and a copy of them on measured steps, and one copy to the host.
+
+    Args:
+        model: whose trained parameters are measured.
+        facts: where each parameter belongs.
+        table: what the rows go to, with NORM_COLUMNS.
+        every: measure step 1 and every so many steps after it.
+        by_module: one row per parameter; else one per group, with the norm over all its parameters.
+    """
+
+    def __init__(
+        self, model: nn.Module, facts: Mapping[str, ParameterFacts], table: Table, every: int, by_module: bool
+    ):
+        self.parameters = {name: p for name, p in model.named_parameters() if name in facts}
+        self.facts, self.table, self.every, self.by_module = facts, table, every, by_module
+        self.tables = (table,)
+        self.before: list[Tensor] = []
+
+    def after_backward(self, gradient: StepGradient) -> None:
+        if is_due(gradient.step, self.every):
+            self.gradient = gradient
+            self.before = [parameter.detach().clone() for parameter in self.parameters.values()]
+
+    def after_update(self, step: int) -> None:
+        if not is_due(step, self.every):
+            return
+        now = [parameter.detach() for parameter in self.parameters.values()]
+        moved = torch._foreach_sub(now, self.before)
+        zero = now[0].new_zeros(())
+        norms = [self.gradient.norms.get(name, zero) for name in self.parameters]
+        lengths = torch.stack([*norms, *torch._foreach_norm(moved), *torch._foreach_norm(now), self.gradient.clip])
+        *values, clip = lengths.tolist()  # the only copy to the host
+        count = len(now)
+        rows = [
+            (self.facts[name], parameter.requires_grad, *values[place::count])
+            for place, (name, parameter) in enumerate(self.parameters.items())
+        ]
+        self._append(step, rows if self.by_module else _by_group(rows), clip)
+        self.before = []
+
+    def _append(self, step: int, rows: list[Any], clip: float) -> None:
+        facts = [row[0] for row in rows]
+        norms = [norm if active else None for _, active, norm, _, _ in rows]
+        self.table.append(
+            step,
+            {
+                "step": [step] * len(rows),
+                "layer": [fact.layer for fact in facts],
+                "group": [fact.group for fact in facts],
+                "module": [fact.module or None for fact in facts],
+                "factor": [fact.factor or None for fact in facts],
+                "norm": norms,
+                "norm_after_clip": [None if norm is None else norm * clip for norm in norms],
+                "state": ["active" if active else "frozen" for _, active, *_ in rows],
+                "update_norm": [moved for *_, moved, _ in rows],
+                "weight_norm": [weight for *_, weight in rows],
+            },
+        )
+
+
+def _by_group(rows: list[Any]) -> list[Any]:
+    """One row per group: the norm of all its parameters together, active where any of them is."""
+    groups: dict[str, list[Any]] = {}
+    for row in rows:
+        groups.setdefault(row[0].group, []).append(row)
+    return [
+        (
+            ParameterFacts("", "", None, group, ""),
+            any(row[1] for row in members),
+            *(sum(row[place] ** 2 for row in members) ** 0.5 for place in (2, 3, 4)),
+        )
+        for group, members in groups.items()
+    ]
+
+
+class EffectiveNorms(Instrument):
+    """‖∂L/∂W‖_F of every adapted weight W: how much the loss asks this module to move, whatever r and alpha are.
+
+    The gradient of W is Σ_t ∂L/∂y_t x_tᵀ with x and y the module's input and output, the adapter included, summed over
+    micro-batches and ranks. On measured steps this costs one weight gradient per adapted module, in time and memory.
+    Trained weights (full training, norms, biases) have their raw norm; adapters that adapt no weight have none.
+
+    Args:
+        model: with its adapter.
+        facts: of the trained parameters.
+        table: what the rows go to, with EFFECTIVE_COLUMNS.
+        every: measure step 1 and every so many steps after it.
+
+    Raises:
+        UnsupportedLayer: an adapted module of a kind without a gradient rule.
+    """
+
+    def __init__(self, model: nn.Module, facts: Mapping[str, ParameterFacts], table: Table, every: int):
+        self.table, self.every = table, every
+        self.tables = (table,)
+        names = dict(model.named_parameters())
+        self.adapted = {
+            weight: fact
+            for name, fact in facts.items()
+            if (weight := _weight_below(name, fact)) in names and not names[weight].requires_grad
+        }
+        self.trained = {name: fact for name, fact in facts.items() if fact.factor in ("weight", "bias")}
+        self.weights = {name: names[name] for name in [*self.adapted, *self.trained]}
+        self.engine = GradientEngine(model, select=list(self.adapted)) if self.adapted else None
+        self.sums: dict[str, Tensor] = {}
+
+    def before_step(self, step: int) -> None:
+        self.step = step
+        self.sums = {}
+
+    @contextmanager
+    def observing(self, batch: MicroBatch) -> Iterator[None]:
+        if self.engine is None or not is_due(self.step, self.every):
+            yield
+            return
+        observer = WeightedSum()
+        with self.engine.observe(observer, selected=batch.selected(self.engine), frozen=True):
+            yield
+        for name, gradient in observer.values.items():
+            earlier = self.sums.get(name)
+            self.sums[name] = gradient if earlier is None else earlier.add_(gradient)
+
+    def after_backward(self, gradient: StepGradient) -> None:
+        if not is_due(gradient.step, self.every):
+            return
+        for gradient_sum in self.sums.values():
+            total(gradient_sum).div_(processes())
+        raw = [gradient.norms[name] for name in self.trained if name in gradient.norms]
+        norms = [*torch._foreach_norm(list(self.sums.values())), *raw] if self.sums else raw
+        names = [*self.sums, *(name for name in self.trained if name in gradient.norms)]
+        weights = torch._foreach_norm([self.weights[name].detach().float() for name in names])
+        values = torch.stack([*norms, *weights]).tolist()
+        self.sums = {}
+        facts = [(self.adapted | self.trained)[name] for name in names]
+        self.table.append(
+            gradient.step,
+            {
+                "step": [gradient.step] * len(names),
+                "layer": [fact.layer for fact in facts],
+                "group": [fact.group for fact in facts],
+                "module": [fact.module for fact in facts],
+                "effective_norm": values[: len(names)],
+                "relative_norm": [
+                    norm / weight if weight else None
+                    for norm, weight in zip(values, values[len(names) :], strict=False)
+                ],
+            },
+        )
+
+
+def _weight_below(name: str, fact: ParameterFacts) -> str:
+    """The name of the weight that this adapter parameter's module adapts."""
+    return f"{name[: name.rfind(fact.module) + len(fact.module)]}.base_layer.weight"

@@ -1,0 +1,58 @@
+"""Several processes that train one run: who this one is, and what all of them must agree on."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+RANK, PROCESSES = "RANK", "WORLD_SIZE"
+"""Environment variables by which torch.distributed's launchers tell a process its place."""
+
+
+def rank() -> int:
+    """0 in the only process, or in the one that writes the run."""
+    return int(os.environ.get(RANK, "0"))
+
+
+def processes() -> int:
+    return int(os.environ.get(PROCESSES, "1"))
+
+
+def join(device: torch.device) -> None:
+    """Meets the other processes; nothing with one process."""
+    if processes() > 1 and not dist.is_initialized():
+        from accelerate import PartialState
+
+        PartialState(cpu=device.type == "cpu", backend="gloo" if device.type == "cpu" else "nccl")
+        wait()
+
+
+def wait() -> None:
+    """Until every process is here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def total(tensor: Tensor) -> Tensor:
+    """The sum over processes, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def any_of(flag: bool, device: Any) -> bool:
+    """Whether the flag is set in any process."""
+    return bool(total(torch.tensor(float(flag), device=device))) if dist.is_initialized() else flag
+
+
+def gathered(value: Any) -> list[Any]:
+    """Every process's value, in the order of their ranks."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
