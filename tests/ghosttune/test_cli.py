@@ -21,6 +21,7 @@ import yaml
 
 from ghosttune.cli.main import main
 from ghosttune.config.rendering import plain_yaml
+from processes import limited
 
 PROGRAM = [sys.executable, "-m", "ghosttune"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
@@ -224,8 +225,8 @@ def test_ctrl_c_saves_and_resume_continues(make_config, tmp_path):
     )
     out = tmp_path / "run"
     command = [*PROGRAM, "train", str(config_file), "--out", str(out)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    with limited(
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     ) as process:
         deadline = time.monotonic() + 60
         while not (out / "metrics.jsonl").is_file():
@@ -251,12 +252,13 @@ def test_a_terminal_gets_its_cursor_back(config_file, tmp_path):
     code = f"{late}from ghosttune.cli.main import main; main()"
     command = [sys.executable, "-c", code, "train", str(config_file), "--out", str(tmp_path / "run")]
     environment = {**ENVIRONMENT, "TERM": "xterm"}
-    with subprocess.Popen(command, stdout=terminal, stderr=terminal, env=environment) as process:
+    with limited(subprocess.Popen(command, stdout=terminal, stderr=terminal, env=environment)) as process:
         os.close(terminal)
         shown = b""
         with contextlib.suppress(OSError):  # how Linux says that the other end is closed
             while part := os.read(master, 65536):
                 shown += part
+        process.wait(timeout=60)
     os.close(master)
     assert process.returncode == 1
     hidden, back = shown.rfind(b"\x1b[?25l"), shown.rfind(b"\x1b[?25h")
@@ -265,7 +267,8 @@ def test_a_terminal_gets_its_cursor_back(config_file, tmp_path):
 
 def test_any_locale_can_be_printed_to(config_file):
     environment = {**ENVIRONMENT, "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
-    result = subprocess.run([*PROGRAM, "preview", str(config_file)], capture_output=True, text=True, env=environment)
+    command = [*PROGRAM, "preview", str(config_file)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert result.returncode == 0 and "\\u27e6" in result.stdout, result.stderr
 
 
@@ -315,14 +318,16 @@ except SystemExit:
     pass
 print("LOADED", *[name for name in {absent!r} if name in sys.modules], file=sys.stderr)
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
     assert result.stderr.strip().splitlines()[-1] == "LOADED"
 
 
 def test_an_unexpected_error_is_one_line_and_debug_shows_it(tmp_path):
     broken = "import ghosttune.workflows.show as s; s.show = lambda *a: 1/0"
     code = f"{broken}; from ghosttune.cli.main import main; main()"
-    quiet = subprocess.run([sys.executable, "-c", code, "show", "methods"], capture_output=True, text=True)
+    command = [sys.executable, "-c", code, "show", "methods"]
+    quiet = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert quiet.returncode == 1 and "ZeroDivisionError" in quiet.stderr and "Traceback" not in quiet.stderr
-    loud = subprocess.run([sys.executable, "-c", code, "show", "methods", "--debug"], capture_output=True, text=True)
+    loud = subprocess.run([*command, "--debug"], capture_output=True, text=True, timeout=300)
     assert loud.returncode == 1 and "Traceback" in loud.stderr

@@ -58,7 +58,7 @@ def start(*arguments: str | Path) -> subprocess.Popen:
 
 def kill(process: subprocess.Popen) -> None:
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.wait(timeout=30)
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 60) -> None:

@@ -198,9 +198,8 @@ def test_derived_ids_are_the_same_in_another_process(tmp_path: Path) -> None:
         "print(*[record.example_id for record in read(SourceSettings(path=sys.argv[1])).records])"
     )
     environment = {"PYTHONPATH": ":".join(sys.path), "PYTHONHASHSEED": "123"}
-    said = subprocess.run(
-        [sys.executable, "-c", code, str(path)], env=environment, capture_output=True, text=True, check=True
-    ).stdout
+    command = [sys.executable, "-c", code, str(path)]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
     assert said.split() == [record.example_id for record in opened(path).records]
 
 
