@@ -130,7 +130,7 @@ def test_wrong_column_names_are_refused(tmp_path: Path) -> None:
         ({"prompt": "p", "completion": ""}, "completion is empty"),
         ({"prompt": " \n", "completion": "c"}, "prompt is empty"),
         ({"prompt": "p", "completion": 3}, "completion must be text, is 3"),
-        ({"prompt": "p", "completion": None}, "completion must be text, is None"),
+        ({"prompt": "p", "completion": None}, "completion must be text, is null"),
         ({"prompt": "p", "completion": ["x" * 500]}, "…"),
         ({"messages": []}, "must be a list of messages, is []"),
         ({"messages": "User: hi"}, "must be a list of messages, is 'User: hi'"),
@@ -143,12 +143,12 @@ def test_wrong_column_names_are_refused(tmp_path: Path) -> None:
             {"messages": [{"role": "tool", "content": "x"}, CHAT[2]]},
             "message 0 has role 'tool'; known are system, user",
         ),
-        ({"messages": [{"role": ["user"], "content": "x"}, CHAT[2]]}, "has role ['user']"),
+        ({"messages": [{"role": ["user"], "content": "x"}, CHAT[2]]}, 'has role ["user"]'),
         (
             {"messages": [CHAT[1], {"role": "assistant", "content": " "}]},
             "message 1 (assistant) must have text, has ' '",
         ),
-        ({"messages": [CHAT[1], {"role": "assistant"}]}, "must have text, has None"),
+        ({"messages": [CHAT[1], {"role": "assistant"}]}, "must have text, has null"),
         ({"instruction": "i", "input": 4, "output": "o"}, "input must be text, is 4"),
         ({"text": "User: \nAssistant: x"}, "message 0 (user) must have text"),
         ({"text": "User: a\nUser: b\nAssistant: x"}, "roles must alternate"),
@@ -224,7 +224,7 @@ def test_other_words_in_the_split_column_are_refused(tmp_path: Path) -> None:
     message = row_fault(tmp_path, *rows)
     for said in (
         "rows.jsonl:2: split is 'holdout'",
-        "rows.jsonl:3: split is None",
+        "rows.jsonl:3: split is null",
         "rows.jsonl:4: ",
         "{other_name: split}",
     ):
