@@ -58,7 +58,8 @@ def resume(out: str | Path, *, listen: Listener = ignore) -> Run:
     """Continues the run in `out` from its newest checkpoint, to the same bytes as if it had never stopped.
 
     A finished run is returned as it is. Raises RunError when there is no run, when its newest checkpoint is damaged,
-    when its configuration was edited or when another process is at it, and DataError when its data changed.
+    when events before it are missing, when its configuration was edited or when another process is at it, and
+    DataError when its data changed.
     """
     run = RunDir(out).open()
     with run.locked():
@@ -74,6 +75,7 @@ def resume(out: str | Path, *, listen: Listener = ignore) -> Run:
         _require_same_data(run, prepared)
         if checkpoint is not None:
             checkpoints.verify(checkpoint)
+            run.require_events(steps[-1], checkpoints.read_counters(checkpoint)["events"])
         model, counts = adapted_model(prepared)
         run.remove_partial_writes()
         run.forget_events_after(steps[-1] if steps else -1)
@@ -109,7 +111,8 @@ def adapted_model(prepared: Prepared) -> tuple[Any, dict[str, int]]:
         raise ConfigError([config.problem("data.max_length", message)])
     _require_learned_stop_token(base, prepared)
     facts = module_facts(base)
-    model = add_adapter(base, config.method, config.train.seed)
+    with config.placing():
+        model = add_adapter(base, config.method, config.train.seed)
     counts = trainable_counts(model, facts)
     return model.to(device_of(config.model)), counts
 
