@@ -21,6 +21,7 @@ import yaml
 
 from ghosttune.cli.main import main
 from ghosttune.config.rendering import plain_yaml
+from ghosttune.version import __version__
 from processes import limited
 
 PROGRAM = [sys.executable, "-m", "ghosttune"]
@@ -111,6 +112,65 @@ def test_check_finds_everything_and_prints_the_plan(config_file, rows_file, tmp_
     rows_file.write_text(rows_file.read_text() * 2)
     twice = ghosttune("check", config_file)
     assert twice.returncode == 1 and "repeat another row" in twice.stdout
+
+
+def test_what_check_finds_goes_to_standard_output(config_file, rows_file, tmp_path):
+    """Settings, rows and files alike: exit 2 for what training would refuse."""
+    rows = rows_file.read_text()
+    wrong = [
+        (["--set", "train.max_stepz=3"], rows, "no such setting; did you mean max_steps"),
+        (["--set", f"data.train.path={tmp_path / 'none.jsonl'}"], rows, "does not exist"),
+        ([], rows + '{"prompt": "a", "completion": null}\n', "completion must be text, is null"),
+    ]
+    for arguments, written, message in wrong:
+        rows_file.write_text(written)
+        printed = ghosttune("check", config_file, *arguments)
+        assert printed.returncode == 2 and message in printed.stdout and printed.stderr == ""
+        as_json = ghosttune("check", config_file, *arguments, "--json")
+        assert as_json.returncode == 2 and as_json.stderr == ""
+        (error,) = json.loads(as_json.stdout)["errors"]
+        assert message in error
+    absent = ghosttune("check", tmp_path / "none.yaml")
+    assert absent.returncode == 2 and "none.yaml does not exist" in absent.stdout
+
+
+@pytest.mark.parametrize("command", ["check", "train"])
+def test_a_misspelt_target_module_is_shown_where_it_stands(config_file, command):
+    text = config_file.read_text()
+    assert "target_modules: all_linear" in text
+    config_file.write_text(text.replace("target_modules: all_linear", "target_modules: [q_prj]"))
+    line = 1 + text[: text.index("target_modules:")].count("\n")
+    result = ghosttune(command, config_file)
+    assert result.returncode == 2
+    assert re.search(rf"did you mean q_proj\?.* \[.*run\.yaml:{line}\]", result.stdout + result.stderr)
+
+
+def test_lines_of_a_conversation_are_told_how_to_be_rows(config_file, tmp_path):
+    talk = tmp_path / "talk.txt"
+    talk.write_text("User: Good morning\nAssistant: Good morning!\n" * 20)
+    arguments = ["train", config_file, "--set", f"data.train.path={talk}"]
+    message = refused(*arguments, saying=r"data\.loss_on: must be all for rows of plain text")
+    assert "each line of a .txt file is a row of its own" in message
+    line = message.partition("in a .jsonl file a line such as ")[2].splitlines()[0].partition(" [")[0]
+    assert json.loads(line) == {"text": "User: …\nAssistant: …"}
+    talk.write_text("\n".join(f"Morning number {number}" for number in range(20)))
+    assert "Assistant:" not in refused(*arguments, saying="must be all for rows of plain text")
+
+
+def test_version():
+    result = ghosttune("--version")
+    assert result.returncode == 0 and result.stdout == f"ghosttune {__version__}\n"
+
+
+def test_help_names_the_options_of_every_command():
+    said = " ".join(ghosttune("--help").stdout.split())
+    assert "--version" in said and "--debug Show the traceback of an error" in said
+    assert "Fine-tune a language model" in said
+
+
+def test_a_dataset_is_described_without_python(tmp_path):
+    assert re.search(r"^columns +mr, ref$", ghosttune("show", "datasets", "e2e_nlg").stdout, re.MULTILINE)
+    assert json.loads(ghosttune("show", "datasets", "e2e_nlg", "--json").stdout)["columns"] == ["mr", "ref"]
 
 
 def test_preview_marks_the_trained_tokens(config_file):
