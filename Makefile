@@ -5,6 +5,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest --durations=10 -rs
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo check test proofs clean
@@ -19,10 +20,10 @@ check: .venv/tests
 	$(BIN)/python -m pytest -q tests/ghosttune/test_layers.py
 
 test: .venv/tests
-	$(BIN)/python -m pytest -m "not slow" --durations=10
+	$(PYTEST) -m "not slow" --timeout=300
 
 proofs: .venv/tests
-	$(BIN)/python -m pytest -m slow --durations=10
+	$(PYTEST) -m slow --timeout=600
 
 # torch comes first and by its exact version, so that machines without a GPU get the CPU build where one is offered.
 .venv/runs: pyproject.toml constraints.txt

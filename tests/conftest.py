@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import processes
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -19,6 +21,13 @@ def one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def two_processes() -> None:
+    """For tests that need a group of processes: skipped, saying why, where not even the barest one can be had."""
+    if reason := processes.why_no_group():
+        pytest.skip(f"two processes that only add up a tensor with gloo fail on this machine: {reason}")
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from tiny import Switches, losses, padded, tiny
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
@@ -17,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ghostgrad import Dots, GradientEngine, Gram, Norms, UnsupportedLayer, WeightedSum
 from ghostgrad.testing import one_backward_per_example
+from processes import run_group
 
 
 def trained(switches: Switches, observed: bool, dtype: torch.dtype) -> tuple[dict, dict, Tensor]:
@@ -296,9 +295,8 @@ def test_input_without_a_tensor_and_a_call_past_the_model() -> None:
         model[0](torch.randn(2, 3)).sum().backward()
 
 
-def _rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def score_own_rows(folder: str) -> None:
+    rank = dist.get_rank()
     model = tiny(Switches(tied=True))
     direction = {name: torch.ones_like(p) for name, p in model.named_parameters()}
     engine, wrapped = GradientEngine(model), DistributedDataParallel(model)
@@ -311,31 +309,29 @@ def _rank(rank: int, folder: str) -> None:
         with engine.observe(norms, dots):
             losses(wrapped, micro, len(rows), divisor=20).sum().backward()
         torch.save((norms.total(), dots.total()), f"{folder}/{examples}-{rank}.pt")
-    dist.destroy_process_group()
 
 
-def test_two_ranks_score_their_rows_as_one_process_does() -> None:
+@pytest.mark.usefixtures("two_processes")
+def test_two_ranks_score_their_rows_as_one_process_does(tmp_path: Path) -> None:
+    run_group(score_own_rows, tmp_path)
     model = tiny(Switches(tied=True))
     direction = {name: torch.ones_like(p) for name, p in model.named_parameters()}
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_rank, args=(folder,), nprocs=2)
-        for examples in (4, 5):
-            norms, dots = Norms(), Dots(direction)
-            with GradientEngine(model).observe(norms, dots):
-                losses(model, padded(examples), examples, divisor=20).sum().backward()
-            parts = [torch.load(Path(folder) / f"{examples}-{rank}.pt", weights_only=True) for rank in range(2)]
-            for place, whole in enumerate((norms, dots)):
-                both = torch.cat([part[place] for part in parts])
-                torch.testing.assert_close(both, whole.total(), rtol=1e-10, atol=1e-14)
+    for examples in (4, 5):
+        norms, dots = Norms(), Dots(direction)
+        with GradientEngine(model).observe(norms, dots):
+            losses(model, padded(examples), examples, divisor=20).sum().backward()
+        parts = [torch.load(tmp_path / f"{examples}-{rank}.pt", weights_only=True) for rank in range(2)]
+        for place, whole in enumerate((norms, dots)):
+            both = torch.cat([part[place] for part in parts])
+            torch.testing.assert_close(both, whole.total(), rtol=1e-10, atol=1e-14)
 
 
+def refuse_shards() -> None:
+    model = fully_shard(tiny(), mesh=dist.device_mesh.init_device_mesh("cpu", (dist.get_world_size(),)))
+    with pytest.raises(UnsupportedLayer, match="sharded"):
+        GradientEngine(model)
+
+
+@pytest.mark.usefixtures("two_processes")
 def test_sharded_parameters_are_refused() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
-        try:
-            mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
-            model = fully_shard(tiny(), mesh=mesh)
-            with pytest.raises(UnsupportedLayer, match="sharded"):
-                GradientEngine(model)
-        finally:
-            dist.destroy_process_group()
+    run_group(refuse_shards)

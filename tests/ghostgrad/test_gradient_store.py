@@ -14,6 +14,7 @@ import torch
 
 from ghostgrad.influence import preconditioned, top_k
 from ghostgrad.store import GradientStore, StoreError
+from processes import limited
 
 MEANING = {"sketch": {"seed": 1, "kind": "gaussian"}, "checkpoint": "step-10"}
 
@@ -102,12 +103,11 @@ for n in range(start, 10**9):
 def test_killed_while_writing_no_row_is_lost_or_doubled(tmp_path: Path) -> None:
     GradientStore.create(tmp_path, size=2000, dtype=torch.float32, meaning={}).close()
     for _ in range(2):
-        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE)
-        assert writer.stdout is not None and writer.stdout.readline() == b"ready\n"
-        time.sleep(0.1)
-        writer.send_signal(signal.SIGKILL)
-        writer.wait()
-        writer.stdout.close()
+        command = [sys.executable, "-c", WRITER, str(tmp_path)]
+        with limited(subprocess.Popen(command, stdout=subprocess.PIPE)) as writer:
+            assert writer.stdout is not None and writer.stdout.readline() == b"ready\n"
+            time.sleep(0.1)
+            writer.send_signal(signal.SIGKILL)
     store = GradientStore.read(tmp_path)
     assert len(store) > 2 and store.ids == [f"row-{n}" for n in range(len(store))]
     for start, block in store.blocks(64):

@@ -101,7 +101,8 @@ def test_another_process_draws_the_same_matrices() -> None:
         "    s = Sketcher({'b.weight': (9, 7), 'a.weight': (5, 8)}, o, frozenset())\n"
         "    sys.stdout.write(s.manifest()['checksum'] + ' ')\n"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout.split()
     kinds = ("gaussian", "rademacher", "orthonormal")
     here = [Sketcher({"a.weight": (5, 8), "b.weight": (9, 7)}, options(kind=kind), frozenset()) for kind in kinds]
     assert found == [sketcher.manifest()["checksum"] for sketcher in here]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_llama import small_llama
 
 from ghosttune.config.loading import load_config
 
@@ -15,26 +16,16 @@ from ghosttune.config.loading import load_config
 def tiny_model(tmp_path_factory) -> Path:
     """Folder of a two-layer Llama, width 16, random weights."""
     import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoTokenizer
 
     from ghosttune.models.builtin import builtin_model_folder
 
     folder = tmp_path_factory.mktemp("tiny-model")
     tokenizer = AutoTokenizer.from_pretrained(builtin_model_folder("builtin:tiny"))
     torch.manual_seed(0)
-    shape = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=256,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    LlamaForCausalLM(shape).save_pretrained(folder)
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model = small_llama(len(tokenizer), intermediate_size=32, max_position_embeddings=256, **special)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

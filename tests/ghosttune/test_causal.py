@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_llama import small_llama
 from torch.nn.functional import cross_entropy
 
 from ghosttune.data.encoding import IGNORED, Collator, Features
@@ -17,19 +18,8 @@ VOCABULARY = 31
 
 
 def llama(tied: bool) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=tied,
-        pad_token_id=None,
-    )
-    return LlamaForCausalLM(config)
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    return small_llama(VOCABULARY, tie_word_embeddings=tied, pad_token_id=None, **heads)
 
 
 def gpt2(tied: bool) -> Any:

@@ -21,6 +21,8 @@ import yaml
 
 from ghosttune.cli.main import main
 from ghosttune.config.rendering import plain_yaml
+from ghosttune.version import __version__
+from processes import limited
 
 PROGRAM = [sys.executable, "-m", "ghosttune"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
@@ -110,6 +112,65 @@ def test_check_finds_everything_and_prints_the_plan(config_file, rows_file, tmp_
     rows_file.write_text(rows_file.read_text() * 2)
     twice = ghosttune("check", config_file)
     assert twice.returncode == 1 and "repeat another row" in twice.stdout
+
+
+def test_what_check_finds_goes_to_standard_output(config_file, rows_file, tmp_path):
+    """Settings, rows and files alike: exit 2 for what training would refuse."""
+    rows = rows_file.read_text()
+    wrong = [
+        (["--set", "train.max_stepz=3"], rows, "no such setting; did you mean max_steps"),
+        (["--set", f"data.train.path={tmp_path / 'none.jsonl'}"], rows, "does not exist"),
+        ([], rows + '{"prompt": "a", "completion": null}\n', "completion must be text, is null"),
+    ]
+    for arguments, written, message in wrong:
+        rows_file.write_text(written)
+        printed = ghosttune("check", config_file, *arguments)
+        assert printed.returncode == 2 and message in printed.stdout and printed.stderr == ""
+        as_json = ghosttune("check", config_file, *arguments, "--json")
+        assert as_json.returncode == 2 and as_json.stderr == ""
+        (error,) = json.loads(as_json.stdout)["errors"]
+        assert message in error
+    absent = ghosttune("check", tmp_path / "none.yaml")
+    assert absent.returncode == 2 and "none.yaml does not exist" in absent.stdout
+
+
+@pytest.mark.parametrize("command", ["check", "train"])
+def test_a_misspelt_target_module_is_shown_where_it_stands(config_file, command):
+    text = config_file.read_text()
+    assert "target_modules: all_linear" in text
+    config_file.write_text(text.replace("target_modules: all_linear", "target_modules: [q_prj]"))
+    line = 1 + text[: text.index("target_modules:")].count("\n")
+    result = ghosttune(command, config_file)
+    assert result.returncode == 2
+    assert re.search(rf"did you mean q_proj\?.* \[.*run\.yaml:{line}\]", result.stdout + result.stderr)
+
+
+def test_lines_of_a_conversation_are_told_how_to_be_rows(config_file, tmp_path):
+    talk = tmp_path / "talk.txt"
+    talk.write_text("User: Good morning\nAssistant: Good morning!\n" * 20)
+    arguments = ["train", config_file, "--set", f"data.train.path={talk}"]
+    message = refused(*arguments, saying=r"data\.loss_on: must be all for rows of plain text")
+    assert "each line of a .txt file is a row of its own" in message
+    line = message.partition("in a .jsonl file a line such as ")[2].splitlines()[0].partition(" [")[0]
+    assert json.loads(line) == {"text": "User: …\nAssistant: …"}
+    talk.write_text("\n".join(f"Morning number {number}" for number in range(20)))
+    assert "Assistant:" not in refused(*arguments, saying="must be all for rows of plain text")
+
+
+def test_version():
+    result = ghosttune("--version")
+    assert result.returncode == 0 and result.stdout == f"ghosttune {__version__}\n"
+
+
+def test_help_names_the_options_of_every_command():
+    said = " ".join(ghosttune("--help").stdout.split())
+    assert "--version" in said and "--debug Show the traceback of an error" in said
+    assert "Fine-tune a language model" in said
+
+
+def test_a_dataset_is_described_without_python(tmp_path):
+    assert re.search(r"^columns +mr, ref$", ghosttune("show", "datasets", "e2e_nlg").stdout, re.MULTILINE)
+    assert json.loads(ghosttune("show", "datasets", "e2e_nlg", "--json").stdout)["columns"] == ["mr", "ref"]
 
 
 def test_preview_marks_the_trained_tokens(config_file):
@@ -224,8 +285,8 @@ def test_ctrl_c_saves_and_resume_continues(make_config, tmp_path):
     )
     out = tmp_path / "run"
     command = [*PROGRAM, "train", str(config_file), "--out", str(out)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    with limited(
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     ) as process:
         deadline = time.monotonic() + 60
         while not (out / "metrics.jsonl").is_file():
@@ -251,12 +312,13 @@ def test_a_terminal_gets_its_cursor_back(config_file, tmp_path):
     code = f"{late}from ghosttune.cli.main import main; main()"
     command = [sys.executable, "-c", code, "train", str(config_file), "--out", str(tmp_path / "run")]
     environment = {**ENVIRONMENT, "TERM": "xterm"}
-    with subprocess.Popen(command, stdout=terminal, stderr=terminal, env=environment) as process:
+    with limited(subprocess.Popen(command, stdout=terminal, stderr=terminal, env=environment)) as process:
         os.close(terminal)
         shown = b""
         with contextlib.suppress(OSError):  # how Linux says that the other end is closed
             while part := os.read(master, 65536):
                 shown += part
+        process.wait(timeout=60)
     os.close(master)
     assert process.returncode == 1
     hidden, back = shown.rfind(b"\x1b[?25l"), shown.rfind(b"\x1b[?25h")
@@ -265,7 +327,8 @@ def test_a_terminal_gets_its_cursor_back(config_file, tmp_path):
 
 def test_any_locale_can_be_printed_to(config_file):
     environment = {**ENVIRONMENT, "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
-    result = subprocess.run([*PROGRAM, "preview", str(config_file)], capture_output=True, text=True, env=environment)
+    command = [*PROGRAM, "preview", str(config_file)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert result.returncode == 0 and "\\u27e6" in result.stdout, result.stderr
 
 
@@ -315,14 +378,16 @@ except SystemExit:
     pass
 print("LOADED", *[name for name in {absent!r} if name in sys.modules], file=sys.stderr)
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
     assert result.stderr.strip().splitlines()[-1] == "LOADED"
 
 
 def test_an_unexpected_error_is_one_line_and_debug_shows_it(tmp_path):
     broken = "import ghosttune.workflows.show as s; s.show = lambda *a: 1/0"
     code = f"{broken}; from ghosttune.cli.main import main; main()"
-    quiet = subprocess.run([sys.executable, "-c", code, "show", "methods"], capture_output=True, text=True)
+    command = [sys.executable, "-c", code, "show", "methods"]
+    quiet = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert quiet.returncode == 1 and "ZeroDivisionError" in quiet.stderr and "Traceback" not in quiet.stderr
-    loud = subprocess.run([sys.executable, "-c", code, "show", "methods", "--debug"], capture_output=True, text=True)
+    loud = subprocess.run([*command, "--debug"], capture_output=True, text=True, timeout=300)
     assert loud.returncode == 1 and "Traceback" in loud.stderr

@@ -267,7 +267,9 @@ def test_micro_batches_do_not_change_the_tables(tmp_path, dtype, rtol):
 def test_measuring_leaves_training_bit_identical(tmp_path, full):
     ends = []
     for place in range(2):
-        trainer = keeping_trainer(tmp_path / str(place), small_llama(full, torch.float32), gradient_accumulation_steps=2)
+        trainer = keeping_trainer(
+            tmp_path / str(place), small_llama(full, torch.float32), gradient_accumulation_steps=2
+        )
         if place:
             attach(trainer, tmp_path / "measured", GUIDE, guide_every=2, effective_every=3)
         trainer.train()

@@ -58,7 +58,7 @@ def start(*arguments: str | Path) -> subprocess.Popen:
 
 def kill(process: subprocess.Popen) -> None:
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.wait(timeout=30)
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 60) -> None:
@@ -255,6 +255,32 @@ def test_a_damaged_record_is_refused_and_named(make_config, tmp_path, contents):
     for again in (resume, partial(train, make_config(**FULL))):
         with pytest.raises(RunError, match=r"run\.json is damaged"):
             again(tmp_path / "run")
+
+
+@pytest.mark.parametrize("damage", ["deleted", "emptied", "first line lost", "log line lost"])
+def test_missing_events_are_refused_and_named(make_config, tmp_path, damage):
+    with pytest.raises(Stopped):
+        train(make_config(**FULL), tmp_path / "run", listen=interrupt_at(9))
+    metrics = RunDir(tmp_path / "run").metrics
+    before = metrics.read_text()
+    lines = before.splitlines(keepends=True)
+    if damage == "deleted":
+        metrics.unlink()
+    else:
+        metrics.write_text({"emptied": "", "first line lost": "".join(lines[1:])}.get(damage, "".join(lines[:-1])))
+    with pytest.raises(RunError, match=r"metrics\.jsonl (is missing|holds \d of the \d events) up to step 9"):
+        resume(tmp_path / "run")
+    metrics.write_text(before)
+    assert resume(tmp_path / "run").record["status"] == "finished"
+
+
+def test_a_finished_run_without_a_verdict_is_damaged(make_config, tmp_path):
+    run = train(make_config(train__max_steps=3), tmp_path / "run").folder
+    record = run.read_record()
+    run.write_record({name: value for name, value in record.items() if name != "verdict"})
+    for read in (resume, partial(train, make_config()), lambda path: Run(RunDir(path)).record):
+        with pytest.raises(RunError, match=r"run\.json is damaged: .*no verdict"):
+            read(tmp_path / "run")
 
 
 def test_a_damaged_event_is_named(tmp_path):

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ghosttune.errors import GhosttuneError
+from ghosttune.errors import GhosttuneError, InputError
 
 app = typer.Typer(
     name="ghosttune",
@@ -39,6 +40,26 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 INTERRUPTED = 130
 """Exit code that typer gives to Ctrl-C."""
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from ghosttune.version import __version__
+
+        typer.echo(f"ghosttune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere on the line.")
+    ] = False,
+) -> None:
+    """What stands before every command; `main` itself reads --debug."""
 
 
 @app.command()
@@ -109,18 +130,19 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Find everything that is wrong with a run before training it, and print the plan."""
-    loaded = _load(config, preset, profile, set_, strict)
+    try:
+        loaded = _load(config, preset, profile, set_, strict)
+    except InputError as error:  # what `check` was asked to find, so that it is its result
+        if _debug():
+            raise
+        typer.echo(_report_as_json([str(error)]) if as_json else str(error))
+        raise typer.Exit(error.exit_code) from error
     from ghosttune.cli.display import Display
     from ghosttune.workflows.check import check as checked
 
     report = checked(loaded)
     if as_json:
-        findings = [vars(finding) for finding in report.findings]
-        typer.echo(
-            json.dumps(
-                {"errors": report.errors, "findings": findings, "plan": report.plan}, indent=2, ensure_ascii=False
-            )
-        )
+        typer.echo(_report_as_json(report.errors, [vars(finding) for finding in report.findings], report.plan))
     else:
         Display().report(report)
     raise typer.Exit(report.exit_code)
@@ -200,6 +222,15 @@ def _load(
     return load_config(config, preset=preset, profile=profile, overrides=overrides or [], strict=strict)
 
 
+def _report_as_json(errors: list[str], findings: Sequence[Any] = (), plan: Mapping[str, Any] | None = None) -> str:
+    report = {"errors": errors, "findings": list(findings), "plan": plan or {}}
+    return json.dumps(report, indent=2, ensure_ascii=False)
+
+
+def _debug() -> bool:
+    return "--debug" in sys.argv[1:]
+
+
 def _finish(run: Any, display: Any, as_json: bool) -> None:
     if as_json:
         record = run.record
@@ -216,7 +247,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # not every locale can say everything
             stream.reconfigure(errors="backslashreplace")
-    debug = "--debug" in sys.argv[1:]
+    debug = _debug()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         app(arguments)

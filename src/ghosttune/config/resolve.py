@@ -13,6 +13,8 @@ from ghosttune.errors import ConfigError, Problem
 
 DEV_FRACTION, GUIDE_FRACTION = 0.1, 0.05
 
+CONVERSATION = r'{"text": "User: …\nAssistant: …"}'
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -27,6 +29,8 @@ class Facts:
     """Whether the model's tokenizer has a chat template."""
     holds_conversations: bool = False
     """Whether rows written as text are conversations, by their User:/Assistant: marks."""
+    holds_lone_turns: bool = False
+    """Whether rows written as text begin with such a mark and are one side of a conversation."""
 
 
 def resolve_sources(config: RunConfig, facts: Facts) -> RunConfig:
@@ -121,4 +125,10 @@ def _split_problems(config: RunConfig, facts: Facts) -> list[Problem]:
 def _loss_problems(config: RunConfig, facts: Facts) -> list[Problem]:
     if config.data.loss_on == "all" or facts.row_format != "text" or facts.holds_conversations:
         return []
-    return [config.problem("data.loss_on", "must be all for rows of plain text: they have no completion of their own")]
+    message = "must be all for rows of plain text: they have no completion of their own"
+    if facts.holds_lone_turns:
+        message += (
+            ". Rows begin with User: or Assistant: and hold one side each: a conversation is one row (each line of a "
+            f".txt file is a row of its own), in a .jsonl file a line such as {CONVERSATION}"
+        )
+    return [config.problem("data.loss_on", message)]

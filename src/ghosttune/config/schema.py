@@ -7,12 +7,13 @@ The schema is closed: an unknown key is an error. A key is here only if it chang
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
 from pydantic.fields import FieldInfo
 
-from ghosttune.errors import Problem
+from ghosttune.errors import ConfigError, Problem
 from ghosttune.registry import METHODS, TASKS
 
 
@@ -275,6 +276,17 @@ class RunConfig(Section):
         """What is wrong with a setting, with the place where its value was given, if it was."""
         origin = self.origins.get(setting, DEFAULT)
         return Problem(setting, message, "" if origin == DEFAULT else origin)
+
+    @contextmanager
+    def placing(self) -> Iterator[None]:
+        """Tells problems found inside, by code that only sees values, where the values were given."""
+        try:
+            yield
+        except ConfigError as error:
+            problems = [
+                known if known.origin else self.problem(known.setting, known.message) for known in error.problems
+            ]
+            raise ConfigError(problems) from error
 
 
 DEFAULT = "default"

@@ -51,6 +51,24 @@ def listed_faults(title: str, faults: list[str]) -> str:
     return "\n  ".join([f"{title}:", *faults[:SHOWN_FAULTS], *more])
 
 
+def shown(value: Any) -> str:
+    """A value of a row as it could stand in a JSON file, short enough for a message; text in single quotes."""
+    text = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def kind_of_value(value: Any) -> str:
+    """What JSON calls a value."""
+    kinds = [
+        (bool, str(value).lower()),
+        (int | float, "a number"),
+        (str, "text"),
+        (list, "a list"),
+        (dict, "an object"),
+    ]
+    return next((name for kind, name in kinds if isinstance(value, kind)), "null")
+
+
 def fingerprint(path: Path) -> str:
     """sha256 of the bytes as stored."""
     digest = hashlib.sha256()
@@ -119,7 +137,7 @@ def _read_json(path: Path, faults: list[str]) -> Iterator[Placed]:
         faults.append(f"{path.name}:{error.lineno}: not valid JSON: {error.msg} at column {error.colno}{hint}")
         return
     if not isinstance(rows, list):
-        faults.append(f"{path.name}: must hold a list of objects, holds a {type(rows).__name__}")
+        faults.append(f"{path.name}: must hold a list of objects, holds {kind_of_value(rows)}")
         return
     for position, fields in enumerate(rows):
         yield from _object(f"{path.name}[{position}]", fields, faults)
@@ -128,7 +146,7 @@ def _read_json(path: Path, faults: list[str]) -> Iterator[Placed]:
 def _object(place: str, fields: Any, faults: list[str]) -> Iterator[Placed]:
     """The row, if it is one whose text can be written as UTF-8."""
     if not isinstance(fields, dict):
-        faults.append(f"{place}: must be an object with columns, is a {type(fields).__name__}")
+        faults.append(f"{place}: must be an object with columns, is {kind_of_value(fields)}")
     elif _has_half_character(fields):
         faults.append(f"{place}: holds half a character (a lone \\ud800 to \\udfff); write the whole pair")
     else:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from ghosttune.data.files import Fields, Placed, listed_faults
+from ghosttune.data.files import Fields, Placed, listed_faults, shown
 from ghosttune.errors import DataError, listed
 
 ROLES = ("system", "user", "assistant")
@@ -151,16 +151,10 @@ def _text(fields: Fields, column: str, may_be_empty: bool = False) -> str:
         raise RowFault(f"has no column {column!r} (columns: {listed(fields)})")
     value = fields[column]
     if not isinstance(value, str):
-        raise RowFault(f"{column} must be text, is {_shown(value)}")
+        raise RowFault(f"{column} must be text, is {shown(value)}")
     if not may_be_empty and not value.strip():
         raise RowFault(f"{column} is empty")
     return value
-
-
-def _shown(value: Any) -> str:
-    """The value as Python writes it, short enough for a message."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def _prompt_completion(fields: Fields) -> tuple[Turn, ...]:
@@ -179,7 +173,7 @@ def _messages(fields: Fields) -> tuple[Turn, ...]:
     column = "conversations" if "conversations" in fields and "messages" not in fields else "messages"
     messages = fields.get(column)
     if not isinstance(messages, list) or not messages:
-        raise RowFault(f"{column} must be a list of messages, is {_shown(messages)}")
+        raise RowFault(f"{column} must be a list of messages, is {shown(messages)}")
     turns = tuple(_message(message, position) for position, message in enumerate(messages))
     if turns[-1].role != "assistant":
         raise RowFault(f"the last message is the {turns[-1].role}'s; it must be the assistant's answer")
@@ -192,18 +186,23 @@ def _messages(fields: Fields) -> tuple[Turn, ...]:
 
 def _message(message: Any, position: int) -> Turn:
     if not isinstance(message, dict):
-        raise RowFault(f"message {position} must be an object with role and content, is {_shown(message)}")
+        raise RowFault(f"message {position} must be an object with role and content, is {shown(message)}")
     role = message.get("role", message.get("from"))
     content = message.get("content", message.get("value"))
     role = OTHER_ROLE_NAMES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
-        raise RowFault(f"message {position} has role {role!r}; known are {listed(ROLES)}")
+        raise RowFault(f"message {position} has role {shown(role)}; known are {listed(ROLES)}")
     if not isinstance(content, str) or not content.strip():
-        raise RowFault(f"message {position} ({role}) must have text, has {_shown(content)}")
+        raise RowFault(f"message {position} ({role}) must have text, has {shown(content)}")
     return Turn(role, content)
 
 
 _MARKS = re.compile(r"^(User|Assistant|System):[ \t]*", re.MULTILINE)
+
+
+def is_one_side(record: Record) -> bool:
+    """Whether a row of plain text begins with the mark of one side, as the lines of a conversation do."""
+    return record.turns[0].role == "text" and _MARKS.match(record.turns[0].content) is not None
 
 
 def _plain_text(fields: Fields) -> tuple[Turn, ...]:

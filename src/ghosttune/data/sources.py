@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ghosttune.config.schema import SourceSettings
-from ghosttune.data.files import Fields, Placed, fingerprint, kind_of, listed_faults, read_file
-from ghosttune.data.records import ID_COLUMNS, Record, detect_format, records_of, rename_columns
+from ghosttune.data.files import Fields, Placed, fingerprint, kind_of, listed_faults, read_file, shown
+from ghosttune.data.records import ID_COLUMNS, Record, detect_format, is_one_side, records_of, rename_columns
 from ghosttune.errors import DataError, listed
 from ghosttune.registry import DATASETS
 
@@ -44,6 +44,11 @@ class Source:
         return self.row_format == "messages" or (
             self.row_format == "text" and any(record.turns[0].role != "text" for record in self.records)
         )
+
+    @property
+    def has_lone_turns(self) -> bool:
+        """Whether rows of plain text hold one side of a conversation each, as the lines of a .txt file do."""
+        return self.row_format == "text" and any(is_one_side(record) for record in self.records)
 
 
 def open_source(settings: SourceSettings) -> Source:
@@ -117,7 +122,7 @@ def _with_split(rows: list[Placed], of_file: str | None) -> list[Placed]:
         return [(place, {**fields, "split": of_file} if of_file else _without_split(fields)) for place, fields in rows]
     splits = [SPLIT_WORDS.get(word) for word in words]
     faults = [
-        f"{place}: split is {fields.get('split')!r}"
+        f"{place}: split is {shown(fields.get('split'))}"
         for (place, fields), split in zip(rows, splits, strict=True)
         if split is None or of_file not in (None, split)
     ]

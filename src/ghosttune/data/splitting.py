@@ -43,9 +43,7 @@ def split_off(records: list[Record], fraction: float, seed: int, purpose: str) -
     return rest, [record for record in records if record.group in drawn]
 
 
-def split_off_rows(
-    records: list[Record], rows: int, seed: int, purpose: str
-) -> tuple[list[Record], list[Record], int]:
+def split_off_rows(records: list[Record], rows: int, seed: int, purpose: str) -> tuple[list[Record], list[Record], int]:
     """(rest, exactly `rows` drawn, how many neither): whole groups leave the rest, and a last one may be cut.
 
     Raises DataError when so many rows cannot be set aside.

@@ -117,9 +117,7 @@ def parameter_facts(model: nn.Module, facts: list[ModuleFacts]) -> dict[str, Par
     }
 
 
-def _parameter_facts(
-    name: str, parameter: nn.Parameter, facts: list[ModuleFacts], layers: set[str]
-) -> ParameterFacts:
+def _parameter_facts(name: str, parameter: nn.Parameter, facts: list[ModuleFacts], layers: set[str]) -> ParameterFacts:
     owner = next((fact for fact in facts if f".{fact.name}." in f".{name}"), None)
     if owner is not None:
         below = f".{name}".rpartition(f".{owner.name}.")[2]

@@ -174,6 +174,10 @@ class RunDir:
             raise RunError(f"{self.record} is damaged: {error}; restore it, or start a new run") from error
         if not isinstance(record, dict) or "status" not in record:
             raise RunError(f"{self.record} is damaged: it holds no record of a run; restore it, or start a new run")
+        if record["status"] == "finished" and not isinstance(record.get("verdict"), dict):
+            raise RunError(
+                f"{self.record} is damaged: the run is finished and has no verdict; restore it, or start a new run"
+            )
         return record
 
     def write_record(self, record: dict[str, Any]) -> None:
@@ -197,7 +201,19 @@ class RunDir:
         try:
             return json.loads(line)
         except ValueError as error:
-            raise RunError(f"{self.metrics}:{number} is damaged: {error}; mend or delete this line") from error
+            raise RunError(
+                f"{self.metrics}:{number} is damaged: {error}; mend this line, or restore the file"
+            ) from error
+
+    def require_events(self, step: int, count: int) -> None:
+        """RunError unless all `count` events up to this step are there."""
+        have = sum(event["step"] <= step for event in self.events())
+        if have != count:
+            missing = "is missing" if not self.metrics.is_file() else f"holds {have} of the {count} events"
+            raise RunError(
+                f"{self.metrics} {missing} up to step {step}, from which the run would continue; "
+                "restore it, or start a new run"
+            )
 
     def forget_events_after(self, step: int) -> None:
         """Removes the events of steps that a resumed run will do again."""

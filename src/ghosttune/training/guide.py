@@ -34,9 +34,7 @@ class GuideRows:
         self.parts = [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
 
     def batches(self) -> list[Batch]:
-        return [
-            {name: tensor.to(self.device) for name, tensor in self.collator(part).items()} for part in self.parts
-        ]
+        return [{name: tensor.to(self.device) for name, tensor in self.collator(part).items()} for part in self.parts]
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return self.task.example_loss(model, batch) / self.targets

@@ -23,8 +23,11 @@ def measurement(
     model: nn.Module, facts: Mapping[str, ParameterFacts], guide: Guide | None, config: RunConfig, run: RunDir
 ) -> Measurement:
     """What `measure` switches on; ConfigError naming the modules that an instrument cannot read."""
-    return Measurement(model, [*_norms(model, facts, config, run), *_ledger(model, facts, guide, config, run)],
-                       config.train.max_grad_norm)
+    return Measurement(
+        model,
+        [*_norms(model, facts, config, run), *_ledger(model, facts, guide, config, run)],
+        config.train.max_grad_norm,
+    )
 
 
 def _norms(model: nn.Module, facts: Mapping[str, ParameterFacts], config: RunConfig, run: RunDir) -> list[Instrument]:

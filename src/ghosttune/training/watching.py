@@ -49,6 +49,8 @@ class Watch(TrainerCallback):
         """Whether the last step has been made: by the plan, or by early stopping."""
         self.unlogged_loss = 0.0
         self.logged_step = 0
+        self.events = 0
+        """Events recorded so far."""
 
     def counters(self) -> dict[str, Any]:
         """What a checkpoint must hold so that a resumed run records and decides as an uninterrupted one."""
@@ -61,13 +63,14 @@ class Watch(TrainerCallback):
             "complete": self.complete,
             "unlogged_loss": float(self.trainer._tr_loss),
             "logged_step": self.trainer._globalstep_last_logged,
+            "events": self.events,
         }
 
     def restore(self, counters: dict[str, Any]) -> None:
         """Takes up the counters of a checkpoint."""
         self.best_loss = math.inf if counters["best_loss"] is None else counters["best_loss"]
         self.reference_loss = math.inf if counters["reference_loss"] is None else counters["reference_loss"]
-        for name in ("best_step", "waited", "base_loss", "complete", "unlogged_loss", "logged_step"):
+        for name in ("best_step", "waited", "base_loss", "complete", "unlogged_loss", "logged_step", "events"):
             setattr(self, name, counters[name])
 
     @contextmanager
@@ -131,4 +134,5 @@ class Watch(TrainerCallback):
 
     def _record(self, event: dict[str, Any]) -> None:
         self.run.append_event(event)
+        self.events += 1
         self.listen(event)

@@ -53,7 +53,9 @@ def check(config: RunConfig) -> Report:
         report.errors.append(str(error))
     try:
         if prepared is None:  # the rows failed: the model can still be judged
-            matched_modules(module_facts(load_model(config.model, config.train.seed)), config.method.target_modules)  # type: ignore[attr-defined]
+            facts = module_facts(load_model(config.model, config.train.seed))
+            with config.placing():
+                matched_modules(facts, config.method.target_modules)  # type: ignore[attr-defined]
         else:
             adapted = adapted_model(prepared)
             measurement_of(RunDir(config.run.root), prepared, adapted)

@@ -156,6 +156,7 @@ def _facts(source: Source, tokenizer: Any) -> Facts:
         row_format=source.row_format,
         has_chat_template=bool(getattr(tokenizer, "chat_template", None)),
         holds_conversations=source.has_turns,
+        holds_lone_turns=source.has_lone_turns,
     )
 
 

@@ -45,16 +45,12 @@ def _registered(registry: Registry) -> Callable[[str | None], Described]:
                 field: first_sentence(info.description or "") for field, info in entry.settings.model_fields.items()
             }
             return f"{entry.name}: {entry.meaning}\n\n{_table(fields)}", {"name": entry.name, "settings": fields}
-        facts = {
-            **{key: str(value) for key, value in vars(entry.settings).items() if key != "files"},
-            "files": _files(entry.settings),
-        }
-        lines = [
-            f"{entry.name}: {entry.meaning}",
-            "",
-            _table({key: str(value) for key, value in facts.items() if key != "files"}),
-        ]
-        return "\n".join([*lines, "files:", *[f"  {line}" for line in facts["files"]]]), facts
+        facts = {key: value for key, value in vars(entry.settings).items() if key != "files"}
+        facts |= {"columns": list(entry.settings.columns)}
+        files = _files(entry.settings)
+        described = {key: listed(value) if isinstance(value, list) else str(value) for key, value in facts.items()}
+        lines = [f"{entry.name}: {entry.meaning}", "", _table(described), "files:", *[f"  {line}" for line in files]]
+        return "\n".join(lines), facts | {"files": files}
 
     return describe
 

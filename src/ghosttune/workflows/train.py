@@ -63,7 +63,8 @@ def resume(out: str | Path, *, listen: Listener = ignore) -> Run:
     """Continues the run in `out` from its newest checkpoint, to the same bytes as if it had never stopped.
 
     A finished run is returned as it is. Raises RunError when there is no run, when its newest checkpoint is damaged,
-    when its configuration was edited or when another process is at it, and DataError when its data changed.
+    when events before it are missing, when its configuration was edited or when another process is at it, and
+    DataError when its data changed.
     """
     run = RunDir(out).open()
     with run.locked():
@@ -79,6 +80,7 @@ def resume(out: str | Path, *, listen: Listener = ignore) -> Run:
         _require_same_data(run, prepared)
         if checkpoint is not None:
             checkpoints.verify(checkpoint)
+            run.require_events(steps[-1], checkpoints.read_counters(checkpoint)["events"])
         adapted = adapted_model(prepared)
         measured = measurement_of(run, prepared, adapted)
         run.remove_partial_writes()
@@ -133,7 +135,8 @@ def adapted_model(prepared: Prepared) -> Adapted:
         raise ConfigError([config.problem("data.max_length", message)])
     _require_learned_stop_token(base, prepared)
     facts = module_facts(base)
-    model = add_adapter(base, config.method, config.train.seed)
+    with config.placing():
+        model = add_adapter(base, config.method, config.train.seed)
     counts = trainable_counts(model, facts)
     return Adapted(model.to(device_of(config.model)), counts, parameter_facts(model, facts))
 
@@ -168,7 +171,11 @@ def _begin(run: RunDir, prepared: Prepared, adapted: Adapted) -> Record:
     return Record.begin(
         run,
         seed=prepared.config.train.seed,
-        model={"name": prepared.config.model.name, "revision": revision_of(adapted.model), "trainable_parameters": adapted.counts},
+        model={
+            "name": prepared.config.model.name,
+            "revision": revision_of(adapted.model),
+            "trainable_parameters": adapted.counts,
+        },
         data={
             "fingerprints": prepared.fingerprints,
             "rows": {name: len(split) for name, split in splits.items()},

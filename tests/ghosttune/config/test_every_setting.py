@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
+from small_llama import small_llama
 
 from ghosttune.config.loading import load_config
 from ghosttune.config.resolve import Facts, resolve_sources, resolve_steps
@@ -61,7 +62,7 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
 def _model(folder: Path, text: str, vocabulary: int) -> None:
     import torch
     from tokenizers import ByteLevelBPETokenizer
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(
@@ -70,18 +71,8 @@ def _model(folder: Path, text: str, vocabulary: int) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, pad_token="<pad>", eos_token="<eos>")
     tokenizer.save_pretrained(folder)
     torch.manual_seed(vocabulary)
-    shape = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=512,
-        eos_token_id=1,
-        pad_token_id=0,
-    )
-    LlamaForCausalLM(shape).save_pretrained(folder)
+    shape = {"num_hidden_layers": 1, "max_position_embeddings": 512, "eos_token_id": 1, "pad_token_id": 0}
+    small_llama(vocabulary, **shape).save_pretrained(folder)
 
 
 def configured(world: Path, settings: dict[str, Any]) -> RunConfig:

@@ -34,13 +34,13 @@ class Site:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         self.thread.start()
 
     def stop(self) -> None:
         if self.thread.is_alive():
             self.server.shutdown()
-            self.thread.join()
+            self.thread.join(timeout=30)
             self.server.server_close()
 
 

@@ -118,6 +118,14 @@ def test_rows_of_json_and_parquet_are_placed_by_position(tmp_path: Path) -> None
     assert read(tmp_path, "a.parquet", WRITTEN["rows.parquet"])[2][0] == "a.parquet[2]"
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [("null", "null"), ("true", "true"), ("1.5", "a number"), ('"x"', "text"), ("[1]", "a list")],
+)
+def test_a_row_that_is_no_object_is_called_what_json_calls_it(tmp_path: Path, value: str, said: str) -> None:
+    assert fault(tmp_path, "a.jsonl", value.encode()).endswith(f"a.jsonl:1: must be an object with columns, is {said}")
+
+
 def test_all_broken_lines_are_listed(tmp_path: Path) -> None:
     lines = [b'{"text": "a"}', b'{"text": "a"', b'["text"]', b'{"text": "\\ud83d"}', b"nonsense", b'{"text": "z"}']
     message = fault(tmp_path, "a.jsonl", b"\n".join(lines))
@@ -149,8 +157,8 @@ def test_blanks_around_column_names_do_not_count(tmp_path: Path) -> None:
 
 def test_broken_json(tmp_path: Path) -> None:
     assert "a.json:2: not valid JSON" in fault(tmp_path, "a.json", b'[{"a": 1},\n{]')
-    assert "must hold a list of objects, holds a dict" in fault(tmp_path, "a.json", b'{"rows": []}')
-    assert "a.json[1]: must be an object with columns, is a int" in fault(tmp_path, "a.json", b'[{"a": 1}, 2]')
+    assert "must hold a list of objects, holds an object" in fault(tmp_path, "a.json", b'{"rows": []}')
+    assert "a.json[1]: must be an object with columns, is a number" in fault(tmp_path, "a.json", b'[{"a": 1}, 2]')
     assert "name the file .jsonl" in fault(tmp_path, "a.json", b'{"a": 1}\n{"a": 2}\n')
 
 

@@ -130,7 +130,7 @@ def test_wrong_column_names_are_refused(tmp_path: Path) -> None:
         ({"prompt": "p", "completion": ""}, "completion is empty"),
         ({"prompt": " \n", "completion": "c"}, "prompt is empty"),
         ({"prompt": "p", "completion": 3}, "completion must be text, is 3"),
-        ({"prompt": "p", "completion": None}, "completion must be text, is None"),
+        ({"prompt": "p", "completion": None}, "completion must be text, is null"),
         ({"prompt": "p", "completion": ["x" * 500]}, "…"),
         ({"messages": []}, "must be a list of messages, is []"),
         ({"messages": "User: hi"}, "must be a list of messages, is 'User: hi'"),
@@ -143,12 +143,12 @@ def test_wrong_column_names_are_refused(tmp_path: Path) -> None:
             {"messages": [{"role": "tool", "content": "x"}, CHAT[2]]},
             "message 0 has role 'tool'; known are system, user",
         ),
-        ({"messages": [{"role": ["user"], "content": "x"}, CHAT[2]]}, "has role ['user']"),
+        ({"messages": [{"role": ["user"], "content": "x"}, CHAT[2]]}, 'has role ["user"]'),
         (
             {"messages": [CHAT[1], {"role": "assistant", "content": " "}]},
             "message 1 (assistant) must have text, has ' '",
         ),
-        ({"messages": [CHAT[1], {"role": "assistant"}]}, "must have text, has None"),
+        ({"messages": [CHAT[1], {"role": "assistant"}]}, "must have text, has null"),
         ({"instruction": "i", "input": 4, "output": "o"}, "input must be text, is 4"),
         ({"text": "User: \nAssistant: x"}, "message 0 (user) must have text"),
         ({"text": "User: a\nUser: b\nAssistant: x"}, "roles must alternate"),
@@ -198,9 +198,8 @@ def test_derived_ids_are_the_same_in_another_process(tmp_path: Path) -> None:
         "print(*[record.example_id for record in read(SourceSettings(path=sys.argv[1])).records])"
     )
     environment = {"PYTHONPATH": ":".join(sys.path), "PYTHONHASHSEED": "123"}
-    said = subprocess.run(
-        [sys.executable, "-c", code, str(path)], env=environment, capture_output=True, text=True, check=True
-    ).stdout
+    command = [sys.executable, "-c", code, str(path)]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
     assert said.split() == [record.example_id for record in opened(path).records]
 
 
@@ -225,7 +224,7 @@ def test_other_words_in_the_split_column_are_refused(tmp_path: Path) -> None:
     message = row_fault(tmp_path, *rows)
     for said in (
         "rows.jsonl:2: split is 'holdout'",
-        "rows.jsonl:3: split is None",
+        "rows.jsonl:3: split is null",
         "rows.jsonl:4: ",
         "{other_name: split}",
     ):
