@@ -306,7 +306,7 @@ def test_a_trainer_that_cannot_be_measured_is_refused(tmp_path):
     trainer = keeping_trainer(tmp_path, small_llama())
     trainer.args.fp16 = True
     trainer.model_accepts_loss_kwargs = False
-    with pytest.raises(InputError, match="fp16.*num_items_in_batch"):
+    with pytest.raises(InputError, match=r"fp16.*num_items_in_batch"):
         attach(trainer, tmp_path / "measured", GUIDE)
 
 

@@ -43,8 +43,7 @@ def module_facts(model: PreTrainedModel) -> list[ModuleFacts]:
     every other linear layer is mlp. Outside the blocks, the output layer is head and the input table embedding. The
     names are those of the untouched model, also when the model has an adapter already.
     """
-    if hasattr(model, "get_base_model"):
-        model = model.get_base_model()
+    model = getattr(model, "get_base_model", lambda: model)()
     wrapped = [f"{name}." for name, module in model.named_modules() if hasattr(module, "base_layer")]
     head, table = (_name_of(model, module) for module in (model.get_output_embeddings(), model.get_input_embeddings()))
     blocks = _blocks(model)

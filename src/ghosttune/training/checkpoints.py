@@ -49,7 +49,8 @@ def write_checkpoint(
     """A complete checkpoint, or none: the folder gets its name when every byte is on disk.
 
     `schedule` is the learning-rate scheduler's state, `counters` what is counted, `instruments` what they keep,
-    `generators` the state of torch's generator in every process, `trainer_state` the Trainer's own state as JSON. Three times the adapter's size, five with a ledger.
+    `generators` the state of torch's generator in every process, `trainer_state` the Trainer's own state as JSON.
+    Three times the adapter's size, five with a ledger.
     """
 
     def fill(partial: Path) -> None:

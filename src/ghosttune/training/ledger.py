@@ -74,7 +74,8 @@ class Ledger(Instrument):
         self.model, self.facts, self.guide = model, facts, guide
         self.row_table, self.module_table = rows, modules
         self.tables = (rows, modules)
-        self.guide_every, self.kind = guide_every, values
+        self.guide_every = guide_every
+        self.kind: Literal["adamw", "sgd"] = values
         self.gradient: dict[str, Tensor] = {}
         """Of the guide loss, at the last guide pass."""
         self.reference: dict[str, Tensor] = {}

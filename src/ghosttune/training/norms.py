@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ghostgrad import GradientEngine, WeightedSum
 from ghosttune.config.facts import ParameterFacts
 from ghosttune.run.tables import Table
-from ghosttune.training.instruments import Instrument, MicroBatch, StepGradient
+from ghosttune.training.instruments import Instrument, MicroBatch, StepGradient, lengths
 from ghosttune.training.processes import processes, total
 
 NORM_COLUMNS = {
@@ -72,11 +72,11 @@ class Norms(Instrument):
         if not is_due(step, self.every):
             return
         now = [parameter.detach() for parameter in self.parameters.values()]
-        moved = torch._foreach_sub(now, self.before)
+        moved = [after - before for after, before in zip(now, self.before, strict=True)]
         zero = now[0].new_zeros(())
         norms = [self.gradient.norms.get(name, zero) for name in self.parameters]
-        lengths = torch.stack([*norms, *torch._foreach_norm(moved), *torch._foreach_norm(now), self.gradient.clip])
-        *values, clip = lengths.tolist()  # the only copy to the host
+        stacked = torch.stack([*norms, *lengths(moved), *lengths(now), self.gradient.clip])
+        *values, clip = stacked.tolist()  # the only copy to the host
         count = len(now)
         rows = [
             (self.facts[name], parameter.requires_grad, *values[place::count])
@@ -173,9 +173,9 @@ class EffectiveNorms(Instrument):
         for gradient_sum in self.sums.values():
             total(gradient_sum).div_(processes())
         raw = [gradient.norms[name] for name in self.trained if name in gradient.norms]
-        norms = [*torch._foreach_norm(list(self.sums.values())), *raw] if self.sums else raw
+        norms = [*lengths(list(self.sums.values())), *raw] if self.sums else raw
         names = [*self.sums, *(name for name in self.trained if name in gradient.norms)]
-        weights = torch._foreach_norm([self.weights[name].detach().float() for name in names])
+        weights = lengths([self.weights[name].detach().float() for name in names])
         values = torch.stack([*norms, *weights]).tolist()
         self.sums = {}
         facts = [(self.adapted | self.trained)[name] for name in names]
