@@ -135,8 +135,34 @@ class Display:
                 interval = f"95 % interval {adapter['low']:.0%} to {adapter['high']:.0%}, {adapter['n']} rows"
                 self.line(f"{title} {base['value']:.0%} -> {adapter['value']:.0%} ({interval})")
             self._one_answer(run.predictions)
+        if "ledger" in run.record:
+            self._ledger(run)
         self.line(f"adapter    {run.folder.adapter} (best: step {judged['best_step']}), loads with PEFT alone")
         self.line(f"try        ghosttune chat {shlex.quote(str(run.path))} --prompt {_quoted(run.predictions)}")
+
+    def _ledger(self, run: Any) -> None:
+        """What lowered the guide loss, how far the account closes, and the rows at either end."""
+        account, groups = run.record["ledger"], run.groups
+        drop = account["guide_loss_start"] - account["guide_loss_end"]
+        self.line(
+            f"guide loss {account['guide_loss_start']:.4f} -> {account['guide_loss_end']:.4f} nats per target, "
+            f"{account['change']['n']} rows ({account['verdict']})"
+        )
+        parts = ", ".join(f"{name} {value:+.4f}" for name, value in groups.items())
+        self.line(f"           lowered by {parts}; residual {account['modules_residual']:+.4f} of {drop:+.4f}")
+        if account["rows"] is not None:
+            terms = {"rows": "rows", "earlier steps' momentum": "carried_momentum", "weight decay": "weight_decay"}
+            parts = ", ".join(f"{title} {account[name]:+.4f}" for title, name in terms.items())
+            self.line(f"           by step: {parts}, residual {account['residual']:+.4f}")
+        for name, found in account["columns"].items():
+            auroc = found["auroc"]
+            self.line(
+                f"{name:<10} {found['rows']} rows: {found['verdict']} by their standing, AUROC {auroc['value']:.2f} "
+                f"(95 % interval {auroc['low']:.2f} to {auroc['high']:.2f})"
+            )
+        for title, rows in (("harmful", run.lowest_rows(3)), ("helpful", run.highest_rows(1))):
+            for row in rows:
+                self.line(f"{title}    {row['standing']:+.2f} {row['example_id']}{_extras(row)}")
 
     def _one_answer(self, rows: list[dict[str, Any]]) -> None:
         """One row that the adapter got right where there is one, beside the untouched base."""
@@ -175,6 +201,13 @@ def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain(entry)}" for key, entry in value.items()) or "none"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _extras(row: dict[str, Any]) -> str:
+    """The row's own columns, those that say something."""
+    own = {name: value for name, value in row.items() if name not in ("example_id", "value", "standing", "steps_seen")}
+    said = ", ".join(f"{name}: {value}" for name, value in own.items() if value not in (None, "", False))
+    return f" ({said})" if said else ""
 
 
 def _quoted(rows: list[dict[str, Any]]) -> str:

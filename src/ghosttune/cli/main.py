@@ -6,6 +6,7 @@ Every command imports its workflow when it runs, so that `--help` answers withou
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from io import TextIOWrapper
@@ -181,6 +182,9 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out from its newest checkpoint.")
     ] = False,
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, help="Share the work among so many processes of this machine.")
+    ] = 1,
     strict: Strict = False,
     as_json: Json = False,
 ) -> None:
@@ -188,6 +192,10 @@ def train(
     if resume and (config or preset or profile or set_ or out is None):
         raise typer.BadParameter("continues a run with its own config.yaml: --resume --out RUN", param_hint="--resume")
     loaded = None if resume else _load(config, preset, profile, set_, strict)
+    if processes > 1 and "RANK" not in os.environ:
+        from ghosttune.workflows.launching import launch_training
+
+        raise typer.Exit(launch_training(processes, loaded, out, sys.argv[1:]))
     from ghosttune.cli.display import Display
     from ghosttune.workflows.train import resume as resumed
     from ghosttune.workflows.train import train as trained
@@ -195,7 +203,8 @@ def train(
     with Display(quiet=as_json) as display:
         listen = display.listen
         run = resumed(out or "", listen=listen) if loaded is None else trained(loaded, out, listen=listen)
-    _finish(run, display, as_json)
+    if os.environ.get("RANK", "0") == "0":  # one of several processes speaks for all
+        _finish(run, display, as_json)
 
 
 @app.command()

@@ -45,15 +45,18 @@ def module_facts(model: PreTrainedModel) -> list[ModuleFacts]:
     """
     model = getattr(model, "get_base_model", lambda: model)()
     wrapped = [f"{name}." for name, module in model.named_modules() if hasattr(module, "base_layer")]
-    head, table = (_name_of(model, module) for module in (model.get_output_embeddings(), model.get_input_embeddings()))
+    ends = {
+        _name_of(model, model.get_input_embeddings()): "embedding",
+        _name_of(model, model.get_output_embeddings()): "head",
+    }
     blocks = _blocks(model)
     facts = []
     for path, module in model.named_modules():
         name = path.removesuffix(".base_layer")
         if any(name.startswith(inside) for inside in wrapped) or hasattr(module, "base_layer"):
             continue  # the adapter's own layers
-        if name in (head, table):
-            group, layer, role = ("head" if name == head else "embedding"), None, None
+        if name in ends:
+            group, layer, role = ends[name], None, None
         elif _is_linear(module):
             layer, inner = _layer_of(name, blocks)
             group = ("attention" if "att" in inner.lower() else "mlp") if layer is not None else "other"
@@ -64,8 +67,9 @@ def module_facts(model: PreTrainedModel) -> list[ModuleFacts]:
     return facts
 
 
-def _name_of(model: nn.Module, wanted: nn.Module | None) -> str | None:
-    return next((name for name, module in model.named_modules() if module is wanted), None)
+def _name_of(model: nn.Module, wanted: nn.Module | None) -> str:
+    """Empty where the model has no such module."""
+    return next((name for name, module in model.named_modules() if module is wanted), "")
 
 
 def matched_modules(facts: list[ModuleFacts], target_modules: str | list[str]) -> list[str]:

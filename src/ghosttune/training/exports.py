@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ghosttune.metrics.ranking import auroc, separation
 from ghosttune.run.directory import RunDir, write_csv, write_file, write_json
 from ghosttune.run.tables import read_table
 
@@ -14,21 +15,27 @@ GROUP_NAMES = {"embedding": "embed", "attention": "attention", "mlp": "mlp", "he
 """Group to its name in the columns of gradient_analysis, in their order."""
 
 
-def write_values(run: RunDir, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """tables/values.parquet and .csv: the value of every training row over the run, with what is known of the row.
+def write_values(run: RunDir, rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """tables/values.parquet and .csv: what every training row did over the run; returns the same rows.
 
-    `rows`: example_id to `tokens` and the row's other columns. A row that was never scored has no value.
+    `rows`: example_id to `tokens` and the row's other columns. `value` is the sum of the row's entries in the ledger.
+    `standing` is for ranking: the row's value over the root mean square of the values of its step, averaged over the
+    times it was scored. It takes out when a row came: early steps move the loss a thousand times more than late ones.
+    A row that was never scored has neither.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     totals = _totals(run)
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    never: tuple[None, None, int] = (None, None, 0)
+    value, standing, seen = zip(*(totals.get(name, never) for name in rows), strict=True)
     table = pa.table(
         {
             "example_id": list(rows),
-            "value": pa.array([totals.get(name, (None, 0))[0] for name in rows], pa.float64()),
-            "steps_seen": [totals.get(name, (None, 0))[1] for name in rows],
+            "value": pa.array(value, pa.float64()),
+            "standing": pa.array(standing, pa.float64()),
+            "steps_seen": pa.array(seen, pa.int64()),
         }
         | {_column(name): _cells([row.get(name) for row in rows.values()]) for name in names}
     )
@@ -36,23 +43,45 @@ def write_values(run: RunDir, rows: Mapping[str, Mapping[str, Any]]) -> None:
         part.unlink()
     write_file(run.table("values") / "part-000000000.parquet", lambda path: pq.write_table(table, path))
     write_csv(run.export("values"), table.column_names, zip(*(column.to_pylist() for column in table), strict=True))
+    return table.to_pylist()
 
 
-def _totals(run: RunDir) -> dict[str, tuple[float | None, int]]:
-    """(value, steps seen) by row: the ledger's entries added up, in the order of the steps."""
+def _totals(run: RunDir) -> dict[str, tuple[float | None, float | None, int]]:
+    """(value, standing, steps seen) by row: the ledger's entries added up, in the order of the steps."""
     table = read_table(run, "ledger", ["step", "example_id", "value"])
     ids = table["example_id"].combine_chunks().dictionary_encode()
-    place = ids.indices.to_numpy()
-    values = table["value"].to_numpy(zero_copy_only=False)
+    entries = np.stack([ids.indices.to_numpy(), table["step"].to_numpy()])
+    visits, place = np.unique(entries, axis=1, return_inverse=True)
+    values = np.zeros(visits.shape[1])
+    np.add.at(values, place.ravel(), table["value"].to_numpy(zero_copy_only=False))
+    row, step = visits
     scored = ~np.isnan(values)
-    sums = np.bincount(place[scored], weights=values[scored], minlength=len(ids.dictionary))
-    known = np.bincount(place[scored], minlength=len(ids.dictionary)) > 0
-    visits = np.unique(np.stack([place, table["step"].to_numpy()]), axis=1)
-    seen = np.bincount(visits[0], minlength=len(ids.dictionary))
+    squares = np.bincount(step[scored], weights=values[scored] ** 2)
+    typical = np.sqrt(squares / np.maximum(1, np.bincount(step[scored])))[step[scored]]
+    standing = np.divide(values[scored], typical, out=np.zeros(scored.sum()), where=typical > 0)
+    count = len(ids.dictionary)
+    times = np.bincount(row[scored], minlength=count)
+    sums = np.bincount(row[scored], weights=values[scored], minlength=count)
+    standings = np.bincount(row[scored], weights=standing, minlength=count) / np.maximum(1, times)
+    seen = np.bincount(row, minlength=count)
     return {
-        name: (float(total) if is_known else None, int(count))
-        for name, total, is_known, count in zip(ids.dictionary.to_pylist(), sums, known, seen, strict=True)
+        name: (float(sums[i]), float(standings[i]), int(seen[i])) if times[i] else (None, None, int(seen[i]))
+        for i, name in enumerate(ids.dictionary.to_pylist())
     }
+
+
+def separated_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """For each yes/no column of the rows, whether its yes-rows stand lower than the others, with an interval."""
+    scored = [row for row in rows if row["standing"] is not None]
+    found = {}
+    for name in rows[0] if rows else ():
+        flags = np.array([row[name] is True for row in scored])
+        if not all(isinstance(row[name], bool) for row in scored) or flags.all() or not flags.any():
+            continue
+        interval = auroc(np.array([row["standing"] for row in scored]), flags)
+        fewest = int(min(flags.sum(), (~flags).sum()))
+        found[name] = {"auroc": interval.as_dict(), "rows": int(flags.sum()), "verdict": separation(interval, fewest)}
+    return found
 
 
 def write_modules(run: RunDir) -> list[dict[str, Any]]:
@@ -127,7 +156,7 @@ def _summary(squares: Mapping[int, Mapping[str, float]], names: Sequence[str]) -
 
 def _column(name: str) -> str:
     """Metadata must not take the name of one of our own columns."""
-    return f"row_{name}" if name in ("example_id", "value", "steps_seen") else name
+    return f"row_{name}" if name in ("example_id", "value", "standing", "steps_seen") else name
 
 
 def _cells(values: list[Any]) -> list[Any]:

@@ -62,10 +62,10 @@ def guide_gradient(model: nn.Module, guide: Guide) -> tuple[float, dict[str, Ten
 
 
 @torch.no_grad()
-def guide_loss(model: nn.Module, guide: Guide) -> float:
-    """The guide loss alone, from forward passes of its own."""
+def guide_losses(model: nn.Module, guide: Guide) -> Tensor:
+    """[N] what each row (or batch) adds to the guide loss, from forward passes of their own, float64 on the host."""
     with evaluating(model):
-        return sum(float(guide.loss(model, batch).double().sum()) for batch in guide.batches())
+        return torch.cat([guide.loss(model, batch).double().reshape(-1).cpu() for batch in guide.batches()])
 
 
 @contextmanager

@@ -15,14 +15,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ghostgrad import GradientEngine
 from ghostgrad.values import InRunValues
 from ghosttune.config.facts import ParameterFacts
+from ghosttune.metrics.intervals import mean_ratio, verdict
 from ghosttune.run.tables import Table
-from ghosttune.training.guide import Guide, guide_gradient, guide_loss
+from ghosttune.training.guide import Guide, guide_gradient, guide_losses
 from ghosttune.training.instruments import Instrument, MicroBatch, StepGradient
 from ghosttune.training.processes import gathered, processes
 
@@ -38,7 +40,7 @@ MODULE_COLUMNS = {
 }
 """`step` ends the window, `steps` is how many updates it spans."""
 
-SAVED = ("loss_start", "loss_before", "path", "modules", "rows", "unscored_rows", "window_start", "steps_done")
+SAVED = ("loss_before", "path", "modules", "rows", "unscored_rows", "window_start", "steps_done")
 
 
 class Ledger(Instrument):
@@ -80,8 +82,9 @@ class Ledger(Instrument):
         """Of the guide loss, at the last guide pass."""
         self.reference: dict[str, Tensor] = {}
         """Trained parameters at the last guide pass."""
-        self.loss_start: float | None = None
-        self.loss_end: float | None = None
+        self.start: dict[str, Tensor] = {}
+        """`losses`: what each guide row added to the guide loss before the first step."""
+        self.end: Tensor | None = None
         self.loss_before = self.path = self.modules = self.rows = 0.0
         self.unscored_rows = self.window_start = self.steps_done = 0
         self.carried = {name: torch.zeros((), dtype=torch.float64) for name in ("momentum", "decay")}
@@ -92,8 +95,8 @@ class Ledger(Instrument):
         self.values = InRunValues(self.engine.parameters, optimizer, self.kind)
         device = next(iter(self.engine.parameters.values())).device
         self.carried = {name: total.to(device) for name, total in self.carried.items()}
-        if self.loss_start is None:
-            self.loss_start = guide_loss(model, self.guide)
+        if not self.start:
+            self.start = {"losses": guide_losses(model, self.guide)}
 
     def before_step(self, step: int) -> None:
         if not self.gradient or step - 1 - self.window_start >= self.guide_every:
@@ -203,6 +206,7 @@ class Ledger(Instrument):
             {f"ledger.gradient|{name}": tensor for name, tensor in self.gradient.items()}
             | {f"ledger.reference|{name}": tensor for name, tensor in self.reference.items()}
             | {f"ledger.carried|{name}": total for name, total in self.carried.items()}
+            | {f"ledger.start|{name}": losses for name, losses in self.start.items()}
         )
 
     def counters(self) -> dict[str, Any]:
@@ -211,7 +215,7 @@ class Ledger(Instrument):
     def restore(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
         for name, value in counters["ledger"].items():
             setattr(self, name, value)
-        for part in ("gradient", "reference", "carried"):
+        for part in ("gradient", "reference", "carried", "start"):
             prefix = f"ledger.{part}|"
             own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
             setattr(self, part, own)
@@ -220,24 +224,31 @@ class Ledger(Instrument):
         """Closes the last window and measures the guide loss at the end."""
         if self.steps_done > self.window_start:
             self._guide_pass(self.steps_done)
-        self.loss_end = guide_loss(model, self.guide)
+        self.end = guide_losses(model, self.guide)
 
-    def account(self) -> dict[str, float | int | None]:
+    def account(self) -> dict[str, Any]:
         """The closed account, in nats per target of the guide rows; positive lowered the loss."""
-        if self.loss_start is None or self.loss_end is None:
+        if self.end is None:
             raise RuntimeError("the account is open: close() comes first")
-        drop = self.loss_start - self.loss_end
-        adamw = self.kind == "adamw"
-        momentum, decay = (float(self.carried[name]) for name in ("momentum", "decay"))
-        return {
-            "guide_loss_start": self.loss_start,
-            "guide_loss_end": self.loss_end,
+        start, end = self.start["losses"].cpu(), self.end
+        drop = float((start - end).sum())
+        change = mean_ratio(((end - start) * len(end)).numpy(), np.ones(len(end)))
+        account: dict[str, Any] = {
+            "guide_loss_start": float(start.sum()),
+            "guide_loss_end": float(end.sum()),
+            "change": change.as_dict(),
+            "verdict": verdict(change),
             "guide_loss_path": self.path,
             "modules": self.modules,
             "modules_residual": drop - self.modules,
-            "rows": self.rows if adamw else None,
-            "carried_momentum": momentum if adamw else None,
-            "weight_decay": decay if adamw else None,
-            "residual": drop - self.rows - momentum - decay if adamw else None,
             "unscored_rows": self.unscored_rows,
+        }
+        if self.kind == "sgd":  # what a plain gradient step would have done says nothing of this optimizer's
+            return account | dict.fromkeys(("rows", "carried_momentum", "weight_decay", "residual"))
+        momentum, decay = (float(self.carried[name]) for name in ("momentum", "decay"))
+        return account | {
+            "rows": self.rows,
+            "carried_momentum": momentum,
+            "weight_decay": decay,
+            "residual": drop - self.rows - momentum - decay,
         }

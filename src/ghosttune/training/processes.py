@@ -22,19 +22,15 @@ def processes() -> int:
     return int(os.environ.get(PROCESSES, "1"))
 
 
-def join(device: torch.device) -> None:
-    """Meets the other processes; nothing with one process."""
-    if processes() > 1 and not dist.is_initialized():
+def meet() -> None:
+    """Waits until every process is here; nothing with one process."""
+    if processes() == 1:
+        return
+    if not dist.is_initialized():
         from accelerate import PartialState
 
-        PartialState(cpu=device.type == "cpu", backend="gloo" if device.type == "cpu" else "nccl")
-        wait()
-
-
-def wait() -> None:
-    """Until every process is here."""
-    if dist.is_initialized():
-        dist.barrier()
+        PartialState(cpu=not torch.cuda.is_available())
+    dist.barrier()
 
 
 def total(tensor: Tensor) -> Tensor:

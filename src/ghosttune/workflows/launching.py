@@ -16,11 +16,24 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import IO
 
+from ghosttune.config.schema import RunConfig
+from ghosttune.run.directory import RunDir
+from ghosttune.training.processes import meet, rank
+from ghosttune.workflows.prepare import default_run_folder
+
 SECONDS_TO_END = 20.0
 """How long the others may take to end by themselves once one has ended."""
+
+
+def launch_training(processes: int, config: RunConfig | None, out: Path | None, arguments: Sequence[str]) -> int:
+    """Runs this `ghosttune train` command in so many processes, which must all know the same run directory."""
+    if out is None and config is not None:
+        arguments = [*arguments, "--out", str(default_run_folder(config, datetime.now().strftime("%Y%m%d-%H%M%S")))]
+    return launch(processes, arguments)
 
 
 def launch(processes: int, arguments: Sequence[str]) -> int:
@@ -84,13 +97,18 @@ def _first_failure(started: list[subprocess.Popen[bytes]]) -> int:
 
 
 @contextmanager
-def scratch_copy(run: Path) -> Iterator[Path]:
-    """A copy of the run directory for a process that is not the one that writes the run; nobody reads it."""
+def own_folder(run: Path) -> Iterator[RunDir]:
+    """The run directory for process 0; for another a copy that nobody reads, so that all of them do the same."""
+    if rank() == 0:
+        meet()
+        yield RunDir(run)
+        return
     with tempfile.TemporaryDirectory(prefix="ghosttune-process-") as folder:
         copy = Path(folder) / "run"
-        if run.is_dir():
-            shutil.copytree(run, copy, ignore=shutil.ignore_patterns(".*", "predictions", "store"))
-        yield copy
+        if run.is_dir() and any(run.iterdir()):
+            shutil.copytree(run, copy, ignore=shutil.ignore_patterns(".*", "predictions", "store", "tables"))
+        meet()  # from here on process 0 writes
+        yield RunDir(copy)
 
 
 def _free_port() -> int:

@@ -10,6 +10,7 @@ from ghosttune.config.loading import load_config
 from ghosttune.config.schema import RunConfig
 from ghosttune.inference.pipeline import Pipeline
 from ghosttune.run.directory import RunDir
+from ghosttune.run.tables import read_table
 
 
 class Run:
@@ -47,6 +48,30 @@ class Run:
         """The answered dev rows."""
         path = self.folder.predictions("dev")
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+    @property
+    def values(self) -> list[dict[str, Any]]:
+        """tables/values, row by row; RunError when the run has no ledger."""
+        return read_table(self.folder, "values").to_pylist()
+
+    def lowest_rows(self, count: int) -> list[dict[str, Any]]:
+        """The scored training rows that stand lowest: the most harmful first."""
+        return self._by_standing()[:count]
+
+    def highest_rows(self, count: int) -> list[dict[str, Any]]:
+        """The most helpful first."""
+        return self._by_standing()[::-1][:count]
+
+    def _by_standing(self) -> list[dict[str, Any]]:
+        return sorted((row for row in self.values if row["standing"] is not None), key=lambda row: row["standing"])
+
+    @property
+    def groups(self) -> dict[str, float]:
+        """How much each group of modules lowered the guide loss, the largest first; RunError without a ledger."""
+        table = read_table(self.folder, "module_steps", ["group", "guide_loss_drop"]).group_by("group")
+        sums = table.aggregate([("guide_loss_drop", "sum")]).to_pydict()
+        pairs = zip(sums["group"], sums["guide_loss_drop_sum"], strict=True)
+        return dict(sorted(pairs, key=lambda pair: -pair[1]))
 
     def pipeline(self, which: str = "adapter") -> Pipeline:
         """The run's model, ready to answer."""

@@ -25,13 +25,15 @@ from ghosttune.registry import TASKS
 from ghosttune.run.directory import RunDir, write_csv, write_folder, write_text
 from ghosttune.run.recording import Record
 from ghosttune.training import checkpoints
-from ghosttune.training.exports import write_gradient_analysis, write_modules, write_values
+from ghosttune.training.exports import separated_columns, write_gradient_analysis, write_modules, write_values
 from ghosttune.training.guide import GuideRows
 from ghosttune.training.instruments import Measurement
 from ghosttune.training.measuring import ledger_of, measurement
+from ghosttune.training.processes import rank
 from ghosttune.training.trainer import RunTrainer
 from ghosttune.training.watching import Listener, Watch, ignore
 from ghosttune.workflows.answering import answer_dev_rows
+from ghosttune.workflows.launching import own_folder
 from ghosttune.workflows.prepare import Prepared, default_run_folder, prepare
 from ghosttune.workflows.runs import Run
 
@@ -46,7 +48,12 @@ def train(config: RunConfig, out: str | Path | None = None, *, listen: Listener 
     Raises an InputError before anything is written when the input is wrong or the folder is used, and GhosttuneError
     when training cannot go on; what was written stays, and `resume` takes it up.
     """
-    run = RunDir(out or default_run_folder(config, datetime.now().strftime("%Y%m%d-%H%M%S")))
+    path = Path(out or default_run_folder(config, datetime.now().strftime("%Y%m%d-%H%M%S")))
+    with own_folder(path) as run:
+        return _train(config, run, listen)
+
+
+def _train(config: RunConfig, run: RunDir, listen: Listener) -> Run:
     run.require_unused()
     start = time.perf_counter()
     prepared = prepare(config)
@@ -66,30 +73,34 @@ def resume(out: str | Path, *, listen: Listener = ignore) -> Run:
     when events before it are missing, when its configuration was edited or when another process is at it, and
     DataError when its data changed.
     """
-    run = RunDir(out).open()
-    with run.locked():
-        if run.read_record()["status"] == "finished":
-            listen({"event": "already finished", "run": run})
-            return Run(run)
-        start = time.perf_counter()
-        config = load_config(run.config)
-        _require_same_configuration(run, config)
-        prepared = prepare(config)
-        steps = run.checkpoint_steps()
-        checkpoint = run.checkpoint(steps[-1]) if steps else None
-        _require_same_data(run, prepared)
-        if checkpoint is not None:
-            checkpoints.verify(checkpoint)
-            run.require_events(steps[-1], checkpoints.read_counters(checkpoint)["events"])
-        adapted = adapted_model(prepared)
-        measured = measurement_of(run, prepared, adapted)
-        run.remove_partial_writes()
-        run.forget_events_after(steps[-1] if steps else -1)
-        measured.forget_after(steps[-1] if steps else 0)
-        record = Record.reopen(run)
-        record.add_seconds("prepare", time.perf_counter() - start)
-        listen({"event": "begin", "run": run, "prepared": prepared, "parameters": adapted.counts, "resumed": True})
-        return _to_the_end(run, record, prepared, adapted.model, measured, checkpoint, listen)
+    RunDir(out).open()
+    with own_folder(Path(out)) as run, run.locked():
+        return _resume(run, listen)
+
+
+def _resume(run: RunDir, listen: Listener) -> Run:
+    if run.read_record()["status"] == "finished":
+        listen({"event": "already finished", "run": run})
+        return Run(run)
+    start = time.perf_counter()
+    config = load_config(run.config)
+    _require_same_configuration(run, config)
+    prepared = prepare(config)
+    steps = run.checkpoint_steps()
+    checkpoint = run.checkpoint(steps[-1]) if steps else None
+    _require_same_data(run, prepared)
+    if checkpoint is not None:
+        checkpoints.verify(checkpoint)
+        run.require_events(steps[-1], checkpoints.read_counters(checkpoint)["events"])
+    adapted = adapted_model(prepared)
+    measured = measurement_of(run, prepared, adapted)
+    run.remove_partial_writes()
+    run.forget_events_after(steps[-1] if steps else -1)
+    measured.forget_after(steps[-1] if steps else 0)
+    record = Record.reopen(run)
+    record.add_seconds("prepare", time.perf_counter() - start)
+    listen({"event": "begin", "run": run, "prepared": prepared, "parameters": adapted.counts, "resumed": True})
+    return _to_the_end(run, record, prepared, adapted.model, measured, checkpoint, listen)
 
 
 def _to_the_end(
@@ -247,6 +258,8 @@ def _run_stages(
         raise Stopped(f"stopped after step {step}, its state saved. Continue with `{run.resume_command}`.")
     with record.stage("measure"):
         _write_measurements(run, record, prepared, measured)
+    if rank() > 0:  # what is left is for one
+        return
     with record.stage("save"):
         _write_adapters(run, prepared, model, watch)
     with record.stage("evaluate"):
@@ -264,9 +277,9 @@ def _write_measurements(run: RunDir, record: Record, prepared: Prepared, measure
     ledger = ledger_of(measured)
     if ledger is not None:
         features = zip(prepared.train_records, prepared.train.features, strict=True)
-        write_values(run, {row.example_id: {"tokens": len(ids), **row.metadata} for row, ids in features})
+        values = write_values(run, {row.example_id: {"tokens": len(ids), **row.metadata} for row, ids in features})
         write_modules(run)
-        record.note(ledger=ledger.account())
+        record.note(ledger=ledger.account() | {"columns": separated_columns(values)})
 
 
 def _throughput(trainer: RunTrainer, record: Record) -> dict[str, Any]:

@@ -1,0 +1,107 @@
+"""`ghosttune train --processes 2` gives what one process gives with the same steps: weights, tables, account."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ghosttune.run.directory import RunDir
+from ghosttune.run.tables import read_table
+
+SETTINGS = """
+model: {name: %s, device: cpu}
+data: {train: {path: %s}, dev: {fraction: 0.1}, guide: {rows: 5}, max_length: 128}
+train: {max_steps: 9, per_device_train_batch_size: %d, learning_rate: 0.01, warmup_steps: 2, eval_steps: 3,
+  save_steps: 3, gradient_accumulation_steps: %d, weight_decay: 0.1}
+measure: {norms: {effective: 2}, ledger: {guide_every: 2}}
+evaluate: {limit: 2, max_new_tokens: 4}
+"""
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ghosttune", "--debug", *arguments], capture_output=True, text=True, timeout=200
+    )
+
+
+def trained(folder: Path, model: Path, rows: Path, size: int, accumulation: int, *options: str) -> RunDir:
+    config = folder.with_suffix(".yaml")
+    config.write_text(SETTINGS % (model, rows, size, accumulation))
+    done = command("train", str(config), "--out", str(folder), *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return RunDir(folder)
+
+
+def columns(run: RunDir, name: str) -> dict[str, list[Any]]:
+    """A table in an order that does not depend on which process had which row."""
+    rows = read_table(run, name)
+    keys = [column for column in rows.column_names if column not in NUMBERS]
+    return rows.sort_by([(key, "ascending") for key in keys]).to_pydict()
+
+
+NUMBERS = {"norm", "norm_after_clip", "update_norm", "weight_norm", "effective_norm", "relative_norm", "value"}
+NUMBERS |= {"standing", "guide_loss_drop"}
+
+
+def compare(one: RunDir, two: RunDir) -> None:
+    for name in ("norms", "effective", "ledger", "module_steps", "values"):
+        left, right = columns(one, name), columns(two, name)
+        for column, values in left.items():
+            if column in NUMBERS:
+                found, expected = np.array(right[column], float), np.array(values, float)
+                np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.nanmax(np.abs(expected)))
+            else:
+                assert right[column] == values, (name, column)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_two_processes_give_what_one_gives(two_processes, tmp_path, tiny_model, rows_file, accumulation):
+    """With 22 training rows and 8 to a step, so that the last step of an epoch is shared unevenly."""
+    both = trained(tmp_path / "two", tiny_model, rows_file, 4 // accumulation, accumulation, "--processes", "2")
+    one = trained(tmp_path / "one", tiny_model, rows_file, 8 // accumulation, accumulation)
+    compare(one, both)
+    left, right = one.read_record(), both.read_record()
+    assert right["ledger"]["modules"] == pytest.approx(left["ledger"]["modules"], rel=1e-3)
+    assert right["ledger"]["rows"] == pytest.approx(left["ledger"]["rows"], rel=1e-3)
+    assert right["verdict"]["dev_loss"] == pytest.approx(left["verdict"]["dev_loss"], rel=1e-4)
+    assert right["data"] == left["data"]
+
+
+def test_two_processes_take_up_a_run_that_was_cut_off(two_processes, tmp_path, tiny_model, rows_file):
+    whole = trained(tmp_path / "whole", tiny_model, rows_file, 4, 1, "--processes", "2")
+    cut = trained(tmp_path / "cut", tiny_model, rows_file, 4, 1, "--processes", "2")
+    for step in cut.checkpoint_steps()[1:]:
+        for file in cut.checkpoint(step).iterdir():
+            file.unlink()
+        cut.checkpoint(step).rmdir()
+    record = cut.read_record()
+    cut.write_record(record | {"status": "running"})
+    done = command("train", "--resume", "--out", str(cut.path), "--processes", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("norms", "ledger", "module_steps", "values"):
+        assert columns(cut, name) == columns(whole, name)
+    assert cut.read_record()["ledger"] == whole.read_record()["ledger"]
+
+
+def test_a_refusal_in_several_processes_is_said_once(two_processes, tmp_path, tiny_model):
+    config = tmp_path / "run.yaml"
+    config.write_text(f"model: {{name: {tiny_model}, device: cpu}}\ndata: {{train: {{path: {tmp_path / 'none'}}}}}\n")
+    options = ["--processes", "2", "--out", str(tmp_path / "run")]
+    arguments = [sys.executable, "-m", "ghosttune", "train", str(config), *options]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2
+    assert (done.stdout + done.stderr).count("does not exist") == 1
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_run_json_is_written_by_one_process(two_processes, tmp_path, tiny_model, rows_file):
+    run = trained(tmp_path / "run", tiny_model, rows_file, 4, 1, "--processes", "2", "--json")
+    assert json.loads(run.record.read_text())["status"] == "finished"
+    events = [event["step"] for event in run.events() if event["event"] == "eval"]
+    assert events == [0, 3, 6, 9]
