@@ -12,9 +12,11 @@ import torch
 from measured_trainer import KeepingTrainer, counting_rows, keeping_trainer, small_llama
 
 from ghosttune.errors import InputError
+from ghosttune.metrics.ranking import auroc, separation
 from ghosttune.run.directory import RunDir
 from ghosttune.run.tables import read_table
 from ghosttune.training.attaching import attach
+from ghosttune.training.exports import separated_columns
 from ghosttune.training.guide import evaluating
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*")
@@ -354,3 +356,49 @@ def test_removing_a_row_from_a_real_step_changes_the_guide_loss_as_its_value_say
         harm = np.array(changes[1:]) - changes[0]
         correlations.append(np.corrcoef(harm, list(values.values()))[0, 1])
     assert np.median(correlations) >= 0.98
+
+
+@pytest.mark.parametrize("rows", ["counting", "identical"])
+def test_flags_that_mean_nothing_are_not_distinguishable(tmp_path, rows):
+    """Proof 11: of forty random flags on real values, few may seem to mean something: 95 % intervals, so about two."""
+    trainer = keeping_trainer(tmp_path, small_llama(dtype=torch.float32), rows=64, max_steps=24)
+    if rows == "identical":
+        trainer.train_dataset = [{"input_ids": list(range(9))} for _ in range(64)]
+    attach(trainer, tmp_path / "measured", GUIDE, guide_every=4)
+    trainer.train()
+    values = read_table(RunDir(tmp_path / "measured"), "values").to_pylist()
+    verdicts = []
+    for seed in range(40):
+        flags = np.random.default_rng(seed).permutation([True] * 12 + [False] * 52)
+        flagged = [row | {"flag": bool(flag)} for row, flag in zip(values, flags, strict=True)]
+        verdicts.append(separated_columns(flagged)["flag"]["verdict"])
+    assert verdicts.count("not distinguishable") >= 35
+
+
+def test_auroc_counts_pairs_and_ties():
+    random = np.random.default_rng(0)
+    scores, flagged = random.integers(0, 9, 80).astype(float), random.random(80) < 0.3
+    pairs = [(low < high) + 0.5 * (low == high) for low in scores[flagged] for high in scores[~flagged]]
+    found = auroc(scores, flagged)
+    assert found.value == pytest.approx(np.mean(pairs))
+    assert found.low < found.value < found.high
+    assert separation(auroc(np.where(flagged, -1.0, 1.0), flagged), 20) == "at the bottom"
+    assert separation(auroc(np.where(flagged, 1.0, -1.0), flagged), 20) == "at the top"
+    assert separation(auroc(np.where(flagged, -1.0, 1.0), flagged), 5) == "not distinguishable", "too few to tell"
+
+
+def test_standing_does_not_depend_on_when_a_row_came(tmp_path):
+    """Over the root mean square of the values of its step, averaged over its visits."""
+    measured(tmp_path)
+    rows, values = table(tmp_path, "ledger"), table(tmp_path, "values")
+    visits: dict[tuple[int, str], float] = {}
+    for step, name, value in zip(rows["step"], rows["example_id"], rows["value"], strict=True):
+        if value is not None:
+            visits[step, name] = visits.get((step, name), 0.0) + value
+    typical = {
+        step: np.sqrt(np.mean([value**2 for (at, _), value in visits.items() if at == step])) for step, _ in visits
+    }
+    for name, standing in zip(values["example_id"], values["standing"], strict=True):
+        own = [value / typical[step] if typical[step] else 0 for (step, row), value in visits.items() if row == name]
+        assert (standing is None) == (not own)
+        assert not own or standing == pytest.approx(np.mean(own), rel=1e-9, abs=1e-12)

@@ -7,12 +7,29 @@ import pytest
 from ghosttune import quickstart
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return quickstart(tmp_path_factory.mktemp("quickstart") / "run")
+
+
 @pytest.mark.slow
-def test_quickstart_learns_its_task(tmp_path):
-    run = quickstart(tmp_path / "run")
+def test_quickstart_learns_its_task(run):
     verdict, scores = run.record["verdict"], run.evaluation["dev"]
     assert verdict["verdict"] == "better"
     assert verdict["dev_loss"] < verdict["dev_loss_base"] / 2
     assert scores["base"]["exact_match"]["value"] == 0, "the untouched base must not know the task"
     assert scores["adapter"]["exact_match"]["low"] > 0.5, "most dev rows must be right"
     assert scores["adapter"]["stopped"]["value"] >= 0.99
+
+
+@pytest.mark.slow
+def test_the_planted_rows_come_out_at_the_bottom(run):
+    """Proof 6 on the shipped rows: 10 % wrong answers, found by standing; proof 1's residual at guide_every 5."""
+    account = run.record["ledger"]
+    planted = account["columns"]["planted"]
+    assert planted["rows"] == 40
+    assert planted["auroc"]["value"] >= 0.9 and planted["verdict"] == "at the bottom"
+    assert all(row["planted"] for row in run.lowest_rows(3))
+    assert account["verdict"] == "better"
+    assert abs(account["modules_residual"]) <= 0.05 * account["guide_loss_path"]
+    assert sum(row["steps_seen"] for row in run.values) == 240 * 8
