@@ -59,6 +59,9 @@ def make_config(tiny_model, rows_file):
             "train.per_device_train_batch_size": 4,
             "train.learning_rate": 0.01,
             "train.warmup_steps": 2,
+            "measure.norms.every": None,
+            "measure.norms.effective": None,
+            "measure.ledger.guide_every": None,
             "evaluate.limit": 2,
             "evaluate.max_new_tokens": 4,
         }

@@ -47,7 +47,7 @@ def test_run_directory_holds_what_the_contract_names(make_config, tmp_path):
     ):
         assert record[name], name
     assert record["environment"]["packages"]["torch"] == torch.__version__
-    assert record["data"]["rows"] == {"train": 27, "dev": 3}
+    assert record["data"]["rows"] == {"train": 27, "dev": 3, "guide": 0}
     assert record["verdict"]["verdict"] in ("better", "worse", "not distinguishable")
     with open(run.folder.splits) as file:
         splits = list(csv.DictReader(file))

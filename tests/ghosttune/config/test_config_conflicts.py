@@ -59,6 +59,33 @@ CASES = {
         ({"data.dev.fraction": 0.1, "data.dev.split": "dev"}, "data.dev.split", {"data.dev.fraction": None}),
         ({"data.dev.path": "x", "data.dev.split": "dev"}, "data.dev.path", {"data.dev.split": None}),
     ],
+    "_one_guide_source": [
+        ({"data.guide.fraction": 0.1, "data.guide.split": "x"}, "data.guide.split", {"data.guide.fraction": None}),
+        ({"data.guide.fraction": 0.1, "data.guide.rows": 9}, "data.guide.rows", {"data.guide.rows": None}),
+    ],
+    "_guide_rows_of_their_own": [
+        ({"data.guide.split": "train"}, "data.guide.split", {"data.guide.split": "guide"}),
+        ({"data.guide.split": "dev", "data.dev.split": "dev"}, "data.guide.split", {"data.guide.split": "guide"}),
+    ],
+    "_guide_rows_for_a_ledger": [
+        (
+            {"measure.ledger.guide_every": None, "data.guide.rows": 9},
+            "data.guide.rows",
+            {"measure.ledger.guide_every": 5},
+        ),
+        (
+            {"measure.ledger.guide_every": None, "measure.ledger.values": "sgd"},
+            "measure.ledger.values",
+            {"measure.ledger.values": "adamw"},
+        ),
+    ],
+    "_layers_of_norms": [
+        (
+            {"measure.norms.every": None, "measure.norms.layers": False},
+            "measure.norms.layers",
+            {"measure.norms.layers": True},
+        ),
+    ],
     "_dev_rows_of_their_own": [
         ({"data.dev.split": "train"}, "data.dev.split", {"data.dev.split": "test"}),
     ],

@@ -103,6 +103,14 @@ VALUES: dict[str, st.SearchStrategy] = {
     "train.early_stopping_patience": st.integers(1, 5),
     "train.early_stopping_threshold": st.floats(0, 9),
     "train.activation_checkpointing": st.booleans(),
+    "data.guide.fraction": SHARE,
+    "data.guide.split": TEXT,
+    "data.guide.rows": COUNT,
+    "measure.norms.every": st.one_of(st.none(), COUNT),
+    "measure.norms.layers": st.booleans(),
+    "measure.norms.effective": st.one_of(st.none(), COUNT),
+    "measure.ledger.guide_every": st.one_of(st.none(), COUNT),
+    "measure.ledger.values": st.sampled_from(["adamw", "sgd"]),
     "evaluate.limit": st.one_of(st.none(), st.integers(0, 10**6)),
     "evaluate.max_new_tokens": COUNT,
     "run.name": FILE_NAME,
@@ -118,7 +126,7 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
     flat = {path: draw(VALUES[path]) for path in chosen}
     for group in ALTERNATIVES:
         for extra in [path for path in chosen if path in group][1:]:
-            del flat[extra]
+            flat.pop(extra, None)
     if "data.train.name" in flat:
         flat = {path: value for path, value in flat.items() if path not in ("data.train.format", "data.train.columns")}
     else:
@@ -131,6 +139,13 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
         flat["model.name"] = "org/model"
     if flat.get("data.dev.split") == "train":
         flat["data.dev.split"] = "training"
+    if flat.get("data.guide.split") in ("train", flat.get("data.dev.split", "dev")):
+        flat["data.guide.split"] = "guiding"
+    if flat.get("measure.ledger.guide_every", 10) is None:
+        guides = ("data.guide.fraction", "data.guide.split", "data.guide.rows", "measure.ledger.values")
+        flat = {path: value for path, value in flat.items() if path not in guides}
+    if flat.get("measure.norms.every", 1) is None:
+        flat.pop("measure.norms.layers", None)
     return nested(flat)
 
 

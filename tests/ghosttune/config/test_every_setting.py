@@ -47,6 +47,8 @@ def world(tmp_path_factory) -> Path:
     _write(folder / "marked.jsonl", [{"text": row["text"]} for row in rows])
     _write(folder / "dev.jsonl", [{**row, "prompt": f"another {row['prompt']}"} for row in rows[:5]])
     splits = ["dev" if n % 20 == 0 else "test" if n % 20 == 1 else "train" for n in range(40)]
+    judges = ["guide" if n % 20 == 3 else split for n, split in enumerate(splits)]
+    _write(folder / "guide.jsonl", [{**row, "split": split} for row, split in zip(rows, judges, strict=True)])
     _write(folder / "split.jsonl", [{**row, "split": split} for row, split in zip(rows, splits, strict=True)])
     (folder / "e2e").mkdir()
     for name in ("trainset", "devset", "testset_w_refs"):
@@ -101,7 +103,7 @@ Observed = Callable[[RunConfig, Path, pytest.MonkeyPatch], Any]
 
 
 def rows(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
-    """Ids, tokens and trained positions of both splits; or why there are none."""
+    """Ids, tokens and trained positions of all splits; or why there are none."""
     from ghosttune.workflows.prepare import prepare
 
     try:
@@ -110,7 +112,7 @@ def rows(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
         return f"refused: {error}"
     return [
         [(row.example_id, row.input_ids.tolist(), row.trained.tolist()) for row in split.features]
-        for split in (prepared.train, prepared.dev)
+        for split in (prepared.train, prepared.dev, prepared.guide)
     ]
 
 
@@ -194,7 +196,9 @@ def kept(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
     run = RunDir(folder)
     patch.setattr(trainer.checkpoints, "write_checkpoint", lambda path, *rest: path.mkdir(parents=True))
     patch.setattr(trainer, "_state_as_json", lambda state: "")
-    nothing = SimpleNamespace(optimizer=None, state_dict=dict, counters=dict, best_step=None)
+    nothing = SimpleNamespace(
+        optimizer=None, state_dict=dict, counters=dict, tensors=dict, flush=lambda: None, best_step=None
+    )
     for step in range(1, 6):
         trainer.RunTrainer._save_checkpoint(
             SimpleNamespace(  # type: ignore[arg-type]
@@ -205,6 +209,7 @@ def kept(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
                 optimizer=nothing,
                 lr_scheduler=nothing,
                 watch=nothing,
+                measurement=nothing,
             ),
             None,
         )
@@ -233,6 +238,17 @@ def answers(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
     return asked
 
 
+def measured(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
+    """The measurements of four steps: which files there are and what the tables hold."""
+    from ghosttune.run.tables import read_table
+    from ghosttune.workflows.train import train
+
+    run = train(config, folder / "run").folder
+    names = sorted(path.stem for path in run.tables.glob("*.parquet")) if run.tables.is_dir() else []
+    files = sorted(path.name for path in run.path.glob("gradient_analysis.*"))
+    return {"files": files} | {name: read_table(run, name).to_pydict() for name in names}
+
+
 def run_folder(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
     """Where a run without --out goes."""
     from ghosttune.workflows.prepare import default_run_folder
@@ -257,6 +273,15 @@ class Case:
     beside: dict[str, Any] = field(default_factory=dict)
     """Settings of both configurations, where the base ones leave no room for a difference."""
 
+
+BRIEF = {
+    "train.max_steps": 4,
+    "train.per_device_train_batch_size": 4,
+    "train.warmup_steps": 1,
+    "train.learning_rate": 0.01,
+    "data.guide.rows": 4,
+    "evaluate.limit": 0,
+}
 
 SHORT = {"data.max_length": 56, "data.truncated_share": 1.0}
 
@@ -283,6 +308,9 @@ CASES: dict[str, Case] = {
     "data.dev.split": Case(rows, "test", {"data.train.path": "@split.jsonl"}),
     "data.dev.path": Case(rows, "@dev.jsonl"),
     "data.dev.limit": Case(rows, 1, {"data.dev.fraction": 0.3}),
+    "data.guide.fraction": Case(rows, 0.4),
+    "data.guide.split": Case(rows, "test", {"data.train.path": "@guide.jsonl"}),
+    "data.guide.rows": Case(rows, 9),
     "data.template": Case(rows, "turns"),
     "data.max_length": Case(rows, 60, SHORT),
     "data.loss_on": Case(rows, "all"),
@@ -308,6 +336,11 @@ CASES: dict[str, Case] = {
     "train.early_stopping_patience": Case(stop, 2),
     "train.early_stopping_threshold": Case(stop, 0.5, {"train.early_stopping_patience": 3}),
     "train.activation_checkpointing": Case(arguments, True),
+    "measure.norms.every": Case(measured, 2, BRIEF),
+    "measure.norms.layers": Case(measured, False, BRIEF),
+    "measure.norms.effective": Case(measured, 2, BRIEF),
+    "measure.ledger.guide_every": Case(measured, 2, BRIEF),
+    "measure.ledger.values": Case(measured, "sgd", BRIEF),
     "evaluate.limit": Case(answers, 2),
     "evaluate.max_new_tokens": Case(answers, 9),
     "run.name": Case(run_folder, "mine"),
