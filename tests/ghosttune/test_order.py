@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ghosttune.training.order import POOL, RowOrder
+from ghosttune.training.order import POOL, MicroBatches, RowOrder
 
 LENGTHS = np.random.default_rng(0).integers(10, 200, 1003).tolist()
 
@@ -96,3 +96,27 @@ def test_it_pads_far_less_than_a_random_order() -> None:
     random = np.random.default_rng(1).permutation(len(LENGTHS)).tolist()
     assert padding_share(LENGTHS, order(LENGTHS, 8), 8) < 0.2 * padding_share(LENGTHS, random, 8)
     assert len(LENGTHS) > POOL * 8, "several pools"
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.integers(1, 120), st.integers(1, 6), st.integers(1, 3), st.integers(1, 4))
+def test_processes_share_the_steps(count: int, batch: int, accumulation: int, processes: int) -> None:
+    """Equal numbers of micro-batches, none empty or too large; every row once but for fewer than `processes`."""
+    rows_per_step = batch * accumulation * processes
+    shards = []
+    for process in range(processes):
+        batches = MicroBatches(RowOrder(LENGTHS[:count], rows_per_step, 1), batch, process, processes)
+        batches.set_epoch(2)
+        shards.append(list(batches))
+        assert len(batches) == len(shards[-1])
+        assert all(1 <= len(part) <= batch for part in shards[-1])
+    assert len({len(shard) for shard in shards}) == 1
+    consumed = [row for shard in shards for part in shard for row in part]
+    assert len(consumed) == len(set(consumed)) > count - max(processes * batch, 1)
+    if processes == 1:
+        assert consumed == order(LENGTHS[:count], rows_per_step, 1, 2)
+    steps = order(LENGTHS[:count], rows_per_step, 1, 2)
+    for step in range(count // rows_per_step):
+        parts = slice(step * accumulation, (step + 1) * accumulation)
+        held = {row for shard in shards for part in shard[parts] for row in part}
+        assert held == set(steps[step * rows_per_step : (step + 1) * rows_per_step])

@@ -21,6 +21,7 @@ from ghosttune import train
 from ghosttune.config.rendering import plain_yaml
 from ghosttune.errors import DataError, GhosttuneError, RunError
 from ghosttune.run.directory import RunDir, write_folder
+from ghosttune.run.tables import read_table
 from ghosttune.training import checkpoints
 from ghosttune.workflows.runs import Run
 from ghosttune.workflows.train import Stopped, resume
@@ -33,6 +34,10 @@ FULL = {
     "train__save_steps": 4,
     "train__logging_steps": 3,
     "method__lora_dropout": 0.1,
+    "measure__norms__every": 1,
+    "measure__norms__effective": 4,
+    "measure__ledger__guide_every": 3,
+    "data__guide__rows": 4,
 }
 
 
@@ -46,7 +51,15 @@ def assert_same_run(left: Path, right: Path) -> None:
         assert (RunDir(left).checkpoint(step) / file).read_bytes() == (
             RunDir(right).checkpoint(step) / file
         ).read_bytes()
-    assert RunDir(left).read_record()["verdict"] == RunDir(right).read_record()["verdict"]
+    records = [RunDir(folder).read_record() for folder in (left, right)]
+    assert records[0]["verdict"] == records[1]["verdict"] and records[0].get("ledger") == records[1].get("ledger")
+    tables = sorted(path.stem for path in RunDir(left).tables.glob("*.parquet"))
+    assert tables == sorted(path.stem for path in RunDir(right).tables.glob("*.parquet"))
+    for name in tables:
+        assert read_table(RunDir(left), name).equals(read_table(RunDir(right), name)), name
+    exports = sorted([*left.glob("gradient_analysis.*"), *left.glob("tables/*.csv")])
+    for file in exports:
+        assert file.read_bytes() == (right / file.relative_to(left)).read_bytes(), file.name
 
 
 def start(*arguments: str | Path) -> subprocess.Popen:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ghosttune.config.reading import Layer, Leaf, SettingPath, overlap, read_file, read_mapping, read_overrides
-from ghosttune.config.schema import ALTERNATIVES, DEFAULT_TYPES, RunConfig, group_of
+from ghosttune.config.schema import ALTERNATIVES, DEFAULT_TYPES, SWITCHES, RunConfig, group_of
 from ghosttune.errors import InputError, listed, nearest
 
 SHIPPED = Path(__file__).parent.parent
@@ -41,10 +41,17 @@ def merge(layers: Iterable[Layer]) -> Leaves:
     """One value per setting: each layer replaces what it names, and what its choices make meaningless."""
     merged: Leaves = {}
     for layer in layers:
-        chosen = {path: leaf for path, leaf in layer.leaves.items() if not _says_nothing(path, leaf)}
+        given = [one for path, leaf in layer.leaves.items() for one in _switched(path, leaf)]
+        chosen = {path: leaf for path, leaf in given if not _says_nothing(path, leaf)}
         replaced = _replaced(merged, chosen)
         merged = {path: leaf for path, leaf in merged.items() if path not in replaced} | chosen
     return merged
+
+
+def _switched(path: SettingPath, leaf: Leaf) -> list[tuple[SettingPath, Leaf]]:
+    """`measure.ledger: null` as the settings that it switches off; anything else as it is."""
+    off = SWITCHES.get(".".join(path)) if leaf.value is None else None
+    return [(tuple(switch.split(".")), leaf) for switch in off] if off else [(path, leaf)]
 
 
 def _says_nothing(path: SettingPath, leaf: Leaf) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 from pydantic.fields import FieldInfo
 
 from ghosttune.errors import ConfigError, Problem
@@ -206,11 +206,6 @@ class NormsSettings(Section):
     )
     """Interval of effective norms: the gradient norm of each adapted weight itself."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _off(cls, value: Any) -> Any:
-        return {"every": None, "effective": None} if value is None else value
-
 
 class LedgerSettings(Section):
     guide_every: Count | None = setting(
@@ -222,11 +217,6 @@ class LedgerSettings(Section):
     """Take the held-out gradient anew every so many updates."""
     values: Literal["adamw", "sgd"] = setting("adamw", why="what a row did through the optimizer that runs")
     """What a row's value is of: the step that AdamW makes, or a plain gradient step."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _off(cls, value: Any) -> Any:
-        return {"guide_every": None} if value is None else value
 
 
 class MeasureSettings(Section):
@@ -305,6 +295,12 @@ ALTERNATIVES = (
 
 IDLE_DEFAULTS = {("train.lr_scheduler_type", "constant"): ("train.warmup_steps", 0)}
 """Choice -> the setting whose default it makes meaningless, and the value that says so."""
+
+SWITCHES = {
+    "measure.norms": ("measure.norms.every", "measure.norms.effective"),
+    "measure.ledger": ("measure.ledger.guide_every",),
+}
+"""Groups that null switches off -> the settings that are null then."""
 
 SECTIONS = tuple(name for name in RunConfig.model_fields if name != "origins")
 

@@ -215,10 +215,11 @@ class Ledger(Instrument):
     def restore(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
         for name, value in counters["ledger"].items():
             setattr(self, name, value)
+        order = {name: place for place, name in enumerate([*self.facts, "momentum", "decay", "losses"])}
         for part in ("gradient", "reference", "carried", "start"):
             prefix = f"ledger.{part}|"
             own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-            setattr(self, part, own)
+            setattr(self, part, {name: own[name] for name in sorted(own, key=order.__getitem__)})
 
     def close(self, model: nn.Module) -> None:
         """Closes the last window and measures the guide loss at the end."""
