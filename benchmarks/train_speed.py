@@ -116,6 +116,7 @@ def train_ghosttune(rows: list, batch: int, steps: int, folder: Path, watch: Any
     from ghosttune.models.loading import add_adapter
     from ghosttune.registry import TASKS
     from ghosttune.run.directory import RunDir
+    from ghosttune.training.instruments import Measurement
     from ghosttune.training.trainer import RunTrainer
     from ghosttune.training.watching import Watch
 
@@ -137,7 +138,7 @@ def train_ghosttune(rows: list, batch: int, steps: int, folder: Path, watch: Any
     run = RunDir(folder / "run").create()
     trainer = RunTrainer(
         model, config, run, TASKS["causal_lm"].build(), Encoded(features), Encoded(features[:1]), Collator(0),
-        Watch(run, config.train, lambda event: None), False,
+        Watch(run, config.train, lambda event: None), Measurement(model, [], 1.0), resuming=False,
     )  # fmt: skip
     trainer.add_callback(watch)
     with torch.enable_grad():
