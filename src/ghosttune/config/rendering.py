@@ -9,6 +9,8 @@ from ghosttune.config.schema import SECTIONS, RunConfig, Section
 
 COMMENT_COLUMN = 46
 WIDTH = 120
+BLANK = " \n"
+"""What YAML writes around a value; other white space, such as a no-break space, belongs to the value."""
 
 
 def commented_yaml(config: RunConfig) -> str:
@@ -43,8 +45,8 @@ def _section(section: Section, depth: int) -> list[str]:
 
 def inline(value: Any) -> str:
     """A value as it stands behind a key in YAML."""
-    text = to_yaml(value, default_flow_style=True, width=10**9).strip()
-    return text.removesuffix("...").strip()
+    text = to_yaml(value, default_flow_style=True, width=10**9).strip(BLANK)
+    return text.removesuffix("...").strip(BLANK)
 
 
 def first_sentence(text: str) -> str:
