@@ -36,7 +36,7 @@ def _section(section: Section, depth: int) -> list[str]:
             continue
         text = f"{indent}{name}: {inline(value)}"
         meaning = first_sentence(field.description or "")
-        if len(beside := f"{text:<{COMMENT_COLUMN}}# {meaning}") <= WIDTH:
+        if len(beside := f"{text:<{COMMENT_COLUMN - 1}} # {meaning}") <= WIDTH:
             lines.append(beside)
         else:
             lines += [f"{indent}# {meaning}", text]

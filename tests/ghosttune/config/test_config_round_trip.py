@@ -187,6 +187,13 @@ def test_what_is_written_reads_back_equal(tmp_path_factory, tree):
     assert load_config(folder / "typed.json") == load_config(folder / "typed.yaml") == config
 
 
+def test_a_value_of_any_length_stays_apart_from_the_comment_behind_it(tmp_path):
+    for length in range(1, 120):
+        config = load_config({"data": {"train": {"path": "rows.jsonl"}, "dev": {"path": "/" + "x" * length}}})
+        (tmp_path / "config.yaml").write_text(commented_yaml(config))
+        assert load_config(tmp_path / "config.yaml") == config
+
+
 @settings(max_examples=300, derandomize=True, deadline=None, database=None)
 @given(
     st.one_of(
