@@ -48,7 +48,7 @@ def resolve_sources(config: RunConfig, facts: Facts) -> RunConfig:
         derived |= {"data.dev.split": "dev"} if has_dev else {"data.dev.fraction": DEV_FRACTION}
     guide = config.data.guide
     if config.measure.ledger.guide_every is not None and guide.fraction is None and guide.split is None:
-        if "guide" in facts.source_splits:
+        if "guide" in facts.source_splits and config.data.dev.split != "guide":
             derived["data.guide.split"] = "guide"
         elif guide.rows is None:
             derived["data.guide.fraction"] = GUIDE_FRACTION
@@ -57,6 +57,7 @@ def resolve_sources(config: RunConfig, facts: Facts) -> RunConfig:
         *_device_problems(config, facts),
         *_template_problems(config, facts),
         *_split_problems(config, facts),
+        *conflicts(config),
         *_loss_problems(config, facts),
     ]
     if problems:

@@ -9,6 +9,12 @@ from collections.abc import Iterable, Mapping
 from ghosttune.data.records import Record
 from ghosttune.errors import DataError
 
+REMEDIES = {
+    "dev": "Give data.dev.path a file of its own.",
+    "guide": "Name a split with other prompts in data.guide.split, or train without a guide: measure.ledger: null.",
+}
+"""Purpose -> what to do when no rows can be set aside for it."""
+
 
 def draw(seed: int, purpose: str, key: str) -> float:
     """A number in [0, 1) that depends on nothing but its arguments: the order in which things are drawn."""
@@ -30,13 +36,7 @@ def split_off(records: list[Record], fraction: float, seed: int, purpose: str) -
 
     Raises DataError when all rows belong to one group, so that nothing can be set aside.
     """
-    sizes = Counter(record.group for record in records)
-    if len(sizes) < 2:
-        same = "there is only one row" if len(records) == 1 else f"all {len(records)} rows have the same prompt"
-        raise DataError(
-            f"{purpose} rows cannot be set aside: {same}, and equal prompts stay together. "
-            f"Give data.{purpose}.path a file of its own."
-        )
+    sizes = _group_sizes(records, purpose)
     wanted = max(1, round(fraction * len(records)))
     drawn = _groups_near(wanted, sorted(sizes, key=lambda group: draw(seed, purpose, group)), sizes)
     rest = [record for record in records if record.group not in drawn]
@@ -48,7 +48,7 @@ def split_off_rows(records: list[Record], rows: int, seed: int, purpose: str) ->
 
     Raises DataError when so many rows cannot be set aside.
     """
-    sizes = Counter(record.group for record in records)
+    sizes = _group_sizes(records, purpose)
     order = sorted(sizes, key=lambda group: draw(seed, purpose, group))
     drawn: set[str] = set()
     found = 0
@@ -63,6 +63,17 @@ def split_off_rows(records: list[Record], rows: int, seed: int, purpose: str) ->
         )
     chosen = sample([record for record in records if record.group in drawn], rows, seed)
     return [record for record in records if record.group not in drawn], chosen, found - rows
+
+
+def _group_sizes(records: list[Record], purpose: str) -> Counter[str]:
+    """Rows per group; DataError when there is one group only, so that nothing can be set aside."""
+    sizes = Counter(record.group for record in records)
+    if len(sizes) < 2:
+        same = "there is only one row" if len(records) == 1 else f"all {len(records)} rows have the same prompt"
+        raise DataError(
+            f"{purpose} rows cannot be set aside: {same}, and equal prompts stay together. {REMEDIES[purpose]}"
+        )
+    return sizes
 
 
 def _groups_near(wanted: int, order: list[str], sizes: Mapping[str, int]) -> set[str]:

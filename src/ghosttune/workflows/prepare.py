@@ -86,6 +86,8 @@ def split_records(config: RunConfig, source: Source, dev_source: Source | None) 
     """
     seed, dev, guide = config.train.seed, config.data.dev, config.data.guide
     own = [record for record in source.records if record.split in (None, "train")]
+    if not own:
+        raise DataError("no training rows: the source's rows all belong to other splits")
     kept = sample(own, config.data.train.limit, seed)
     left_out = {"beyond data.train.limit": len(own) - len(kept)}
     for split in source.splits:
@@ -102,8 +104,6 @@ def split_records(config: RunConfig, source: Source, dev_source: Source | None) 
     left_out["beyond data.dev.limit"] = len(judges) - len(dev_records)
     kept, guides, cut = _guide_records(config, source, kept)
     left_out["beyond data.guide.rows"] = cut
-    if not kept:
-        raise DataError("no training rows: the source's rows all belong to other splits")
     refuse_repeated(record.example_id for record in [*kept, *judges, *guides])
     _refuse_shared("dev", judges, kept, "dev would reward memory")
     _refuse_shared("guide", guides, kept, "the guide gradient would reward memory")

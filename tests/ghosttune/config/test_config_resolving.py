@@ -6,7 +6,14 @@ import pytest
 
 from ghosttune.config.checking import conflicts
 from ghosttune.config.loading import load_config
-from ghosttune.config.resolve import DEV_FRACTION, Facts, resolve_sources, resolve_steps, steps_per_epoch
+from ghosttune.config.resolve import (
+    DEV_FRACTION,
+    GUIDE_FRACTION,
+    Facts,
+    resolve_sources,
+    resolve_steps,
+    steps_per_epoch,
+)
 from ghosttune.errors import ConfigError
 
 
@@ -94,6 +101,28 @@ def test_plain_text_is_trained_whole_or_refused():
 def test_dev_rows_come_from_where_was_asked_or_where_there_are_some(settings, splits, dev):
     found = resolve_sources(config_of(**settings), Facts(source_splits=splits)).data.dev
     assert (found.fraction, found.split, found.path) == dev
+
+
+@pytest.mark.parametrize(
+    ("settings", "splits", "guide"),
+    [
+        ({}, (), (GUIDE_FRACTION, None)),
+        ({}, ("train", "dev", "guide"), (None, "guide")),
+        ({"data__dev__split": "guide"}, ("train", "guide"), (GUIDE_FRACTION, None)),
+        ({"data__guide__fraction": 0.3}, ("train", "guide"), (0.3, None)),
+        ({"data__guide__split": "test"}, ("train", "test", "guide"), (None, "test")),
+        ({"measure__ledger": "null"}, ("train", "guide"), (None, None)),
+    ],
+)
+def test_guide_rows_come_from_where_was_asked_or_where_dev_rows_do_not(settings, splits, guide):
+    found = resolve_sources(config_of(**settings), Facts(source_splits=splits)).data.guide
+    assert (found.fraction, found.split) == guide
+
+
+def test_a_guide_split_that_turns_out_to_be_the_dev_split_is_refused():
+    config = config_of(data__guide__split="dev")
+    (found,) = refusal(resolve_sources, config, Facts(source_splits=("train", "dev")))
+    assert found.startswith("data.guide.split") and "chooses checkpoints" in found
 
 
 def test_a_split_that_is_not_there_is_refused():

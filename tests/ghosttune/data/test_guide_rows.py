@@ -78,6 +78,20 @@ def test_a_guide_split_that_shares_a_prompt_is_refused(tmp_path, tiny_model, sha
         prepared(split_rows(tmp_path, shared), tiny_model)
 
 
+@pytest.mark.parametrize("shared", ["train", "dev"])
+def test_a_guide_split_that_shares_an_id_is_refused(tmp_path, tiny_model, shared):
+    rows = [row(f"{split} 1", "answer", id=f"{split}-1", split=split) for split in ("train", "dev")]
+    path = written(tmp_path / "ids.jsonl", [*rows, row("guide 1", "answer", id=f"{shared}-1", split="guide")])
+    with pytest.raises(DataError, match=f"1 ids stand on more than one row: {shared}-1"):
+        prepared(path, tiny_model)
+
+
+def test_a_source_without_training_rows_is_refused_as_that(tmp_path, tiny_model):
+    path = written(tmp_path / "none.jsonl", [row(f"ask {split}", "answer", split=split) for split in ("dev", "test")])
+    with pytest.raises(DataError, match="no training rows"):
+        prepared(path, tiny_model)
+
+
 def test_the_sources_own_guide_split_is_used_and_can_be_sampled(tmp_path, tiny_model):
     path = split_rows(tmp_path, "guide")
     assert len(prepared(path, tiny_model).guide) == 5

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ghosttune.data.records import Record, Turn
-from ghosttune.data.splitting import draw, sample, shared_groups, split_off
+from ghosttune.data.splitting import draw, sample, shared_groups, split_off, split_off_rows
 from ghosttune.errors import DataError
 
 
@@ -77,6 +77,27 @@ def test_what_cannot_be_split_is_refused() -> None:
         split_off(rows([7] * 5), 0.2, 0, "dev")
     with pytest.raises(DataError, match="there is only one row"):
         split_off(rows([7]), 0.2, 0, "dev")
+    message = r"all 5 rows have the same prompt.*data\.guide\.split.*measure\.ledger: null"
+    with pytest.raises(DataError, match=message):
+        split_off(rows([7] * 5), 0.2, 0, "guide")
+    with pytest.raises(DataError, match=message):
+        split_off_rows(rows([7] * 5), 2, 0, "guide")
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(GROUPS, st.integers(1, 60), st.integers(0, 2**32 - 1))
+def test_as_many_rows_are_drawn_as_asked_or_the_most_is_named(groups: list[int], count: int, seed: int) -> None:
+    records = rows(groups)
+    try:
+        rest, drawn, neither = split_off_rows(records, count, seed, "guide")
+    except DataError as error:
+        most = int(str(error).rsplit(" ", 1)[1])
+        assert 1 <= most < count and len(split_off_rows(records, most, seed, "guide")[1]) == most
+        return
+    assert rest and len(drawn) == count
+    assert len(rest) + len(drawn) + neither == len(records)
+    assert not {record.group for record in rest} & {record.group for record in drawn}
+    assert split_off_rows(records, count, seed, "guide") == (rest, drawn, neither)
 
 
 def test_a_sample_is_drawn_by_id() -> None:
