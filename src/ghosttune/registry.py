@@ -87,3 +87,4 @@ class Registry:
 METHODS = Registry("method", "ghosttune.methods")
 DATASETS = Registry("dataset", "ghosttune.data.known")
 TASKS = Registry("task", "ghosttune.tasks")
+STRATEGIES = Registry("strategy", "ghosttune.schedules")

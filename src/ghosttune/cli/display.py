@@ -55,6 +55,7 @@ class Display:
             "step": self._step,
             "log": self._log,
             "eval": self._eval,
+            "phase": self._phase,
             "interrupt": self._interrupt,
             "already finished": self._already_finished,
             "end": self._end,
@@ -102,6 +103,10 @@ class Display:
     def _eval(self, event: dict[str, Any]) -> None:
         base = "  (the untouched base)" if event["step"] == 0 else ""
         self.line(f"step {event['step']}: dev loss {event['loss']:.4f} nats per target{base}")
+
+    def _phase(self, event: dict[str, Any]) -> None:
+        reason = f" ({event['reason']})" if "reason" in event else ""
+        self.line(f"step {event['step']}: phase {event['phase']} begins, trains {event['trains']}{reason}")
 
     def _interrupt(self, event: dict[str, Any]) -> None:
         self.line("stopping after this step and saving its state (again: stop at once)")

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 
-from ghosttune.config.schema import DEFAULT, RunConfig, leaf_fields
+from ghosttune.config.schema import DEFAULT, KINDS, RunConfig, leaf_fields
 from ghosttune.errors import InputError, Problem
-from ghosttune.registry import DATASETS
+from ghosttune.registry import DATASETS, STRATEGIES
 
 Found = Iterator[tuple[str, str]]
 
@@ -49,7 +49,7 @@ def conflicts(config: RunConfig, wrong: Set[str] = frozenset()) -> list[Problem]
 
 def unchosen(config: RunConfig, wrong: Set[str] = frozenset()) -> list[Problem]:
     """The critical settings left at a default that nobody chose (what --strict refuses)."""
-    kinds = {"method": config.method.type, "task": config.task.type}
+    kinds = {name: getattr(getattr(config, name), of.key) for name, of in KINDS.items()}
     message = "must be chosen under --strict: set it in the file, a preset, a profile or with --set"
     return [
         Problem(path, message)
@@ -130,6 +130,31 @@ def _stopping_can_happen(config: RunConfig) -> Found:
             "train.early_stopping_patience",
             f"can never act: the run has {evaluations} evaluation{'s' if evaluations != 1 else ''} "
             f"(got {train.early_stopping_patience}); {remedy}",
+        )
+
+
+@rule("train.max_steps")
+def _phases_inside_the_run(config: RunConfig) -> Found:
+    if config.train.max_steps is None:
+        return
+    try:
+        STRATEGIES[config.phases.strategy].build(config.phases, config.train.max_steps)
+    except ValueError as error:
+        place = next(name for name in ("plan", "boundaries", "period") if hasattr(config.phases, name))
+        yield f"phases.{place}", f"cannot be followed: {error}"
+
+
+@rule("measure.norms.effective", "measure.ledger.guide_every")
+def _a_signal_that_is_measured(config: RunConfig) -> Found:
+    signal = getattr(config.phases, "signal", None)
+    needed = {"effective": config.measure.norms.effective, "ledger": config.measure.ledger.guide_every}
+    settings = {"effective": "measure.norms.effective", "ledger": "measure.ledger.guide_every"}
+    if signal is not None and needed[signal] is None:
+        yield "phases.signal", f"is {signal}, which nothing measures while {settings[signal]} is null"
+    elif signal is not None and needed[signal] > config.phases.period:  # type: ignore[attr-defined]
+        yield (
+            "phases.signal",
+            f"is {signal}, which is measured every {needed[signal]} updates, less often than phases.period asks for it",
         )
 
 

@@ -32,3 +32,5 @@ class ParameterFacts:
     """attention, mlp, embedding, head, norm or other."""
     factor: str
     """A, B, weight, bias, magnitude, scale or prompt."""
+    role: str | None = None
+    """Of its module: q, k, v, o, qkv, or the module's own last name."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ghosttune.config.reading import Layer, Leaf, SettingPath, overlap, read_file, read_mapping, read_overrides
-from ghosttune.config.schema import ALTERNATIVES, DEFAULT_TYPES, SWITCHES, RunConfig, group_of
+from ghosttune.config.schema import ALTERNATIVES, KINDS, SHORTHANDS, SWITCHES, RunConfig, group_of
 from ghosttune.errors import InputError, listed, nearest
 
 SHIPPED = Path(__file__).parent.parent
@@ -49,9 +49,17 @@ def merge(layers: Iterable[Layer]) -> Leaves:
 
 
 def _switched(path: SettingPath, leaf: Leaf) -> list[tuple[SettingPath, Leaf]]:
-    """`measure.ledger: null` as the settings that it switches off; anything else as it is."""
-    off = SWITCHES.get(".".join(path)) if leaf.value is None else None
-    return [(tuple(switch.split(".")), leaf) for switch in off] if off else [(path, leaf)]
+    """`measure.ledger: null` as the settings that it switches off, `phases: both@0-` as the plan that it is; anything
+    else as it is."""
+    name = ".".join(path)
+    if leaf.value is None and name in SWITCHES:
+        chooser = name in KINDS
+        value = KINDS[name].default if chooser else None
+        return [(tuple(switch.split(".")), Leaf(value, leaf.origin)) for switch in SWITCHES[name]]
+    if name in SHORTHANDS and leaf.value != {}:
+        chooser, kind, place = SHORTHANDS[name]
+        return [(tuple(chooser.split(".")), Leaf(kind, leaf.origin)), (tuple(place.split(".")), leaf)]
+    return [(path, leaf)]
 
 
 def _says_nothing(path: SettingPath, leaf: Leaf) -> bool:
@@ -71,9 +79,9 @@ def is_group(path: SettingPath) -> bool:
 def _replaced(merged: Leaves, chosen: Leaves) -> set[SettingPath]:
     """The settings of earlier layers that do not hold beside what this layer chose."""
     replaced = {known for known in merged for path in chosen if overlap(known, path)}
-    for section, default in DEFAULT_TYPES.items():
-        kind = (section, "type")
-        before = merged[kind].value if kind in merged else default
+    for section, kinds in KINDS.items():
+        kind = (section, kinds.key)
+        before = merged[kind].value if kind in merged else kinds.default
         if kind in chosen and chosen[kind].value != before:
             replaced |= {known for known in merged if known[0] == section}
     for group in EXCLUSIVE:

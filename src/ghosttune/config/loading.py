@@ -15,8 +15,8 @@ from ghosttune.config.reading import Leaf, SettingPath, overlap
 from ghosttune.config.schema import (
     ALTERNATIVES,
     DEFAULT,
-    DEFAULT_TYPES,
     IDLE_DEFAULTS,
+    KINDS,
     SECTIONS,
     RunConfig,
     Section,
@@ -107,13 +107,13 @@ def _unknown_sections(leaves: Leaves) -> list[Problem]:
 
 def _class_of(name: str, leaves: Leaves) -> tuple[type[Section], list[Problem]]:
     """The settings class of a section; the default one, and the problem, when its `type` is not known."""
-    kind = leaves.get((name, "type"))
-    if kind is None or name not in DEFAULT_TYPES:
+    kind = leaves.get((name, KINDS[name].key)) if name in KINDS else None
+    if kind is None:
         return section_class(name), []
     try:
         return section_class(name, str(kind.value)), []
     except InputError as error:
-        return section_class(name), [Problem(f"{name}.type", str(error), kind.origin)]
+        return section_class(name), [Problem(f"{name}.{KINDS[name].key}", str(error), kind.origin)]
 
 
 def _validate_section(name: str, section: type[Section], given: Leaves) -> tuple[Section, list[Problem]]:
@@ -158,7 +158,7 @@ def _tree(given: Leaves) -> Any:
 
 
 def _origins(leaves: Leaves, sections: dict[str, Section]) -> dict[str, str]:
-    kinds = {name: sections[name].type for name in DEFAULT_TYPES}  # type: ignore[attr-defined]
+    kinds = {name: getattr(sections[name], of.key) for name, of in KINDS.items()}
     return {path: _origin(leaves, tuple(path.split("."))) for path, _ in leaf_fields(kinds)}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ghosttune.config.notation import to_yaml
-from ghosttune.config.schema import SECTIONS, RunConfig, Section
+from ghosttune.config.schema import KINDS, SECTIONS, SWITCHES, RunConfig, Section
 
 COMMENT_COLUMN = 46
 WIDTH = 120
@@ -17,7 +17,11 @@ def commented_yaml(config: RunConfig) -> str:
     """The configuration with every setting explained; loads to an equal configuration."""
     lines: list[str] = []
     for name in SECTIONS:
-        lines += [f"{name}:", *_section(getattr(config, name), 1), ""]
+        section = getattr(config, name)
+        off = name in SWITCHES and getattr(section, KINDS[name].key) == KINDS[name].default
+        meaning = first_sentence(RunConfig.model_fields[name].description or "")
+        lines += [f"{name}: null  # {meaning}"] if off else [f"{name}:", *_section(section, 1)]
+        lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
 

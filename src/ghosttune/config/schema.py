@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 from pydantic.fields import FieldInfo
 
 from ghosttune.errors import ConfigError, Problem
-from ghosttune.registry import METHODS, TASKS
+from ghosttune.registry import METHODS, STRATEGIES, TASKS, Registry
 
 
 class Section(BaseModel):
@@ -87,6 +88,12 @@ class TaskSettings(Section):
     """What every task has; each task adds its own settings in `ghosttune/tasks/`."""
 
     type: str
+
+
+class PhasesSettings(Section):
+    """What every strategy has; each adds its own settings in `ghosttune/schedules/`."""
+
+    strategy: str
 
 
 class SourceSettings(Section):
@@ -250,6 +257,8 @@ class RunConfig(Section):
     task: SerializeAsAny[TaskSettings]
     data: DataSettings = DataSettings()
     train: TrainSettings = TrainSettings()
+    phases: SerializeAsAny[PhasesSettings]
+    """Which modules train when: a plan such as `both@0-300 > mlp@300-`, or a strategy; null: all of them, always."""
     measure: MeasureSettings = MeasureSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     run: RunSettings = RunSettings()
@@ -282,8 +291,24 @@ class RunConfig(Section):
 DEFAULT = "default"
 """Origin of a value that nobody chose."""
 
-DEFAULT_TYPES = {"method": "lora", "task": "causal_lm"}
-"""Sections whose settings class is chosen by their `type`, and the type nobody has to choose."""
+
+@dataclass(frozen=True)
+class Kinds:
+    """How the settings class of a section is chosen."""
+
+    registry: Registry
+    key: str
+    """The setting that names the class."""
+    default: str
+    """The name nobody has to choose."""
+
+
+KINDS = {
+    "method": Kinds(METHODS, "type", "lora"),
+    "task": Kinds(TASKS, "type", "causal_lm"),
+    "phases": Kinds(STRATEGIES, "strategy", "none"),
+}
+"""Sections with more than one settings class."""
 
 ALTERNATIVES = (
     ("train.max_steps", "train.num_train_epochs"),
@@ -299,17 +324,20 @@ IDLE_DEFAULTS = {("train.lr_scheduler_type", "constant"): ("train.warmup_steps",
 SWITCHES = {
     "measure.norms": ("measure.norms.every", "measure.norms.effective"),
     "measure.ledger": ("measure.ledger.guide_every",),
+    "phases": ("phases.strategy",),
 }
-"""Groups that null switches off -> the settings that are null then."""
+"""Groups that null switches off -> the settings that are null then (a choice of class: the default one)."""
+
+SHORTHANDS = {"phases": ("phases.strategy", "plan", "phases.plan")}
+"""Sections that one value can stand for -> the setting that chooses the class, that class, and where the value goes."""
 
 SECTIONS = tuple(name for name in RunConfig.model_fields if name != "origins")
 
 
 def section_class(name: str, kind: str | None = None) -> type[Section]:
-    """The settings class of a top-level section; `kind` chooses among methods and tasks (InputError if unknown)."""
-    if name in DEFAULT_TYPES:
-        registry = METHODS if name == "method" else TASKS
-        return registry[kind or DEFAULT_TYPES[name]].settings
+    """The settings class of a top-level section; `kind` chooses it where there are several (InputError if unknown)."""
+    if name in KINDS:
+        return KINDS[name].registry[kind or KINDS[name].default].settings
     return RunConfig.model_fields[name].annotation  # type: ignore[return-value]
 
 

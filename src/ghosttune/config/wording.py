@@ -51,6 +51,8 @@ def explain(section: type[Section], path: SettingPath, details: list[ErrorDetail
     if kind == "extra_forbidden":
         known = list(group.model_fields)
         return f"no such setting{nearest(path[-1], known)} (settings: {listed(known, 30)})"
+    if kind == "value_error":  # a validator of ours, in our words
+        return str(detail["ctx"]["error"])  # pyright: ignore[reportTypedDictNotRequiredAccess]
     if kind.startswith("model_"):
         inner = group_of(field) if field else None
         return f"must hold settings ({listed((inner or section).model_fields)}), got {shown(value)}"

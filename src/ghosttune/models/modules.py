@@ -124,7 +124,7 @@ def _parameter_facts(name: str, parameter: nn.Parameter, facts: list[ModuleFacts
     owner = next((fact for fact in facts if f".{fact.name}." in f".{name}"), None)
     if owner is not None:
         below = f".{name}".rpartition(f".{owner.name}.")[2]
-        return ParameterFacts(name, owner.name, owner.layer, owner.group, _factor(below))
+        return ParameterFacts(name, owner.name, owner.layer, owner.group, _factor(below), owner.role)
     module = name.rpartition(".")[0]
     inside = next((match for path in layers if (match := re.search(rf"{re.escape(path)}\.(\d+)\.", name))), None)
     group = "norm" if parameter.dim() == 1 else "other"

@@ -42,6 +42,7 @@ def training_arguments(config: RunConfig, folder: str, resuming: bool) -> Traini
         activation_checkpointing=train.activation_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if train.activation_checkpointing else None,
         use_cpu=device == "cpu",
+        ddp_find_unused_parameters=True if config.phases.strategy != "none" else None,
         ddp_backend="gloo" if device == "cpu" and processes() > 1 else None,
         remove_unused_columns=False,
         dataloader_pin_memory=device != "cpu",

@@ -152,8 +152,8 @@ def restore_random(folder: Path, process: int = 0) -> None:
 
 
 def parameter_names(model: torch.nn.Module) -> dict[torch.Tensor, str]:
-    """Name of each trainable parameter."""
-    return {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    """Name of each parameter; one that does not train in this phase has moments all the same."""
+    return {parameter: name for name, parameter in model.named_parameters()}
 
 
 def _optimizer_tensors(optimizer: Optimizer, names: dict[torch.Tensor, str]) -> dict[str, torch.Tensor]:

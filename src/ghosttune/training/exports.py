@@ -103,6 +103,35 @@ def write_modules(run: RunDir) -> list[dict[str, Any]]:
     return rows
 
 
+def write_phases(run: RunDir, phases: Sequence[Mapping[str, Any]], tokens: Sequence[int]) -> list[dict[str, Any]]:
+    """tables/phases.csv: what each phase trained, how much it was given, and what it did to the guide loss.
+
+    `phases`: one row per phase, with `start` and `end`; `tokens`: of each update that was made. Without a ledger
+    `guide_loss_drop` is empty. Returns the rows.
+    """
+    drops: dict[int, float] = {}
+    if run.table("module_steps").exists():
+        table = read_table(run, "module_steps", ["step", "guide_loss_drop"]).to_pydict()
+        for step, drop in zip(table["step"], table["guide_loss_drop"], strict=True):
+            drops[step] = drops.get(step, 0.0) + drop
+    rows = [
+        {
+            **phase,
+            "tokens": sum(tokens[phase["start"] : phase["end"]]),
+            "guide_loss_drop": _between(drops, phase["start"], phase["end"]),
+        }
+        for phase in phases
+    ]
+    write_csv(run.export("phases"), list(rows[0]), [list(row.values()) for row in rows])
+    return rows
+
+
+def _between(drops: Mapping[int, float], start: int, end: int) -> float | None:
+    """The drops of the windows that end in updates start + 1 … end; None where nothing was measured."""
+    found = [drop for step, drop in drops.items() if start < step <= end]
+    return sum(found) if found else None
+
+
 def write_gradient_analysis(run: RunDir, layers: bool) -> None:
     """The three gradient_analysis files: norms before clipping per group, per layer, and their summary.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -40,15 +40,17 @@ class GuideRows:
         return self.task.example_loss(model, batch) / self.targets
 
 
-def guide_gradient(model: nn.Module, guide: Guide) -> tuple[float, dict[str, Tensor]]:
-    """(guide loss, its gradient by trained parameter, in float32 or better); one forward and backward of the rows.
+def guide_gradient(
+    model: nn.Module, guide: Guide, named: Mapping[str, nn.Parameter]
+) -> tuple[float, dict[str, Tensor]]:
+    """(guide loss, its gradient by parameter, in float32 or better); one forward and backward of the rows.
 
-    Neither `p.grad` nor a random generator is touched. Several processes share the rows and add up their parts.
+    Parameters that are frozen now have one too. Neither `p.grad` nor a random generator is touched. Several processes
+    share the rows and add up their parts.
     """
-    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     sums = {name: torch.zeros_like(p, dtype=_precise(p.dtype)) for name, p in named.items()}
     nats = torch.zeros((), dtype=torch.float64, device=next(iter(named.values())).device)
-    with evaluating(model):
+    with evaluating(model), _requiring_gradients(named.values()):
         for batch in _own_share(guide.batches()):
             loss = guide.loss(model, batch).sum()
             gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
@@ -78,6 +80,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def _requiring_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Frozen parameters require a gradient inside."""
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 def _own_share(batches: Sequence[Batch]) -> Sequence[Batch]:

@@ -11,7 +11,7 @@ with each term computed by itself; the residual holds curvature, the drift of vÌ
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -40,7 +40,7 @@ MODULE_COLUMNS = {
 }
 """`step` ends the window, `steps` is how many updates it spans."""
 
-SAVED = ("loss_before", "path", "modules", "rows", "unscored_rows", "window_start", "steps_done")
+SAVED = ("loss_before", "path", "modules", "rows", "unscored_rows", "window_start", "steps_done", "latest", "active")
 
 
 class Ledger(Instrument):
@@ -57,6 +57,7 @@ class Ledger(Instrument):
         modules: table of MODULE_COLUMNS; one entry per window and parameter.
         guide_every: updates between two guide passes.
         values: `adamw` scores the step that AdamW makes, `sgd` a plain gradient step.
+        boundaries: updates after which other parameters train; no window reaches across them.
 
     Raises:
         UnsupportedLayer: a trained parameter whose per-row gradient is not known, by name.
@@ -71,7 +72,9 @@ class Ledger(Instrument):
         modules: Table,
         guide_every: int,
         values: Literal["adamw", "sgd"],
+        boundaries: Collection[int] = (),
     ):
+        self.boundaries = boundaries
         self.engine = GradientEngine(model)
         self.model, self.facts, self.guide = model, facts, guide
         self.row_table, self.module_table = rows, modules
@@ -88,6 +91,10 @@ class Ledger(Instrument):
         self.loss_before = self.path = self.modules = self.rows = 0.0
         self.unscored_rows = self.window_start = self.steps_done = 0
         self.carried = {name: torch.zeros((), dtype=torch.float64) for name in ("momentum", "decay")}
+        self.active: list[str] = []
+        """Parameters that train in the step under way."""
+        self.latest: dict[str, float] = {}
+        """Drop of the guide loss per update, by parameter, over the last window in which it trained."""
 
     def open(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
@@ -99,9 +106,11 @@ class Ledger(Instrument):
             self.start = {"losses": guide_losses(model, self.guide)}
 
     def before_step(self, step: int) -> None:
-        if not self.gradient or step - 1 - self.window_start >= self.guide_every:
+        due = step - 1 - self.window_start >= self.guide_every or step - 1 in self.boundaries
+        if not self.gradient or (due and step - 1 > self.window_start):
             self._guide_pass(step - 1)
-        self.dots = self.values.open_step(self.gradient)
+        self.active = [name for name in self.gradient if self.engine.parameters[name].requires_grad]
+        self.dots = self.values.open_step({name: self.gradient[name] for name in self.active})
         self._add_carried()
 
     @contextmanager
@@ -112,7 +121,7 @@ class Ledger(Instrument):
 
     def after_backward(self, gradient: StepGradient) -> None:
         self.clip = gradient.clip
-        self.shares = {name: self._share(self.engine.parameters[name]) for name in self.gradient}
+        self.shares = {name: self._share(self.engine.parameters[name]) for name in self.active}
 
     def after_update(self, step: int) -> None:
         self.steps_done = step
@@ -138,7 +147,7 @@ class Ledger(Instrument):
 
     def _by_group_and_layer(self, names: list[str], table: Tensor) -> tuple[list[tuple[str, int | None]], Tensor]:
         """The groups and layers, and [rows, groups and layers] the sums over their parameters."""
-        places = {(fact.group, fact.layer): None for fact in (self.facts[name] for name in self.gradient)}
+        places = {(fact.group, fact.layer): None for fact in (self.facts[name] for name in self.active)}
         keys = list(places)
         belongs = torch.zeros(len(names), len(keys), dtype=table.dtype)
         for row, name in enumerate(names):
@@ -163,7 +172,8 @@ class Ledger(Instrument):
             beta = group["betas"][0]
             share = beta / (1 - beta ** (float(state["step"]) + 1))
             self.carried["momentum"] += share * (direction * state["exp_avg"]).sum().double()
-        for name, gradient in self.gradient.items():
+        for name in self.active:
+            gradient = self.gradient[name]
             group = self.groups[id(self.engine.parameters[name])]
             if decay := group["lr"] * group["weight_decay"]:
                 parameter = self.engine.parameters[name].detach()
@@ -171,7 +181,7 @@ class Ledger(Instrument):
 
     def _guide_pass(self, step: int) -> None:
         """Takes the guide gradient after `step` updates and enters what the window before it changed."""
-        loss, gradient = guide_gradient(self.model, self.guide)
+        loss, gradient = guide_gradient(self.model, self.guide, self.engine.parameters)
         now = {name: self.engine.parameters[name].detach() for name in gradient}
         if self.gradient:
             entries = torch.stack(
@@ -183,6 +193,8 @@ class Ledger(Instrument):
             self.path += abs(loss - self.loss_before)
             self.modules += sum(entries)
             self._append_modules(step, list(gradient), entries)
+            drops = dict(zip(gradient, entries, strict=True))
+            self.latest |= {name: drops[name] / (step - self.window_start) for name in self.active}
         self.gradient, self.loss_before, self.window_start = gradient, loss, step
         self.reference = {name: parameter.clone() for name, parameter in now.items()}
 

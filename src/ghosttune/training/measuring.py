@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
@@ -20,12 +20,17 @@ from ghosttune.training.norms import EFFECTIVE_COLUMNS, NORM_COLUMNS, EffectiveN
 
 
 def measurement(
-    model: nn.Module, facts: Mapping[str, ParameterFacts], guide: Guide | None, config: RunConfig, run: RunDir
+    model: nn.Module,
+    facts: Mapping[str, ParameterFacts],
+    guide: Guide | None,
+    config: RunConfig,
+    run: RunDir,
+    boundaries: Collection[int] = (),
 ) -> Measurement:
     """What `measure` switches on; ConfigError naming the modules that an instrument cannot read."""
     return Measurement(
         model,
-        [*_norms(model, facts, config, run), *_ledger(model, facts, guide, config, run)],
+        [*_norms(model, facts, config, run), *_ledger(model, facts, guide, config, run, boundaries)],
         config.train.max_grad_norm,
     )
 
@@ -45,14 +50,19 @@ def _norms(model: nn.Module, facts: Mapping[str, ParameterFacts], config: RunCon
 
 
 def _ledger(
-    model: nn.Module, facts: Mapping[str, ParameterFacts], guide: Guide | None, config: RunConfig, run: RunDir
+    model: nn.Module,
+    facts: Mapping[str, ParameterFacts],
+    guide: Guide | None,
+    config: RunConfig,
+    run: RunDir,
+    boundaries: Collection[int],
 ) -> list[Instrument]:
     ledger = config.measure.ledger
     if ledger.guide_every is None or guide is None:
         return []
     rows, modules = Table(run, "ledger", ROW_COLUMNS), Table(run, "module_steps", MODULE_COLUMNS)
     try:
-        return [Ledger(model, facts, guide, rows, modules, ledger.guide_every, ledger.values)]
+        return [Ledger(model, facts, guide, rows, modules, ledger.guide_every, ledger.values, boundaries)]
     except UnsupportedLayer as error:
         raise _refusal(config, "measure.ledger.guide_every", error) from error
 
@@ -60,6 +70,16 @@ def _ledger(
 def _refusal(config: RunConfig, setting: str, error: UnsupportedLayer) -> ConfigError:
     message = f"cannot be measured here; set it to null, or train other modules. {error}"
     return ConfigError([config.problem(setting, message)])
+
+
+def signals(measurement: Measurement, kind: str) -> dict[str, float]:
+    """The latest value of `effective` or `ledger` for each trained tensor that has one."""
+    for instrument in measurement.instruments:
+        if kind == "effective" and isinstance(instrument, EffectiveNorms):
+            return instrument.of_tensors()
+        if kind == "ledger" and isinstance(instrument, Ledger):
+            return instrument.latest
+    return {}
 
 
 def ledger_of(measurement: Measurement) -> Any:

@@ -138,7 +138,7 @@ class EffectiveNorms(Instrument):
     """
 
     def __init__(self, model: nn.Module, facts: Mapping[str, ParameterFacts], table: Table, every: int):
-        self.table, self.every = table, every
+        self.table, self.every, self.facts = table, every, facts
         self.tables = (table,)
         names = dict(model.named_parameters())
         self.adapted = {
@@ -150,6 +150,8 @@ class EffectiveNorms(Instrument):
         self.weights = {name: names[name] for name in [*self.adapted, *self.trained]}
         self.engine = GradientEngine(model, select=list(self.adapted)) if self.adapted else None
         self.sums: dict[str, Tensor] = {}
+        self.latest: dict[str, float] = {}
+        """Relative norm of each weight, by its name, at the last measured step."""
 
     def before_step(self, step: int) -> None:
         self.step = step
@@ -179,6 +181,10 @@ class EffectiveNorms(Instrument):
         values = torch.stack([*norms, *weights]).tolist()
         self.sums = {}
         facts = [(self.adapted | self.trained)[name] for name in names]
+        relative = [
+            norm / weight if weight else None for norm, weight in zip(values, values[len(names) :], strict=False)
+        ]
+        self.latest |= {name: value for name, value in zip(names, relative, strict=True) if value is not None}
         self.table.append(
             gradient.step,
             {
@@ -187,12 +193,24 @@ class EffectiveNorms(Instrument):
                 "group": [fact.group for fact in facts],
                 "module": [fact.module for fact in facts],
                 "effective_norm": values[: len(names)],
-                "relative_norm": [
-                    norm / weight if weight else None
-                    for norm, weight in zip(values, values[len(names) :], strict=False)
-                ],
+                "relative_norm": relative,
             },
         )
+
+    def of_tensors(self) -> dict[str, float]:
+        """The latest relative norm of the weight that each trained tensor adapts or is."""
+        by_place = {(fact.module, fact.layer): self.latest.get(name) for name, fact in self._of_weights().items()}
+        found = {name: by_place.get((fact.module, fact.layer)) for name, fact in self.facts.items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _of_weights(self) -> dict[str, ParameterFacts]:
+        return self.adapted | {name: fact for name, fact in self.trained.items() if fact.factor == "weight"}
+
+    def counters(self) -> dict[str, Any]:
+        return {"effective": self.latest}
+
+    def restore(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
+        self.latest = dict(counters["effective"])
 
 
 def _weight_below(name: str, fact: ParameterFacts) -> str:

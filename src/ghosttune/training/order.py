@@ -52,6 +52,16 @@ def _pool_steps(steps: int) -> int:
     return max(1, min(POOL, steps // 4))
 
 
+def rows_of_steps(order: RowOrder, batch_size: int, processes: int, steps: int) -> Iterator[list[int]]:
+    """The row positions that each of the first `steps` updates consumes, in all processes together."""
+    epoch = 0
+    while steps > 0:
+        order.set_epoch(epoch)
+        taken = MicroBatches(order, batch_size, 0, processes).steps()[:steps]
+        yield from taken
+        steps, epoch = steps - len(taken), epoch + 1
+
+
 class MicroBatches(Sampler[list[int]]):
     """The micro-batches of one process: its slices of each step, cut so that every process has as many.
 
@@ -71,12 +81,17 @@ class MicroBatches(Sampler[list[int]]):
         return rows // size * self._count(size) + self._count(rows % size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        rows, size = list(self.order), self.order.rows_per_step
-        for start in range(0, len(rows), size):
-            step = rows[start : start + size]
+        for step in self.steps():
             count = self._count(len(step)) * self.processes
-            parts = np.array_split(step[: count * self.batch_size], count) if count else []
+            parts = np.array_split(step, count) if count else []
             yield from (part.tolist() for part in parts[self.process :: self.processes])
+
+    def steps(self) -> list[list[int]]:
+        """The row positions of each step of the epoch, in all processes together."""
+        rows, size = list(self.order), self.order.rows_per_step
+        cuts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        kept = [cut[: self._count(len(cut)) * self.processes * self.batch_size] for cut in cuts]
+        return [step for step in kept if step]
 
     def _count(self, rows: int) -> int:
         """Micro-batches of each process in a step of so many rows."""

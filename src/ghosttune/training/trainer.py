@@ -1,8 +1,8 @@
 """The training loop: transformers.Trainer with our loss, row order, evaluation and checkpoints.
 
 A step goes: rows in the order of `RowOrder` -> `Collator` -> `compute_loss` (the task's loss per row) -> backward, in
-which `Measurement` sees every row -> clip -> AdamW -> `Watch.on_step_end`, which decides what is recorded, evaluated
-and saved.
+which `Measurement` sees every row -> clip -> AdamW -> `Phasing`, which says what trains next -> `Watch.on_step_end`,
+which decides what is recorded, evaluated and saved.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ghosttune.training import checkpoints
 from ghosttune.training.arguments import training_arguments
 from ghosttune.training.instruments import Measurement, MicroBatch
 from ghosttune.training.order import MicroBatches, RowOrder
+from ghosttune.training.phasing import Phasing
 from ghosttune.training.processes import gathered
 from ghosttune.training.watching import Watch
 
@@ -58,9 +59,11 @@ class RunTrainer(Trainer):
         collator: Collator,
         watch: Watch,
         measurement: Measurement,
+        phasing: Phasing | None,
         resuming: bool,
     ):
         self.config, self.run, self.task, self.watch, self.measurement = config, run, task, watch, measurement
+        self.phasing = phasing
         self.train_rows, self.dev_rows = train.features, dev.features
         self.counted = torch.zeros(3, dtype=torch.int64)
         """Tokens, padded positions and targets of this process so far."""
@@ -72,7 +75,7 @@ class RunTrainer(Trainer):
             data_collator=collator,
             train_dataset=rows,
             eval_dataset=judges,
-            callbacks=[watch, measurement],
+            callbacks=[watch, measurement, *([phasing] if phasing else [])],  # what ends a phase sees it first
         )
         self.remove_callback(PrinterCallback)
         watch.trainer = self
@@ -155,7 +158,7 @@ class RunTrainer(Trainer):
             self.model,
             self.optimizer.optimizer,
             self.lr_scheduler.state_dict(),
-            self.watch.counters() | self.measurement.counters(),
+            self.watch.counters() | self.measurement.counters() | (self.phasing.counters() if self.phasing else {}),
             self.measurement.tensors(),
             gathered(torch.get_rng_state()),
             _state_as_json(self.state),

@@ -105,7 +105,7 @@ class Watch(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if logs and "loss" in logs:
-            self._record({"step": state.global_step, "event": "log", **logs})
+            self.record({"step": state.global_step, "event": "log", **logs})
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **_: Any
@@ -117,7 +117,7 @@ class Watch(TrainerCallback):
                 if step
                 else "the untouched base gives a dev loss that is not a number; look at its weights and model.dtype"
             )
-        self._record({"step": step, "event": "eval", "split": "dev", "loss": loss})
+        self.record({"step": step, "event": "eval", "split": "dev", "loss": loss})
         if step == 0:
             self.base_loss = loss
             return
@@ -132,7 +132,8 @@ class Watch(TrainerCallback):
         if patience is not None and self.waited >= patience:
             self.complete = control.should_save = control.should_training_stop = True
 
-    def _record(self, event: dict[str, Any]) -> None:
+    def record(self, event: dict[str, Any]) -> None:
+        """Adds an event to the run's record and tells the listener."""
         self.run.append_event(event)
         self.events += 1
         self.listen(event)

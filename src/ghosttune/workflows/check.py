@@ -13,8 +13,9 @@ from ghosttune.errors import InputError, ModelError, listed
 from ghosttune.models.loading import load_model
 from ghosttune.models.modules import matched_modules, module_facts
 from ghosttune.run.directory import RunDir
+from ghosttune.training.phasing import Phasing
 from ghosttune.workflows.prepare import Prepared, prepare
-from ghosttune.workflows.train import adapted_model, measurement_of
+from ghosttune.workflows.train import adapted_model, measurement_of, phasing_of
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,9 @@ def check(config: RunConfig) -> Report:
                 matched_modules(facts, config.method.target_modules)  # type: ignore[attr-defined]
         else:
             adapted = adapted_model(prepared)
-            measurement_of(RunDir(config.run.root), prepared, adapted)
-            report.plan = _plan(prepared, adapted.counts)
+            phasing = phasing_of(prepared, adapted)
+            measurement_of(RunDir(config.run.root), prepared, adapted, phasing)
+            report.plan = _plan(prepared, adapted.counts, phasing)
     except InputError as error:
         report.errors.append(str(error))
     if prepared is not None:
@@ -67,7 +69,7 @@ def check(config: RunConfig) -> Report:
     return report
 
 
-def _plan(prepared: Prepared, counts: dict[str, int]) -> dict[str, Any]:
+def _plan(prepared: Prepared, counts: dict[str, int], phasing: Phasing | None) -> dict[str, Any]:
     config, train = prepared.config, prepared.config.train
     steps = train.max_steps or 0
     per_epoch = steps_per_epoch(config, len(prepared.train))
@@ -95,7 +97,23 @@ def _plan(prepared: Prepared, counts: dict[str, int]) -> dict[str, Any]:
         },
         "events": {"logs": steps // (train.logging_steps or 1), "evaluations": steps // (train.eval_steps or 1) + 1},
         "trainable_parameters": counts | {"total": sum(counts.values())},
+        **({"phases": _phases(phasing)} if phasing else {}),
     }
+
+
+def _phases(phasing: Phasing) -> dict[str, Any]:
+    """What each phase trains, by its updates; then the tensors that no phase trains."""
+    sizes = {name: parameter.numel() for name, parameter in phasing.parameters.items()}
+    plan = {}
+    for phase, names in zip(phasing.schedule.phases, phasing.active, strict=True):
+        trains = str(phase.selection) if phase.selection else f"chosen by {phase.choice.signal} norms or shares"  # type: ignore[union-attr]
+        size = f" ({sum(sizes[name] for name in names):,} parameters in {len(names)} tensors)" if names else ""
+        plan[f"{phase.start + 1}-{phase.end}"] = trains + size
+    if all(names is not None for names in phasing.active):
+        never = sizes.keys() - frozenset().union(*(names or () for names in phasing.active))
+        if never:
+            plan["never"] = f"{sum(sizes[name] for name in never):,} parameters in {len(never)} tensors"
+    return plan
 
 
 def _first_rate(config: RunConfig) -> float:

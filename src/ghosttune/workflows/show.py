@@ -7,9 +7,10 @@ from typing import Any
 
 from ghosttune.config.loading import shipped
 from ghosttune.config.rendering import first_sentence, inline
+from ghosttune.config.schema import KINDS as SECTION_KINDS
 from ghosttune.config.schema import Section, leaf_fields
 from ghosttune.errors import InputError, listed, nearest
-from ghosttune.registry import DATASETS, METHODS, TASKS, Registry
+from ghosttune.registry import DATASETS, METHODS, STRATEGIES, TASKS, Registry
 
 Described = tuple[str, Any]
 """Text for a person, and the same as plain data."""
@@ -61,6 +62,9 @@ def _files(dataset: Any) -> list[str]:
 
 def _settings(name: str | None) -> Described:
     fields = dict(leaf_fields())
+    for section, kinds in SECTION_KINDS.items():
+        for entry in kinds.registry:
+            fields = dict(leaf_fields({section: entry.name})) | fields
     if name is None:
         meanings = {path: first_sentence(field.description or "") for path, field in fields.items()}
         return _table(meanings), meanings
@@ -108,5 +112,6 @@ KINDS: dict[str, Callable[[str | None], Described]] = {
     "datasets": _registered(DATASETS),
     "methods": _registered(METHODS),
     "tasks": _registered(TASKS),
+    "strategies": _registered(STRATEGIES),
     "settings": _settings,
 }

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,24 @@ from ghosttune.errors import ConfigError, DataError, GhosttuneError, RunError
 from ghosttune.metrics.intervals import FEWEST_ROWS, mean_ratio, verdict
 from ghosttune.models.loading import add_adapter, device_of, load_model, longest_input, revision_of, untrained_twins
 from ghosttune.models.modules import module_facts, parameter_facts, trainable_counts
-from ghosttune.registry import TASKS
+from ghosttune.registry import STRATEGIES, TASKS
 from ghosttune.run.directory import RunDir, write_csv, write_folder, write_text
 from ghosttune.run.recording import Record
+from ghosttune.schedules.language import PlanError
 from ghosttune.training import checkpoints
-from ghosttune.training.exports import separated_columns, write_gradient_analysis, write_modules, write_values
+from ghosttune.training.exports import (
+    separated_columns,
+    write_gradient_analysis,
+    write_modules,
+    write_phases,
+    write_values,
+)
 from ghosttune.training.guide import GuideRows
 from ghosttune.training.instruments import Measurement
-from ghosttune.training.measuring import ledger_of, measurement
-from ghosttune.training.processes import rank
+from ghosttune.training.measuring import ledger_of, measurement, signals
+from ghosttune.training.order import RowOrder, rows_of_steps
+from ghosttune.training.phasing import Phasing
+from ghosttune.training.processes import processes, rank
 from ghosttune.training.trainer import RunTrainer
 from ghosttune.training.watching import Listener, Watch, ignore
 from ghosttune.workflows.answering import answer_dev_rows
@@ -58,12 +68,13 @@ def _train(config: RunConfig, run: RunDir, listen: Listener) -> Run:
     start = time.perf_counter()
     prepared = prepare(config)
     adapted = adapted_model(prepared)
-    measured = measurement_of(run, prepared, adapted)
+    phasing = phasing_of(prepared, adapted)
+    measured = measurement_of(run, prepared, adapted, phasing)
     with run.locked():
         record = _begin(run, prepared, adapted)
         record.add_seconds("prepare", time.perf_counter() - start)
         listen({"event": "begin", "run": run, "prepared": prepared, "parameters": adapted.counts, "resumed": False})
-        return _to_the_end(run, record, prepared, adapted.model, measured, None, listen)
+        return _to_the_end(run, record, prepared, adapted.model, measured, phasing, None, listen)
 
 
 def resume(out: str | Path, *, listen: Listener = ignore) -> Run:
@@ -93,14 +104,15 @@ def _resume(run: RunDir, listen: Listener) -> Run:
         checkpoints.verify(checkpoint)
         run.require_events(steps[-1], checkpoints.read_counters(checkpoint)["events"])
     adapted = adapted_model(prepared)
-    measured = measurement_of(run, prepared, adapted)
+    phasing = phasing_of(prepared, adapted)
+    measured = measurement_of(run, prepared, adapted, phasing)
     run.remove_partial_writes()
     run.forget_events_after(steps[-1] if steps else -1)
     measured.forget_after(steps[-1] if steps else 0)
     record = Record.reopen(run)
     record.add_seconds("prepare", time.perf_counter() - start)
     listen({"event": "begin", "run": run, "prepared": prepared, "parameters": adapted.counts, "resumed": True})
-    return _to_the_end(run, record, prepared, adapted.model, measured, checkpoint, listen)
+    return _to_the_end(run, record, prepared, adapted.model, measured, phasing, checkpoint, listen)
 
 
 def _to_the_end(
@@ -109,11 +121,12 @@ def _to_the_end(
     prepared: Prepared,
     model: Any,
     measured: Measurement,
+    phasing: Phasing | None,
     checkpoint: Path | None,
     listen: Listener,
 ) -> Run:
     try:
-        _run_stages(run, record, prepared, model, measured, checkpoint, listen)
+        _run_stages(run, record, prepared, model, measured, phasing, checkpoint, listen)
     except (Stopped, KeyboardInterrupt):
         record.end("stopped")
         raise
@@ -133,6 +146,8 @@ class Adapted:
     """Trainable parameters per group."""
     facts: dict[str, ParameterFacts]
     """Where each trainable parameter belongs."""
+    layers: int
+    """How many the model has."""
 
 
 def adapted_model(prepared: Prepared) -> Adapted:
@@ -149,7 +164,21 @@ def adapted_model(prepared: Prepared) -> Adapted:
     with config.placing():
         model = add_adapter(base, config.method, config.train.seed)
     counts = trainable_counts(model, facts)
-    return Adapted(model.to(device_of(config.model)), counts, parameter_facts(model, facts))
+    layers = 1 + max(fact.layer for fact in facts if fact.layer is not None)
+    return Adapted(model.to(device_of(config.model)), counts, parameter_facts(model, facts), layers)
+
+
+def phasing_of(prepared: Prepared, adapted: Adapted) -> Phasing | None:
+    """What trains when; None where everything always does. ConfigError for phases that mean nothing in this model."""
+    config = prepared.config
+    schedule = STRATEGIES[config.phases.strategy].build(config.phases, config.train.max_steps)
+    if schedule is None:
+        return None
+    equal = getattr(config.phases, "learning_rate_mass", "run") == "equal"
+    try:
+        return Phasing(adapted.model, adapted.facts, schedule, adapted.layers, config.train.seed, equal)
+    except PlanError as error:
+        raise ConfigError([config.problem("phases.plan", f"cannot be followed: {error}")]) from error
 
 
 def _require_learned_stop_token(base: Any, prepared: Prepared) -> None:
@@ -165,13 +194,14 @@ def _require_learned_stop_token(base: Any, prepared: Prepared) -> None:
         raise ConfigError([prepared.config.problem("method.trainable_token_indices", message)])
 
 
-def measurement_of(run: RunDir, prepared: Prepared, adapted: Adapted) -> Measurement:
+def measurement_of(run: RunDir, prepared: Prepared, adapted: Adapted, phasing: Phasing | None) -> Measurement:
     """The instruments of a run; nothing is written before training begins. ConfigError when they cannot measure it."""
     config = prepared.config
     task, device = TASKS[config.task.type].build(), device_of(config.model)
     rows, size = prepared.guide.features, config.train.per_device_eval_batch_size
     guide = GuideRows(task, prepared.collator, rows, size, device) if rows else None
-    return measurement(adapted.model, adapted.facts, guide, config, run)
+    ends = [phase.end for phase in phasing.schedule.phases] if phasing else ()
+    return measurement(adapted.model, adapted.facts, guide, config, run, ends)
 
 
 def _begin(run: RunDir, prepared: Prepared, adapted: Adapted) -> Record:
@@ -225,15 +255,20 @@ def _run_stages(
     prepared: Prepared,
     model: Any,
     measured: Measurement,
+    phasing: Phasing | None,
     checkpoint: Path | None,
     listen: Listener,
 ) -> None:
     config = prepared.config
     watch = Watch(run, config.train, listen)
+    if phasing is not None:
+        phasing.listen, phasing.measured = watch.record, partial(signals, measured)
     if checkpoint is not None:
         counters = checkpoints.read_counters(checkpoint)
         watch.restore(counters)
         measured.restore(checkpoints.read_instruments(checkpoint, device_of(config.model)), counters)
+        if phasing is not None:
+            phasing.restore(counters)
     task = TASKS[config.task.type].build()
     trainer = RunTrainer(
         model,
@@ -245,6 +280,7 @@ def _run_stages(
         prepared.collator,
         watch,
         measured,
+        phasing,
         resuming=checkpoint is not None,
     )
     if watch.complete and checkpoint is not None:  # it was cut off after its last step
@@ -258,6 +294,8 @@ def _run_stages(
         raise Stopped(f"stopped after step {step}, its state saved. Continue with `{run.resume_command}`.")
     with record.stage("measure"):
         _write_measurements(run, record, prepared, measured)
+        if phasing is not None:
+            _write_phases(run, record, prepared, phasing, watch, trainer.state.global_step)
     if rank() > 0:  # what is left is for one
         return
     with record.stage("save"):
@@ -280,6 +318,22 @@ def _write_measurements(run: RunDir, record: Record, prepared: Prepared, measure
         values = write_values(run, {row.example_id: {"tokens": len(ids), **row.metadata} for row, ids in features})
         write_modules(run)
         record.note(ledger=ledger.account() | {"columns": separated_columns(values)})
+
+
+def _write_phases(run: RunDir, record: Record, prepared: Prepared, phasing: Phasing, watch: Watch, steps: int) -> None:
+    """tables/phases.csv, and which phase the best and the last adapter come from."""
+    train, features = prepared.config.train, prepared.train.features
+    rows_per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps * processes()
+    order = RowOrder([len(row) for row in features], rows_per_step, train.seed)
+    consumed = rows_of_steps(order, train.per_device_train_batch_size, processes(), steps)
+    tokens = [sum(len(features[position]) for position in step) for step in consumed]
+    rows = write_phases(run, phasing.table(steps, train.learning_rate), tokens)
+    origin = {"best": watch.best_step, "last": steps}
+    record.note(
+        phases={
+            name: None if step is None else rows[phasing.schedule.index(step)]["phase"] for name, step in origin.items()
+        }
+    )
 
 
 def _throughput(trainer: RunTrainer, record: Record) -> dict[str, Any]:

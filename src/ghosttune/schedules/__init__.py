@@ -1,0 +1,1 @@
+"""Which tensors train in which updates: the phase language, strategies that write it, and learning rates of phases."""

@@ -1,0 +1,219 @@
+"""Strategies: named ways to write a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError
+
+from ghosttune.config.schema import Count, PhasesSettings, Section, Text, setting
+from ghosttune.registry import STRATEGIES
+from ghosttune.schedules.language import PlanError, read_plan, read_selection
+from ghosttune.schedules.phases import Choice, Phase, Schedule, scheduled
+
+Boundary = Count | Annotated[str, Field(pattern=r"^\d+(\.\d+)?%$")]
+"""An update, or a per cent of the run."""
+
+
+class NoPhases(PhasesSettings):
+    strategy: Literal["none"] = setting("none")
+    """How the phases are found (`ghosttune show strategies`); none: everything trains in every update."""
+
+
+class Phased(PhasesSettings):
+    """What every strategy with phases has."""
+
+    optimizer_state: Annotated[str, Field(pattern=r"^(keep|reset|rewarm [1-9]\d*)$")] = setting(
+        "rewarm 10", why="moments from before a freeze point where the loss no longer falls"
+    )
+    """What becomes of Adam's state of tensors that enter with a phase: `keep`, `reset`, or `rewarm N`: reset, and the
+    learning rate rises over N updates. A phase of a plan may name its own."""
+    learning_rate_mass: Literal["run", "equal"] = setting(
+        "run", why="on one falling curve late phases get a fraction of the learning rate, and look useless"
+    )
+    """`run`: one curve over the run; `equal`: each phase has a curve of its own, all of equal summed learning rate."""
+
+
+class PhaseEntry(Section):
+    """A phase of a plan that is written as a list."""
+
+    train: Text
+    start: Annotated[int, Field(ge=0)] | str | None = None
+    end: Boundary | None = None
+    lr: Annotated[float, Field(gt=0)] = 1.0
+    optimizer_state: str | None = None
+
+    def __str__(self) -> str:
+        options = [f"lr {self.lr:g}"] if self.lr != 1 else []
+        options += [self.optimizer_state] if self.optimizer_state else []
+        ends = ("" if self.start is None else self.start, "" if self.end is None else self.end)
+        return " ".join([f"{self.train}@{ends[0]}-{ends[1]}", *options])
+
+
+def _as_text(plan: Any) -> Any:
+    """A plan given as a list, in the language; ValueError for what is no plan."""
+    if isinstance(plan, list) and plan:
+        try:
+            plan = " > ".join(str(PhaseEntry.model_validate(entry)) for entry in plan)
+        except ValidationError as error:
+            faults = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+            known = ", ".join(PhaseEntry.model_fields)
+            raise ValueError(f"must be a list of phases, each with {known} ({'; '.join(faults)})") from error
+    if isinstance(plan, str):
+        try:
+            read_plan(plan)
+        except PlanError as error:
+            raise ValueError(f"is no plan: {error}") from error
+    return plan
+
+
+class Plan(Phased):
+    strategy: Literal["plan"] = setting("plan")
+    """How the phases are found (`ghosttune show strategies`)."""
+    plan: Annotated[Text, BeforeValidator(_as_text)] = setting("all@0-")
+    """The phases in order: `both@0-300 > mlp@300-600 > attention@600-`, or a list of {train, start, end, lr,
+    optimizer_state}."""
+
+
+class Successive(Phased):
+    strategy: Literal["attn->mlp->both", "both->mlp->attn", "both->mlp->both", "early->late"] = setting(
+        "both->mlp->attn"
+    )
+    """How the phases are found (`ghosttune show strategies`)."""
+    boundaries: list[Boundary] | None = setting(None, unit="optimizer updates, or per cent of the run")
+    """Where one phase ends and the next begins; unset: phases of equal length."""
+
+
+class Cycle(Phased):
+    strategy: Literal["cycle"] = setting("cycle")
+    """How the phases are found (`ghosttune show strategies`)."""
+    order: Annotated[list[Text], Field(min_length=2)] = setting(["attention", "mlp"])
+    """What trains in turn, in the phase language."""
+    period: Count = setting(50, unit="optimizer updates")
+    """Updates of each turn."""
+
+
+class Lisa(Phased):
+    strategy: Literal["lisa"] = setting("lisa")
+    """How the phases are found (`ghosttune show strategies`)."""
+    layers: Count = setting(2, cost="fewer layers need less optimizer state and less backward")
+    """Layers that train at a time."""
+    period: Count = setting(20, unit="optimizer updates")
+    """Updates until other layers are drawn."""
+
+
+class TopDown(Phased):
+    strategy: Literal["top-down"] = setting("top-down")
+    """How the phases are found (`ghosttune show strategies`)."""
+    parts: Annotated[int, Field(ge=2)] = setting(4)
+    """In how many parts of the layers the run unfreezes the model, and of its updates."""
+
+
+class Guided(Phased):
+    strategy: Literal["guided"] = setting("guided")
+    """How the phases are found (`ghosttune show strategies`)."""
+    order: Annotated[list[Text], Field(min_length=2)] = setting(["attention", "mlp"])
+    """Groups of modules among which each phase chooses."""
+    signal: Literal["effective", "ledger"] = setting(
+        "effective", why="effective norms say where the loss asks for change, the ledger where change has helped"
+    )
+    """What decides: effective norms, or each group's share of the drop of the guide loss per update it trained."""
+    period: Count = setting(50, unit="optimizer updates")
+    """Updates until the next choice; the first phase trains all groups."""
+
+
+@STRATEGIES.register("none", NoPhases)
+def none(settings: NoPhases, steps: int) -> None:
+    """Everything trains in every update."""
+
+
+@STRATEGIES.register("plan", Plan)
+def plan(settings: Plan, steps: int) -> Schedule:
+    """Phases as you write them."""
+    return scheduled(settings.plan, steps, settings.optimizer_state)
+
+
+@STRATEGIES.register("attn->mlp->both", Successive)
+def attention_mlp_both(settings: Successive, steps: int) -> Schedule:
+    """Attention first, then the MLP, then both together."""
+    return successive(("attention", "mlp", "both"), settings, steps)
+
+
+@STRATEGIES.register("both->mlp->attn", Successive)
+def both_mlp_attention(settings: Successive, steps: int) -> Schedule:
+    """Both together, then the MLP, then attention."""
+    return successive(("both", "mlp", "attention"), settings, steps)
+
+
+@STRATEGIES.register("both->mlp->both", Successive)
+def both_mlp_both(settings: Successive, steps: int) -> Schedule:
+    """Both together, the MLP alone in between, then both again."""
+    return successive(("both", "mlp", "both"), settings, steps)
+
+
+@STRATEGIES.register("early->late", Successive)
+def early_late(settings: Successive, steps: int) -> Schedule:
+    """The lower half of the layers, then the upper half."""
+    return successive(("early", "late"), settings, steps)
+
+
+def successive(parts: Sequence[str], settings: Successive, steps: int) -> Schedule:
+    """The parts one after the other; PlanError when the boundaries do not fit them."""
+    inner = settings.boundaries
+    if inner is None:
+        inner = [round(steps * place / len(parts)) for place in range(1, len(parts))]
+    if len(inner) != len(parts) - 1:
+        text = " > ".join(parts)
+        raise PlanError(text, [(f"needs {len(parts) - 1} boundaries, and has {len(inner)}", (0, len(text)))])
+    ends = [0, *inner, ""]
+    text = " > ".join(f"{part}@{_ends(ends[place], ends[place + 1])}" for place, part in enumerate(parts))
+    return scheduled(text, steps, settings.optimizer_state)
+
+
+def _ends(start: int | str, end: int | str) -> str:
+    """A range; an update before a per cent is left open, because a % behind a range is meant for both ends."""
+    mixed = str(end).endswith("%") and not str(start).endswith("%")
+    return f"{'' if mixed else start}-{end}"
+
+
+@STRATEGIES.register("cycle", Cycle)
+def cycle(settings: Cycle, steps: int) -> Schedule:
+    """Parts of the model by turns, every so many updates."""
+    return _turns(lambda turn: settings.order[turn % len(settings.order)], settings, steps, settings.period)
+
+
+@STRATEGIES.register("lisa", Lisa)
+def lisa(settings: Lisa, steps: int) -> Schedule:
+    """A few random layers at a time, drawn anew every so many updates (Pan et al. 2024, arXiv 2403.17919)."""
+    return _turns(lambda _: f"random {settings.layers}", settings, steps, settings.period)
+
+
+@STRATEGIES.register("top-down", TopDown)
+def top_down(settings: TopDown, steps: int) -> Schedule:
+    """The top layers first, then more and more below them (Howard and Ruder 2018, arXiv 1801.06146)."""
+    shares = [f"{100 * (part + 1) / settings.parts:g}%" for part in range(settings.parts)]
+    text = " > ".join(
+        f"top {share}@{steps * part // settings.parts}-{steps * (part + 1) // settings.parts}"
+        for part, share in enumerate(shares)
+    )
+    return scheduled(text, steps, settings.optimizer_state)
+
+
+def _turns(part: Any, settings: Phased, steps: int, period: int) -> Schedule:
+    starts = range(0, steps, period)
+    text = " > ".join(f"{part(turn)}@{start}-{min(start + period, steps)}" for turn, start in enumerate(starts))
+    return scheduled(text, steps, settings.optimizer_state)
+
+
+@STRATEGIES.register("guided", Guided)
+def guided(settings: Guided, steps: int) -> Schedule:
+    """Chosen from what was measured: the group that the loss asks to change most, or that has helped most."""
+    every = Phase(0, min(settings.period, steps), read_selection(", ".join(settings.order)))
+    choice = Choice(tuple(settings.order), settings.signal)
+    later = [
+        Phase(start, min(start + settings.period, steps), None, entry=settings.optimizer_state, choice=choice)
+        for start in range(settings.period, steps, settings.period)
+    ]
+    text = f"{every.selection}@0-{every.end}"
+    return Schedule((every, *later), f"{text}, then every {settings.period} updates what {settings.signal} prefers")
