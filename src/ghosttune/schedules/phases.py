@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -73,10 +74,12 @@ class Schedule:
     phases: tuple[Phase, ...]
     text: str
     """In the phase language, as written or as the strategy wrote it."""
+    equal_mass: bool = False
+    """Whether each phase has a learning-rate curve of its own, all of equal mass."""
 
     def index(self, step: int) -> int:
         """Which phase update `step` (from 1) belongs to; steps beyond the run belong to the last one."""
-        return next((i for i, phase in enumerate(self.phases) if step <= phase.end), len(self.phases) - 1)
+        return min(bisect_left(self.phases, step, key=lambda phase: phase.end), len(self.phases) - 1)
 
     def name(self, index: int) -> str:
         """What the phase trains, in the language."""
@@ -84,7 +87,7 @@ class Schedule:
         return str(selection) if selection else "chosen by what was measured"
 
 
-def scheduled(text: str, steps: int, entry: str) -> Schedule:
+def scheduled(text: str, steps: int, entry: str, equal_mass: bool = False) -> Schedule:
     """The phases of a plan for a run of `steps` updates; PlanError with everything that does not fit.
 
     `entry` is the policy of phases that name none.
@@ -109,7 +112,7 @@ def scheduled(text: str, steps: int, entry: str) -> Schedule:
         problems.append((f"nothing trains in updates {phases[-1].end + 1} to {steps}", written[-1].range_mark))
     if problems:
         raise PlanError(text, problems)
-    return Schedule(tuple(phases), text)
+    return Schedule(tuple(phases), text, equal_mass)
 
 
 def _end(written: Sequence[Written], place: int, steps: int) -> float | None:
@@ -196,7 +199,7 @@ def _no_match(term: str, facts: Mapping[str, ParameterFacts]) -> str:
     groups = sorted({fact.group for fact in facts.values()})
     roles = list(dict.fromkeys(fact.role for fact in facts.values() if fact.role))
     factors = sorted({fact.factor for fact in facts.values()})
-    known = [*groups, *roles, *factors]
+    known = [*groups, *roles, *factors, *{fact.module.rpartition(".")[2] for fact in facts.values()}]
     word = re.split(r"\s", term)[-1]
     return (
         f"{term} means none of the trained tensors{nearest(word, known)} (they are {listed(groups)} with roles "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from ghosttune.config.schema import Count, PhasesSettings, Section, Text, setting
 from ghosttune.registry import STRATEGIES
@@ -14,6 +14,9 @@ from ghosttune.schedules.phases import Choice, Phase, Schedule, scheduled
 
 Boundary = Count | Annotated[str, Field(pattern=r"^\d+(\.\d+)?%$")]
 """An update, or a per cent of the run."""
+
+MOST_PHASES = 10_000
+"""A table with more rows than this tells nobody anything."""
 
 
 class NoPhases(PhasesSettings):
@@ -43,6 +46,12 @@ class PhaseEntry(Section):
     end: Boundary | None = None
     lr: Annotated[float, Field(gt=0)] = 1.0
     optimizer_state: str | None = None
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> PhaseEntry:
+        if self.start and str(self.end).endswith("%") and not str(self.start).endswith("%"):
+            raise ValueError("start counts updates and end is per cent; leave start out where the phase before it ends")
+        return self
 
     def __str__(self) -> str:
         options = [f"lr {self.lr:g}"] if self.lr != 1 else []
@@ -131,7 +140,7 @@ def none(settings: NoPhases, steps: int) -> None:
 @STRATEGIES.register("plan", Plan)
 def plan(settings: Plan, steps: int) -> Schedule:
     """Phases as you write them."""
-    return scheduled(settings.plan, steps, settings.optimizer_state)
+    return written(settings.plan, settings, steps)
 
 
 @STRATEGIES.register("attn->mlp->both", Successive)
@@ -168,7 +177,16 @@ def successive(parts: Sequence[str], settings: Successive, steps: int) -> Schedu
         raise PlanError(text, [(f"needs {len(parts) - 1} boundaries, and has {len(inner)}", (0, len(text)))])
     ends = [0, *inner, ""]
     text = " > ".join(f"{part}@{_ends(ends[place], ends[place + 1])}" for place, part in enumerate(parts))
-    return scheduled(text, steps, settings.optimizer_state)
+    return written(text, settings, steps)
+
+
+def _starts(first: int, steps: int, period: int) -> range:
+    starts = range(first, steps, period)
+    if len(starts) > MOST_PHASES:
+        text = f"period {period}"
+        message = f"makes {len(starts):,} phases of {steps:,} updates, and {MOST_PHASES:,} are the most; lengthen it"
+        raise PlanError(text, [(message, (0, len(text)))])
+    return starts
 
 
 def _ends(start: int | str, end: int | str) -> str:
@@ -197,13 +215,18 @@ def top_down(settings: TopDown, steps: int) -> Schedule:
         f"top {share}@{steps * part // settings.parts}-{steps * (part + 1) // settings.parts}"
         for part, share in enumerate(shares)
     )
-    return scheduled(text, steps, settings.optimizer_state)
+    return written(text, settings, steps)
+
+
+def written(text: str, settings: Phased, steps: int) -> Schedule:
+    """The schedule of a text, with the settings that all strategies share."""
+    return scheduled(text, steps, settings.optimizer_state, settings.learning_rate_mass == "equal")
 
 
 def _turns(part: Any, settings: Phased, steps: int, period: int) -> Schedule:
-    starts = range(0, steps, period)
+    starts = _starts(0, steps, period)
     text = " > ".join(f"{part(turn)}@{start}-{min(start + period, steps)}" for turn, start in enumerate(starts))
-    return scheduled(text, steps, settings.optimizer_state)
+    return written(text, settings, steps)
 
 
 @STRATEGIES.register("guided", Guided)
@@ -213,7 +236,8 @@ def guided(settings: Guided, steps: int) -> Schedule:
     choice = Choice(tuple(settings.order), settings.signal)
     later = [
         Phase(start, min(start + settings.period, steps), None, entry=settings.optimizer_state, choice=choice)
-        for start in range(settings.period, steps, settings.period)
+        for start in _starts(settings.period, steps, settings.period)
     ]
     text = f"{every.selection}@0-{every.end}"
-    return Schedule((every, *later), f"{text}, then every {settings.period} updates what {settings.signal} prefers")
+    text += f", then every {settings.period} updates what {settings.signal} prefers"
+    return Schedule((every, *later), text, settings.learning_rate_mass == "equal")

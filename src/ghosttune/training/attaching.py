@@ -10,14 +10,17 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback
 
+from ghosttune.config.facts import ParameterFacts
 from ghosttune.errors import InputError
 from ghosttune.models.modules import module_facts, parameter_facts
 from ghosttune.run.directory import RunDir, write_json
 from ghosttune.run.tables import Table
+from ghosttune.schedules.phases import scheduled
 from ghosttune.training.exports import write_gradient_analysis, write_modules, write_values
 from ghosttune.training.instruments import Instrument, Measurement, MicroBatch
 from ghosttune.training.ledger import MODULE_COLUMNS, ROW_COLUMNS, Ledger
 from ghosttune.training.norms import EFFECTIVE_COLUMNS, NORM_COLUMNS, EffectiveNorms, Norms
+from ghosttune.training.phasing import Phasing
 
 INDEX = "example_index"
 
@@ -31,6 +34,8 @@ def attach(
     effective_every: int | None = 10,
     guide_every: int = 10,
     values: Literal["adamw", "sgd"] = "adamw",
+    phases: str | None = None,
+    optimizer_state: str = "rewarm 10",
 ) -> Measurement:
     """Measures the training of `trainer`: the tables, exports and account of a run, in `folder`, when it has trained.
 
@@ -39,11 +44,14 @@ def attach(
         folder: new or empty; gets `tables/`, `gradient_analysis.*` and `ledger.json`.
         guide: rows like those of the training dataset and not among them; without them there is no ledger.
         norms_every, effective_every, guide_every, values: as in a run's `measure` section.
+        phases: a plan, such as `both@0-300 > mlp@300-`; the trainer needs `args.max_steps`.
+        optimizer_state: of tensors that enter with a phase: `keep`, `reset` or `rewarm N`.
 
-    A row's id is its position in the training dataset. Training itself stays as it was, bit for bit.
+    A row's id is its position in the training dataset. Without phases training itself stays as it was, bit for bit.
 
     Raises:
         InputError: a used folder, or a trainer whose numbers would be wrong.
+        PlanError: phases that are no plan, or mean nothing in this model.
         UnsupportedLayer: a trained parameter whose per-row gradient is not known, by name.
     """
     _require_exact(trainer)
@@ -55,16 +63,20 @@ def attach(
         instruments.append(Norms(model, facts, Table(run, "norms", NORM_COLUMNS), norms_every, by_module=True))
     if effective_every is not None:
         instruments.append(EffectiveNorms(model, facts, Table(run, "effective", EFFECTIVE_COLUMNS), effective_every))
+    phasing = _phasing(trainer, facts, phases, optimizer_state) if phases else None
+    ends = [phase.end for phase in phasing.schedule.phases] if phasing else ()
     ledger = None
     if guide is not None:
         tables = Table(run, "ledger", ROW_COLUMNS), Table(run, "module_steps", MODULE_COLUMNS)
-        ledger = Ledger(model, facts, _TrainerGuide(trainer, guide), *tables, guide_every, values)
+        ledger = Ledger(model, facts, _TrainerGuide(trainer, guide), *tables, guide_every, values, ends)
         instruments.append(ledger)
     measured = Measurement(model, instruments, trainer.args.max_grad_norm)
     rows = len(trainer.train_dataset)  # type: ignore[arg-type]
     _number_rows(trainer)
     _watch_steps(trainer, measured)
     trainer.add_callback(measured)
+    if phasing is not None:
+        trainer.add_callback(phasing)
     trainer.add_callback(_AtTheEnd(run, measured, ledger, rows, norms_every is not None))
     return measured
 
@@ -82,6 +94,14 @@ def _require_exact(trainer: Trainer) -> None:
     }
     if problems := [problem for problem, holds in wrong.items() if holds]:
         raise InputError("this Trainer cannot be measured: " + "; ".join(problems))
+
+
+def _phasing(trainer: Trainer, facts: Mapping[str, ParameterFacts], plan: str, entry: str) -> Phasing:
+    if trainer.args.max_steps <= 0:
+        raise InputError("phases need a run of known length: give the Trainer's arguments max_steps")
+    model: Any = trainer.model
+    layers = 1 + max(fact.layer for fact in module_facts(model) if fact.layer is not None)
+    return Phasing(model, facts, scheduled(plan, trainer.args.max_steps, entry), layers, trainer.args.seed)
 
 
 class _Numbered(Dataset[Any]):

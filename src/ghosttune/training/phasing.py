@@ -35,7 +35,6 @@ class Phasing(TrainerCallback):
         schedule: the phases.
         layers: how many the model has.
         seed: of random layers.
-        equal_mass: give every phase a learning-rate curve of its own, all of equal mass.
         listen: called with {"event": "phase", "step", "phase", "trains", …} when a phase begins.
         measured: asked by phases that are chosen when they begin.
 
@@ -50,14 +49,13 @@ class Phasing(TrainerCallback):
         schedule: Schedule,
         layers: int,
         seed: int,
-        equal_mass: bool = False,
         listen: Callable[[dict[str, Any]], None] = lambda event: None,
         measured: Measured = lambda signal: {},
     ):
         named = dict(model.named_parameters())
         self.parameters: dict[str, nn.Parameter] = {name: named[name] for name in facts}
         self.facts, self.schedule, self.layers, self.seed = facts, schedule, layers, seed
-        self.equal_mass, self.listen, self.measured = equal_mass, listen, measured
+        self.listen, self.measured = listen, measured
         self.active = active_names(schedule, facts, layers, seed, zero_factors(self.parameters, facts))
         self.choices: dict[int, tuple[str, str]] = {}
         """Phase -> what it trains and why, for phases that were chosen when they began."""
@@ -176,7 +174,7 @@ class Phasing(TrainerCallback):
                 return curve(done)
             if index not in rates:
                 entering = bool(self._entering(index))
-                rates[index] = phase_rates(self.schedule, index, curve, warmup, entering, self.equal_mass)
+                rates[index] = phase_rates(self.schedule, index, curve, warmup, entering)
             return rates[index][done - self.schedule.phases[index].start]
 
         scheduler.lr_lambdas = [rate] * len(scheduler.lr_lambdas)

@@ -174,9 +174,8 @@ def phasing_of(prepared: Prepared, adapted: Adapted) -> Phasing | None:
     schedule = STRATEGIES[config.phases.strategy].build(config.phases, config.train.max_steps)
     if schedule is None:
         return None
-    equal = getattr(config.phases, "learning_rate_mass", "run") == "equal"
     try:
-        return Phasing(adapted.model, adapted.facts, schedule, adapted.layers, config.train.seed, equal)
+        return Phasing(adapted.model, adapted.facts, schedule, adapted.layers, config.train.seed)
     except PlanError as error:
         raise ConfigError([config.problem("phases.plan", f"cannot be followed: {error}")]) from error
 

@@ -6,8 +6,11 @@ import pytest
 
 from ghosttune.config.checking import RULES, conflicts
 from ghosttune.config.loading import load_config, with_values
+from ghosttune.config.schema import section_class
 
 BASE = load_config({"data": {"train": {"path": "builtin:rows"}}})
+PHASES = section_class("phases", "plan")(plan="both@0-400")
+GUIDED = section_class("phases", "guided")()
 
 CASES = {
     "_one_run_length": [
@@ -108,6 +111,17 @@ CASES = {
             "data.train.columns",
             {"data.train.columns": {"prompt": "a", "completion": "b"}},
         ),
+    ],
+    "_phases_inside_the_run": [
+        ({"phases": PHASES}, "phases.plan", {"train.max_steps": 400}),
+    ],
+    "_a_signal_that_is_measured": [
+        (
+            {"phases": GUIDED, "measure.norms.effective": None},
+            "phases.signal",
+            {"measure.norms.effective": 50},
+        ),
+        ({"phases": GUIDED, "measure.norms.effective": 60}, "phases.signal", {"measure.norms.effective": 10}),
     ],
     "_revision_of_a_hub_id": [
         ({"model.revision": "main"}, "model.revision", {"model.name": "org/model"}),

@@ -113,6 +113,7 @@ VALUES: dict[str, st.SearchStrategy] = {
     "measure.norms.effective": st.one_of(st.none(), COUNT),
     "measure.ledger.guide_every": st.one_of(st.none(), COUNT),
     "measure.ledger.values": st.sampled_from(["adamw", "sgd"]),
+    "phases.strategy": st.sampled_from(["none", "plan", "early->late", "top-down"]),
     "evaluate.limit": st.one_of(st.none(), st.integers(0, 10**6)),
     "evaluate.max_new_tokens": COUNT,
     "run.name": FILE_NAME,

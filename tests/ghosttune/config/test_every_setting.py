@@ -18,9 +18,9 @@ from small_llama import small_llama
 
 from ghosttune.config.loading import load_config
 from ghosttune.config.resolve import Facts, resolve_sources, resolve_steps
-from ghosttune.config.schema import MethodSettings, RunConfig, TaskSettings, leaf_fields, setting
+from ghosttune.config.schema import KINDS, MethodSettings, RunConfig, TaskSettings, leaf_fields, setting
 from ghosttune.errors import DataError
-from ghosttune.registry import METHODS, TASKS
+from ghosttune.registry import METHODS, STRATEGIES, TASKS
 
 # PEFT 0.21 asks Transformers 5.23 by a name that Transformers is about to drop
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -210,6 +210,7 @@ def kept(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
                 lr_scheduler=nothing,
                 watch=nothing,
                 measurement=nothing,
+                phasing=None,
             ),
             None,
         )
@@ -249,6 +250,17 @@ def measured(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
     return {"files": files} | {name: read_table(run, name).to_pydict() for name in names}
 
 
+def phases(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
+    """Which updates train what, and the learning rate of each."""
+    from ghosttune.schedules.rates import phase_rates
+
+    schedule = STRATEGIES[config.phases.strategy].build(config.phases, config.train.max_steps)
+    if schedule is None:
+        return None
+    rates = [phase_rates(schedule, n, lambda done: 1 - done / 60, 5, n > 0) for n in range(len(schedule.phases))]
+    return [(phase.start, phase.end, str(phase.selection), phase.choice) for phase in schedule.phases], rates
+
+
 def run_folder(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
     """Where a run without --out goes."""
     from ghosttune.workflows.prepare import default_run_folder
@@ -284,6 +296,30 @@ BRIEF = {
 }
 
 SHORT = {"data.max_length": 56, "data.truncated_share": 1.0}
+
+STRATEGY_CASES: dict[str, dict[str, Any]] = {
+    "none": {},
+    "plan": {"plan": "mlp@0-20 > both@20-"},
+    **{name: {"boundaries": [9, 30]} for name in ("attn->mlp->both", "both->mlp->attn", "both->mlp->both")},
+    "early->late": {"boundaries": [9]},
+    "cycle": {"order": ["mlp", "q"], "period": 7},
+    "lisa": {"layers": 3, "period": 7},
+    "top-down": {"parts": 2},
+    "guided": {"order": ["mlp", "q"], "signal": "ledger", "period": 30},
+}
+PARTS = {"phases.plan": "mlp@0-20 > both@20-"}
+SHARED = {"optimizer_state": "keep", "learning_rate_mass": "equal"}
+
+PHASE_CASES = {
+    f"phases({kind}).{name}": Case(
+        phases, value, {"phases.strategy": kind} | (PARTS if kind == "plan" and name in SHARED else {})
+    )
+    for kind, own in STRATEGY_CASES.items()
+    for name, value in (own | (SHARED if own else {})).items()
+} | {
+    f"phases({kind}).strategy": Case(phases, "top-down" if kind != "top-down" else "none", {"phases.strategy": kind})
+    for kind in STRATEGY_CASES
+}
 
 CASES: dict[str, Case] = {
     "model.name": Case(rows, "@other"),
@@ -336,6 +372,7 @@ CASES: dict[str, Case] = {
     "train.early_stopping_patience": Case(stop, 2),
     "train.early_stopping_threshold": Case(stop, 0.5, {"train.early_stopping_patience": 3}),
     "train.activation_checkpointing": Case(arguments, True),
+    **PHASE_CASES,
     "measure.norms.every": Case(measured, 2, BRIEF),
     "measure.norms.layers": Case(measured, False, BRIEF),
     "measure.norms.effective": Case(measured, 2, BRIEF),
@@ -351,9 +388,9 @@ CASES: dict[str, Case] = {
 
 def every_setting() -> Iterator[str]:
     """The settings of the common sections and of every method and task: `train.seed`, `method(lora).r`."""
-    yield from (path for path, _ in leaf_fields() if path.partition(".")[0] not in ("method", "task"))
-    for section, registry in (("method", METHODS), ("task", TASKS)):
-        for entry in registry:
+    yield from (path for path, _ in leaf_fields() if path.partition(".")[0] not in KINDS)
+    for section, kinds in KINDS.items():
+        for entry in kinds.registry:
             paths = [path for path, _ in leaf_fields({section: entry.name}) if path.startswith(f"{section}.")]
             yield from (path.replace(section, f"{section}({entry.name})", 1) for path in paths)
 

@@ -1,0 +1,401 @@
+"""Frozen means bit-identical: which tensors move in which update, with every optimizer, and how a run goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from measured_trainer import counting_rows, keeping_trainer, small_llama
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from ghosttune import train
+from ghosttune.errors import ConfigError, InputError
+from ghosttune.models.modules import module_facts, parameter_facts
+from ghosttune.registry import STRATEGIES
+from ghosttune.run.directory import RunDir
+from ghosttune.run.tables import read_table
+from ghosttune.schedules.phases import Schedule, scheduled
+from ghosttune.training.attaching import attach
+from ghosttune.training.phasing import Phasing, spans
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*")
+
+OPTIMIZERS = {
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1, foreach=False, fused=False),
+    "AdamW foreach": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1, foreach=True),
+    "AdamW fused": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1, fused=True),
+    "SGD momentum": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9, weight_decay=0.1),
+}
+
+# Written out by hand, layer by layer, so that the language is not its own judge. The model has two layers.
+ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+MEANT = {
+    "attn->mlp->both": [ATTENTION, MLP, ATTENTION + MLP],
+    "both->mlp->attn": [ATTENTION + MLP, MLP, ATTENTION],
+    "both->mlp->both": [ATTENTION + MLP, MLP, ATTENTION + MLP],
+    "early->late": [("layers.0.",), ("layers.1.",)],
+    "cycle": [ATTENTION, MLP, ATTENTION],
+    "top-down": [("layers.1.",), ("layers.0.", "layers.1.")],
+}
+SETTINGS: dict[str, dict[str, Any]] = {"cycle": {"period": 2}, "top-down": {"parts": 2}}
+
+
+def strategy(name: str, steps: int, **settings: Any) -> Schedule:
+    entry = STRATEGIES[name]
+    return entry.build(entry.settings(strategy=name, **SETTINGS.get(name, {}), **settings), steps)
+
+
+class Loop:
+    """A plain training loop that follows a schedule, with a slow record of every update."""
+
+    def __init__(self, schedule: Schedule, optimizer: Any = OPTIMIZERS["AdamW"], model: Any = None, **options: Any):
+        self.model = model if model is not None else small_llama()
+        facts = parameter_facts(self.model, module_facts(self.model))
+        self.phasing = Phasing(self.model, facts, schedule, layers=2, seed=0, **options)
+        self.optimizer = optimizer(list(self.phasing.parameters.values()))
+        self.phasing.optimizer = self.optimizer
+        self.rows = counting_rows(64, 1)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {name: p.detach().clone() for name, p in self.phasing.parameters.items()}
+
+    def moments(self) -> dict[str, dict[str, torch.Tensor]]:
+        named = {id(p): name for name, p in self.phasing.parameters.items()}
+        return {
+            named[id(p)]: {key: torch.as_tensor(value).clone() for key, value in state.items()}
+            for p, state in self.optimizer.state.items()
+        }
+
+    def update(self, step: int) -> set[str]:
+        """Makes an update; names of the tensors that moved."""
+        self.phasing.enter(step)
+        before = self.weights()
+        self.optimizer.zero_grad()
+        for row in self.rows[2 * step : 2 * step + 2]:
+            ids = torch.tensor([row["input_ids"]])
+            self.model(input_ids=ids, labels=ids).loss.backward()
+        self.optimizer.step()
+        return {name for name, tensor in self.weights().items() if not torch.equal(tensor, before[name])}
+
+
+def held(loop: Loop, parts: tuple[str, ...]) -> set[str]:
+    return {name for name in loop.phasing.parameters if any(part in name for part in parts)}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("name", MEANT)
+def test_in_each_phase_exactly_the_named_tensors_change(name, optimizer):
+    loop = Loop(strategy(name, 6), OPTIMIZERS[optimizer])
+    phases = loop.phasing.schedule.phases
+    for index, (phase, parts) in enumerate(zip(phases, MEANT[name], strict=True)):
+        moved: set[str] = set()
+        for step in range(phase.start + 1, phase.end + 1):
+            moved |= loop.update(step)
+        expected = held(loop, parts)
+        if index == 0:  # while B is zero A does not move by its gradient, and does by decay
+            assert moved <= expected and {n for n in expected if "lora_B" in n} <= moved
+        else:
+            assert moved == expected, (sorted(moved - expected), sorted(expected - moved))
+        assert loop.phasing.name(index) == str(phase.selection)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("full", [False, True])
+def test_with_and_without_activation_checkpointing(checkpointing, full):
+    model = small_llama(full)
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()
+    loop = Loop(strategy("early->late", 4), model=model)
+    early = loop.update(1) | loop.update(2)
+    late = loop.update(3) | loop.update(4)
+    names = {name for name in loop.phasing.parameters if "layers." in name}
+    assert early == {name for name in names if "layers.0." in name}
+    assert late == {name for name in names if "layers.1." in name}
+
+
+def test_lisa_trains_the_layers_it_drew():
+    loop = Loop(strategy("lisa", 12, layers=1, period=2))
+    seen = set()
+    for step in range(1, 13):
+        moved = loop.update(step)
+        layers = {loop.phasing.facts[name].layer for name in moved}
+        assert len(layers) == 1
+        seen |= layers
+    assert seen == {0, 1}
+
+
+def test_the_backward_stops_below_the_lowest_active_layer():
+    loop = Loop(scheduled("late@0-", 4, "keep"))
+    loop.phasing.enter(1)
+    reached: dict[int, bool] = {}
+    for number, layer in enumerate(loop.model.get_base_model().model.layers):
+        layer.register_forward_hook(lambda m, i, output, number=number: reached.update({number: output.requires_grad}))
+    ids = torch.tensor([[1, 2, 3]])
+    loop.model(input_ids=ids, labels=ids).loss.backward()
+    assert reached == {0: False, 1: True}
+    assert all((p.grad is not None) == ("layers.1." in name) for name, p in loop.phasing.parameters.items())
+
+
+def test_an_optimizer_that_lacks_a_later_phase_is_refused():
+    loop = Loop(strategy("early->late", 4))
+    loop.phasing.enter(1)
+    active = [p for p in loop.model.parameters() if p.requires_grad]
+
+    class Arguments:
+        get_warmup_steps = staticmethod(lambda steps: 0)
+
+    class State:
+        global_step, max_steps = 0, 4
+
+    with pytest.raises(InputError, match="built without 14 tensors that later phases train"):
+        loop.phasing.on_train_begin(Arguments(), State(), None, torch.optim.AdamW(active), None)
+
+
+# --- what becomes of the optimizer's state of tensors that enter again ---
+
+
+@pytest.mark.parametrize("entry", ["keep", "reset", "rewarm 2"])
+def test_the_update_after_a_freeze_equals_the_reference(entry):
+    """AdamW by hand, one tensor: with the moments from before the freeze, or as if it were its first update."""
+    loop = Loop(strategy("both->mlp->both", 9, optimizer_state=entry))
+    name = next(name for name in loop.phasing.parameters if "q_proj.lora_B" in name)
+    for step in range(1, 7):
+        loop.update(step)
+    kept = loop.moments()[name]
+    before = loop.weights()[name]
+    loop.update(7)
+    gradient = loop.phasing.parameters[name].grad
+    assert gradient is not None and float(kept["step"]) == 3
+    first, second, step = (kept["exp_avg"], kept["exp_avg_sq"], 4) if entry == "keep" else (0.0, 0.0, 1)
+    first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+    change = (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)) ** 0.5 + 1e-8)
+    torch.testing.assert_close(loop.weights()[name], before * (1 - 1e-3) - 1e-2 * change, rtol=1e-6, atol=1e-9)
+    mlp = next(name for name in loop.phasing.parameters if "up_proj.lora_B" in name)
+    assert float(loop.moments()[mlp]["step"]) == 7, "what trained all along keeps its state"
+
+
+def test_nothing_of_the_state_changes_while_a_tensor_is_frozen():
+    loop = Loop(strategy("both->mlp->both", 9))
+    for step in range(1, 4):
+        loop.update(step)
+    before = {name: state for name, state in loop.moments().items() if "q_proj" in name}
+    for step in range(4, 7):
+        loop.update(step)
+    after = loop.moments()
+    assert before and all(
+        torch.equal(after[n][key], value) for n, state in before.items() for key, value in state.items()
+    )
+
+
+# --- in a Trainer ---
+
+
+class Weights(TrainerCallback):
+    """The trained tensors after each update, and the learning rate with which it was made."""
+
+    def __init__(self) -> None:
+        self.after: list[dict[str, torch.Tensor]] = []
+        self.rates: list[float] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self.named = {name: p for name, p in model.named_parameters() if "lora" in name}
+        self.after.append({name: p.detach().clone() for name, p in self.named.items()})
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+        self.after.append({name: p.detach().clone() for name, p in self.named.items()})
+        self.rates.append(optimizer.param_groups[0]["lr"])
+
+    def moved(self, step: int) -> set[str]:
+        one, two = self.after[step - 1], self.after[step]
+        return {name for name in one if not torch.equal(one[name], two[name])}
+
+
+PLAN = "both@0-4 > late mlp@4-8 lr 0.5 > attention@8- rewarm 2"
+
+
+def attached(folder: Path, plan: str | None, **options: Any) -> tuple[Any, Weights]:
+    weights = Weights()
+    trainer = keeping_trainer(folder, small_llama(), max_grad_norm=1.0, **options)
+    trainer.add_callback(weights)  # before the phases, which make ready for the next update
+    attach(trainer, folder / "measured", counting_rows(12, 2), guide_every=3, effective_every=None, phases=plan)
+    trainer.train()
+    return trainer, weights
+
+
+@pytest.fixture(scope="module")
+def phased(tmp_path_factory) -> Iterator[tuple[Path, Weights, Any]]:
+    folder = tmp_path_factory.mktemp("phased")
+    trainer, weights = attached(folder, PLAN)
+    yield folder / "measured", weights, trainer
+
+
+def test_a_trainer_of_your_own_follows_the_plan(phased):
+    _, weights, _ = phased
+    q, late = "q_proj.", "layers.1."
+    assert all(any(q in name for name in weights.moved(step)) for step in (2, 3, 4))
+    for step in range(5, 9):
+        assert weights.moved(step) and all(late in n and "mlp" in n for n in weights.moved(step)), step
+    for step in range(9, 13):
+        assert weights.moved(step) and all("self_attn" in name for name in weights.moved(step)), step
+
+
+def test_each_phase_has_the_learning_rate_it_asked_for(phased, tmp_path):
+    _, plain = attached(tmp_path, None)
+    _, weights, _ = phased
+    factors = [1.0] * 4 + [0.5] * 4 + [0.5, 1.0, 1.0, 1.0]  # attention enters again: over two updates
+    assert weights.rates == pytest.approx([rate * f for rate, f in zip(plain.rates, factors, strict=True)])
+
+
+def test_the_ledger_follows_the_phases(phased):
+    folder, _, _ = phased
+    windows = read_table(RunDir(folder), "module_steps").to_pydict()
+    assert sorted(set(windows["step"])) == [3, 4, 7, 8, 11, 12], "every 3 updates, and where a phase ends"
+    for step, module, drop in zip(windows["step"], windows["module"], windows["guide_loss_drop"], strict=True):
+        moves = step <= 4 or ("self_attn" in module if step > 8 else "mlp" in module and "layers.1" in module)
+        assert (drop != 0) == moves, (step, module)
+    account = json.loads((folder / "ledger.json").read_text())
+    assert abs(account["modules_residual"]) <= 0.05 * account["guide_loss_path"]
+    rows = read_table(RunDir(folder), "ledger").to_pydict()
+    places = {
+        (step, group, layer) for step, group, layer in zip(rows["step"], rows["group"], rows["layer"], strict=True)
+    }
+    assert {(group, layer) for step, group, layer in places if step == 6} == {("mlp", 1)}
+    assert {(group, layer) for step, group, layer in places if step == 10} == {("attention", 0), ("attention", 1)}
+
+
+def test_norms_of_what_is_frozen_are_null_and_its_columns_stay_in_place(phased):
+    folder, _, _ = phased
+    norms = read_table(RunDir(folder), "norms").to_pydict()
+    for step, group, layer, norm, state in zip(
+        *(norms[name] for name in ("step", "group", "layer", "norm", "state")), strict=True
+    ):
+        active = step <= 4 or (group == "attention" if step > 8 else group == "mlp" and layer == 1)
+        assert (norm is None, state) == (not active, "active" if active else "frozen"), (step, group, layer)
+    header, *lines = (folder / "gradient_analysis.layer_norms.csv").read_text().splitlines()
+    assert header == "step,layer_0_attention,layer_0_mlp,layer_1_attention,layer_1_mlp"
+    filled = {int(line.split(",")[0]): [bool(cell) for cell in line.split(",")[1:]] for line in lines}
+    assert filled[2] == [True] * 4 and filled[6] == [False, False, False, True]
+    assert filled[10] == [True, False, True, False]
+
+
+@pytest.mark.parametrize("plan", ["both@0-300", "mpl@0-"])
+def test_attached_phases_are_refused_like_any(tmp_path, plan):
+    trainer = keeping_trainer(tmp_path, small_llama())
+    with pytest.raises(ValueError, match="outside the run's 12 updates|means none of the trained tensors"):
+        attach(trainer, tmp_path / "measured", phases=plan)
+
+
+def test_a_scheduler_that_is_no_curve_is_refused(tmp_path):
+    trainer = keeping_trainer(tmp_path, small_llama(), lr_scheduler_type="reduce_lr_on_plateau", eval_strategy="no")
+    attach(trainer, tmp_path / "measured", phases="both@0-6 > mlp@6-")
+    with pytest.raises(InputError, match="not on a ReduceLROnPlateau"):
+        trainer.train()
+
+
+# --- in a run ---
+
+RUN = {
+    "train__max_steps": 12,
+    "train__eval_steps": 2,
+    "train__save_steps": 1,
+    "train__save_total_limit": 20,
+    "train__weight_decay": 0.1,
+    "method__lora_dropout": 0.1,
+    "measure__norms__every": 1,
+    "measure__norms__effective": 2,
+    "measure__ledger__guide_every": 3,
+    "data__guide__rows": 4,
+}
+PLANS = {
+    "plan": "both@0-4 > mlp@4-8 > both@8- rewarm 2",
+    "guided": {"strategy": "guided", "period": 4},
+    "lisa": {"strategy": "lisa", "layers": 1, "period": 4},
+}
+
+
+@pytest.mark.parametrize("kind", PLANS)
+def test_resumed_at_a_boundary_and_beside_it_is_bit_identical(make_config, tmp_path, kind):
+    """Each boundary and ±1 step: the run is cut back to that checkpoint and continued."""
+    from test_resume import assert_same_run
+
+    from ghosttune.workflows.train import resume
+
+    config = make_config(**RUN, phases=PLANS[kind])
+    whole = train(config, tmp_path / "whole").folder
+    for step in (3, 4, 5) if kind != "plan" else (3, 4, 5, 7, 8, 9):
+        cut = tmp_path / f"cut-{step}"
+        shutil.copytree(whole.path, cut)
+        for later in RunDir(cut).checkpoint_steps():
+            if later > step:
+                shutil.rmtree(RunDir(cut).checkpoint(later))
+        for folder in ("adapter", "last"):
+            shutil.rmtree(cut / folder)
+        RunDir(cut).write_record(RunDir(cut).read_record() | {"status": "running"})
+        resume(cut)
+        assert_same_run(whole.path, cut)
+
+
+def test_a_run_says_what_each_phase_did(make_config, tmp_path):
+    run = train(make_config(**RUN, phases=PLANS["plan"]), tmp_path / "run")
+    header, *lines = run.folder.export("phases").read_text().splitlines()
+    rows = [dict(zip(header.split(","), line.split(","), strict=True)) for line in lines]
+    assert [row["trains"] for row in rows] == ["both", "mlp", "both"]
+    assert [(row["start"], row["end"]) for row in rows] == [("0", "4"), ("4", "8"), ("8", "12")]
+    events = [event for event in run.folder.events() if event["event"] == "phase"]
+    assert [(event["step"], event["trains"]) for event in events] == [(0, "both"), (4, "mlp"), (8, "both")]
+    assert run.record["phases"]["last"] == 3 and run.record["phases"]["best"] in (1, 2, 3)
+    size = run.record["model"]["trainable_parameters"]
+    assert int(rows[0]["trainable_parameters"]) == sum(size.values())
+    assert int(rows[1]["parameter_steps"]) == 4 * size["mlp"]
+    drops = [float(row["guide_loss_drop"]) for row in rows]
+    assert sum(drops) == pytest.approx(run.record["ledger"]["modules"])
+    consumed = read_table(run.folder, "ledger", ["step", "example_id"]).to_pydict()
+    tokens = {row["example_id"]: row["tokens"] for row in run.values}
+    seen = {(step, name) for step, name in zip(consumed["step"], consumed["example_id"], strict=True)}
+    for row in rows:
+        inside = [tokens[name] for step, name in seen if int(row["start"]) < step <= int(row["end"])]
+        assert int(row["tokens"]) == sum(inside)
+
+
+def test_adapters_hold_what_the_phases_left(make_config, tmp_path):
+    """Attention is frozen in the last phase: it stays, in the last adapter, as the checkpoint before left it."""
+    run = train(make_config(**RUN, phases="both@0-4 > mlp@4-"), tmp_path / "run").folder
+    at_four = load_file(run.checkpoint(4) / "adapter_model.safetensors")
+    last = load_file(run.last / "adapter_model.safetensors")
+    same = {name for name in last if torch.equal(last[name], at_four[name])}
+    assert same == {name for name in last if "self_attn" in name}
+
+
+def test_equal_mass_in_a_run(make_config, tmp_path):
+    phases = {"strategy": "both->mlp->attn", "learning_rate_mass": "equal", "optimizer_state": "keep"}
+    run = train(make_config(**RUN, phases=phases), tmp_path / "run").folder
+    header, *lines = run.export("phases").read_text().splitlines()
+    masses = [float(line.split(",")[header.split(",").index("lr_mass")]) for line in lines]
+    assert masses == pytest.approx([masses[0]] * 3)
+
+
+@pytest.mark.parametrize(
+    ("phases", "said"),
+    [
+        ("attention@0-6 > mlp@6-", "mlp means none of the trained tensors"),
+        ("both@0-3 > top 3@3-", "the model has 2 layers"),
+        ("lora_A@0-3 > both@3-", "lora_A alone"),
+    ],
+)
+def test_a_run_whose_adapter_lacks_the_groups_is_refused_with_the_plan(make_config, tmp_path, phases, said):
+    targets = "attention" if "means none" in said else "all_linear"
+    with pytest.raises(ConfigError, match=said) as error:
+        train(make_config(**{**RUN, "method__target_modules": targets}, phases=phases), tmp_path / "run")
+    assert phases in str(error.value) and "^" in str(error.value)
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_layers_are_said_in_ranges():
+    assert spans([3, 0, 1, None, 2, 7]) == "0-3 7" and spans([]) == ""
