@@ -73,6 +73,19 @@ def test_two_processes_give_what_one_gives(two_processes, tmp_path, tiny_model, 
     assert right["data"] == left["data"]
 
 
+def test_two_processes_follow_phases_as_one_does(two_processes, tmp_path, tiny_model, rows_file):
+    """The model is wrapped with everything trainable; what is frozen then is in no bucket's way."""
+    plan = ["--set", "phases=both@0-3 > mlp@3-6 > attention@6- rewarm 2"]
+    both = trained(tmp_path / "two", tiny_model, rows_file, 4, 1, "--processes", "2", *plan)
+    one = trained(tmp_path / "one", tiny_model, rows_file, 8, 1, *plan)
+    compare(one, both)
+    left, right = (run.export("phases").read_text().splitlines() for run in (one, both))
+    for expected, found in zip(left[1:], right[1:], strict=True):
+        *same, drop = expected.split(",")
+        assert found.split(",")[:-1] == same
+        assert float(found.split(",")[-1]) == pytest.approx(float(drop), rel=1e-3, abs=1e-6)
+
+
 def test_two_processes_take_up_a_run_that_was_cut_off(two_processes, tmp_path, tiny_model, rows_file):
     whole = trained(tmp_path / "whole", tiny_model, rows_file, 4, 1, "--processes", "2")
     cut = trained(tmp_path / "cut", tiny_model, rows_file, 4, 1, "--processes", "2")

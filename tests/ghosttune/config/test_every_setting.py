@@ -310,16 +310,24 @@ STRATEGY_CASES: dict[str, dict[str, Any]] = {
 PARTS = {"phases.plan": "mlp@0-20 > both@20-"}
 SHARED = {"optimizer_state": "keep", "learning_rate_mass": "equal"}
 
-PHASE_CASES = {
-    f"phases({kind}).{name}": Case(
-        phases, value, {"phases.strategy": kind} | (PARTS if kind == "plan" and name in SHARED else {})
-    )
-    for kind, own in STRATEGY_CASES.items()
-    for name, value in (own | (SHARED if own else {})).items()
-} | {
-    f"phases({kind}).strategy": Case(phases, "top-down" if kind != "top-down" else "none", {"phases.strategy": kind})
-    for kind in STRATEGY_CASES
-}
+PHASE_CASES = (
+    {
+        f"phases({kind}).{name}": Case(phases, value, {"phases.strategy": kind})
+        for kind, own in STRATEGY_CASES.items()
+        for name, value in own.items()
+    }
+    | {
+        f"phases({kind}).{name}": Case(phases, value, {"phases.strategy": kind} | (PARTS if kind == "plan" else {}))
+        for kind in sorted(STRATEGY_CASES.keys() - {"none"})
+        for name, value in SHARED.items()
+    }
+    | {
+        f"phases({kind}).strategy": Case(
+            phases, "top-down" if kind != "top-down" else "none", {"phases.strategy": kind}
+        )
+        for kind in STRATEGY_CASES
+    }
+)
 
 CASES: dict[str, Case] = {
     "model.name": Case(rows, "@other"),
