@@ -13,6 +13,7 @@ import torch
 from measured_trainer import counting_rows, keeping_trainer, small_llama
 from safetensors.torch import load_file
 from test_resume import assert_same_run
+from torch import nn
 from transformers import TrainerCallback
 
 from ghosttune import train
@@ -23,7 +24,7 @@ from ghosttune.run.directory import RunDir
 from ghosttune.run.tables import read_table
 from ghosttune.schedules.phases import Schedule, scheduled
 from ghosttune.training.attaching import attach
-from ghosttune.training.phasing import Phasing, spans
+from ghosttune.training.phasing import Phasing, let_the_backward_stop, spans
 from ghosttune.workflows.train import resume
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*")
@@ -133,8 +134,13 @@ def test_lisa_trains_the_layers_it_drew():
     assert seen == {0, 1}
 
 
-def test_the_backward_stops_below_the_lowest_active_layer():
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_backward_stops_below_the_lowest_active_layer(checkpointing):
     loop = Loop(scheduled("late@0-", 4, "keep"))
+    if checkpointing:
+        loop.model.activation_checkpointing_enable({"use_reentrant": False})
+        loop.model.train()
+        let_the_backward_stop(loop.model)
     loop.phasing.enter(1)
     reached: dict[int, bool] = {}
     for number, layer in enumerate(loop.model.get_base_model().model.layers):
@@ -292,6 +298,26 @@ def test_attached_phases_are_refused_like_any(tmp_path, plan):
     trainer = keeping_trainer(tmp_path, small_llama())
     with pytest.raises(ValueError, match=r"outside the run's 12 updates|means none of the trained tensors"):
         attach(trainer, tmp_path / "measured", phases=plan)
+
+
+def test_in_a_trainer_too_the_backward_stops_and_reentrant_checkpointing_is_refused(tmp_path):
+    reached: dict[int, bool] = {}
+
+    def note(layer: nn.Module, _: Any, output: torch.Tensor) -> None:
+        if output.grad_fn is not None or not torch.is_grad_enabled() or layer.training:
+            reached[layer.self_attn.layer_idx] = output.requires_grad  # type: ignore[union-attr]
+
+    trainer = keeping_trainer(tmp_path, small_llama(), max_steps=2, activation_checkpointing=True)
+    attach(trainer, tmp_path / "measured", effective_every=None, phases="late@0-")
+    for layer in trainer.model.get_base_model().model.layers:
+        layer.register_forward_hook(note)
+    trainer.train()
+    assert reached == {0: False, 1: True}
+    options = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": True}}
+    trainer = keeping_trainer(tmp_path, small_llama(), **options)
+    attach(trainer, tmp_path / "again", effective_every=None, phases="late@0-")
+    with pytest.raises(InputError, match="non-reentrant"):
+        trainer.train()
 
 
 def test_a_scheduler_that_is_no_curve_is_refused(tmp_path):

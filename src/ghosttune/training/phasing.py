@@ -54,6 +54,7 @@ class Phasing(TrainerCallback):
     ):
         named = dict(model.named_parameters())
         self.parameters: dict[str, nn.Parameter] = {name: named[name] for name in facts}
+        self.model = model
         self.facts, self.schedule, self.layers, self.seed = facts, schedule, layers, seed
         self.listen, self.measured = listen, measured
         self.active = active_names(schedule, facts, layers, seed, zero_factors(self.parameters, facts))
@@ -79,6 +80,11 @@ class Phasing(TrainerCallback):
     ) -> None:
         self.optimizer = getattr(optimizer, "optimizer", optimizer)
         _require_union(self.optimizer, self.parameters)
+        if (args.activation_checkpointing_kwargs or {}).get("use_reentrant"):
+            raise InputError(
+                "phases need non-reentrant checkpointing: a reentrant one dies where no input has a gradient"
+            )
+        let_the_backward_stop(self.model)
         self.enter(state.global_step + 1, announce=state.global_step == 0)
         self._rule_rates(lr_scheduler, args.get_warmup_steps(state.max_steps))
 
@@ -183,6 +189,16 @@ class Phasing(TrainerCallback):
             group["lr"] = value
         scheduler._last_lr = now
         self.rate = rate
+
+
+def let_the_backward_stop(model: nn.Module) -> None:
+    """Takes away the gradient that Transformers gives the inputs of a model with activation checkpointing.
+
+    Reentrant checkpointing needs it; non-reentrant does not, and it carries the backward through everything frozen.
+    """
+    for module in model.modules():
+        if getattr(module, "_require_grads_hooks", None):
+            module.disable_input_require_grads()  # type: ignore[operator]
 
 
 def spans(layers: Iterable[int | None]) -> str:
