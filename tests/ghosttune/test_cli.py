@@ -181,7 +181,7 @@ def test_preview_marks_the_trained_tokens(config_file):
     assert "".join(text for text, flag in row["tokens"] if flag).endswith("<eos>")
 
 
-@pytest.mark.parametrize("kind", ["presets", "profiles", "datasets", "methods", "tasks", "settings"])
+@pytest.mark.parametrize("kind", ["presets", "profiles", "datasets", "methods", "tasks", "strategies", "settings"])
 def test_show_lists_and_explains(kind):
     names = json.loads(ghosttune("show", kind, "--json").stdout)
     assert names and all(names.values())

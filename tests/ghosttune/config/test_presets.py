@@ -20,6 +20,7 @@ OWN = {"data": {"train": {"path": "builtin:rows"}}}
 
 def test_the_promised_ones_are_there():
     assert {"e2e_attention", "e2e_mlp", "qwen2-1.5b-chat", "tinyllama-module-study"} <= set(PRESETS)
+    assert {"e2e_attn-mlp-both", "e2e_both-mlp-attn", "e2e_both-mlp-both", "e2e_early-late"} <= set(PRESETS)
     assert {"cpu@1", "gpu-24gb@1"} <= set(PROFILES)
     assert all(re.fullmatch(r"[^@]+@[1-9][0-9]*", name) for name in PROFILES), "a profile has a version"
 
@@ -50,7 +51,7 @@ def test_a_shipped_file_names_no_machine(file):
     assert not re.search(r"(?<![\w.:])(/|~|[A-Z]:\\)\w", file.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", ["e2e_attention", "e2e_mlp", "qwen2-1.5b-chat", "tinyllama-module-study"])
+@pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_says_how_to_run_it_and_what_to_change(name):
     header = PRESETS[name].read_text(encoding="utf-8").split("\nmodel:")[0]
     assert f"ghosttune train --preset {name}" in header and "The key to change is" in header
