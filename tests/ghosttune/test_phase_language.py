@@ -197,6 +197,7 @@ def test_a_list_is_the_same_plan():
 def test_null_and_text_and_strategy_are_the_same_setting():
     assert config_of(None).phases.strategy == "none"  # type: ignore[attr-defined]
     assert config_of("both@0-").phases.plan == "both@0-"  # type: ignore[attr-defined]
+    assert config_of({"plan": "both@0-"}).phases == config_of("both@0-").phases  # type: ignore[attr-defined]
     assert config_of({"strategy": "lisa", "layers": 1}).phases.layers == 1  # type: ignore[attr-defined]
 
 

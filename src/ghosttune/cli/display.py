@@ -186,7 +186,9 @@ class Display:
         for finding in report.findings:
             self.line(f"{finding.subject}: {finding.message}", "yellow")
         for name, value in report.plan.items():
-            self.line(f"{name:<22}{_plain(value)}")
+            lines = [f"{updates}: {what}" for updates, what in value.items()] if name == "phases" else [_plain(value)]
+            for number, line in enumerate(lines):
+                self.line(f"{'' if number else name:<22}{line}")
         if not report.errors and not report.findings:
             self.line("nothing to complain about", "green")
 

@@ -41,11 +41,20 @@ def merge(layers: Iterable[Layer]) -> Leaves:
     """One value per setting: each layer replaces what it names, and what its choices make meaningless."""
     merged: Leaves = {}
     for layer in layers:
-        given = [one for path, leaf in layer.leaves.items() for one in _switched(path, leaf)]
+        given = [one for path, leaf in _with_choosers(layer.leaves).items() for one in _switched(path, leaf)]
         chosen = {path: leaf for path, leaf in given if not _says_nothing(path, leaf)}
         replaced = _replaced(merged, chosen)
         merged = {path: leaf for path, leaf in merged.items() if path not in replaced} | chosen
     return merged
+
+
+def _with_choosers(leaves: Leaves) -> Leaves:
+    """A plan without the strategy that holds plans says which one is meant."""
+    for chooser, kind, place in SHORTHANDS.values():
+        choosing, plan = tuple(chooser.split(".")), tuple(place.split("."))
+        if plan in leaves and choosing not in leaves:
+            leaves = {choosing: Leaf(kind, leaves[plan].origin), **leaves}
+    return leaves
 
 
 def _switched(path: SettingPath, leaf: Leaf) -> list[tuple[SettingPath, Leaf]]:

@@ -18,6 +18,9 @@ from ghosttune.workflows.prepare import Prepared, prepare
 from ghosttune.workflows.train import adapted_model, measurement_of, phasing_of
 
 
+SIGNALS = {"effective": "chosen by effective norms", "ledger": "chosen by the ledger's shares"}
+
+
 @dataclass(frozen=True)
 class Finding:
     """Something about the data that a person should look at before training."""
@@ -106,7 +109,7 @@ def _phases(phasing: Phasing) -> dict[str, Any]:
     sizes = {name: parameter.numel() for name, parameter in phasing.parameters.items()}
     plan = {}
     for phase, names in zip(phasing.schedule.phases, phasing.active, strict=True):
-        trains = str(phase.selection) if phase.selection else f"chosen by {phase.choice.signal} norms or shares"  # type: ignore[union-attr]
+        trains = str(phase.selection) if phase.selection else SIGNALS[phase.choice.signal]  # type: ignore[union-attr]
         size = f" ({sum(sizes[name] for name in names):,} parameters in {len(names)} tensors)" if names else ""
         plan[f"{phase.start + 1}-{phase.end}"] = trains + size
     if all(names is not None for names in phasing.active):
