@@ -17,7 +17,6 @@ from ghosttune.training.phasing import Phasing
 from ghosttune.workflows.prepare import Prepared, prepare
 from ghosttune.workflows.train import adapted_model, measurement_of, phasing_of
 
-
 SIGNALS = {"effective": "chosen by effective norms", "ledger": "chosen by the ledger's shares"}
 
 
