@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ghostgrad import GradientEngine
-from ghostgrad.values import InRunValues
+from ghostgrad.values import InRunValues, inner_products
 from ghosttune.config.facts import ParameterFacts
 from ghosttune.metrics.intervals import mean_ratio, verdict
 from ghosttune.run.tables import Table
@@ -98,7 +98,6 @@ class Ledger(Instrument):
 
     def open(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
-        self.groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         self.values = InRunValues(self.engine.parameters, optimizer, self.kind)
         device = next(iter(self.engine.parameters.values())).device
         self.carried = {name: total.to(device) for name, total in self.carried.items()}
@@ -121,7 +120,7 @@ class Ledger(Instrument):
 
     def after_backward(self, gradient: StepGradient) -> None:
         self.clip = gradient.clip
-        self.shares = {name: self._share(self.engine.parameters[name]) for name in self.active}
+        self.shares = {name: self._share(name) for name in self.active}
 
     def after_update(self, step: int) -> None:
         self.steps_done = step
@@ -154,30 +153,31 @@ class Ledger(Instrument):
             belongs[row, keys.index((self.facts[name].group, self.facts[name].layer))] = 1
         return keys, table @ belongs
 
-    def _share(self, parameter: Tensor) -> float:
+    def _share(self, name: str) -> float:
         """(1−β1)/(1−β1^t): the part of a step's gradient that this update uses; the rest comes as momentum."""
         if self.kind == "sgd":
             return 1.0
-        beta = self.groups[id(parameter)]["betas"][0]
-        done = float(self.optimizer.state[parameter]["step"]) if self.optimizer.state.get(parameter) else 0.0
-        return (1 - beta) / (1 - beta ** (done + 1))
+        beta = self.values.group(name)["betas"][0]
+        return (1 - beta) / (1 - beta ** (self.values.updates.get(name, 0.0) + 1))
 
     def _add_carried(self) -> None:
         """What momentum of earlier steps and weight decay will do to the guide loss in this update; no copy to host."""
         if self.kind == "sgd":
             return
-        for name, direction in self.dots.directions[0].items():
-            parameter = self.engine.parameters[name]
-            group, state = self.groups[id(parameter)], self.optimizer.state[parameter]
-            beta = group["betas"][0]
-            share = beta / (1 - beta ** (float(state["step"]) + 1))
-            self.carried["momentum"] += share * (direction * state["exp_avg"]).sum().double()
-        for name in self.active:
-            gradient = self.gradient[name]
-            group = self.groups[id(self.engine.parameters[name])]
-            if decay := group["lr"] * group["weight_decay"]:
-                parameter = self.engine.parameters[name].detach()
-                self.carried["decay"] += decay * (gradient * parameter).sum().double()
+        parameters = self.engine.parameters
+        if directions := self.dots.directions[0]:
+            moments = {name: self.optimizer.state[parameters[name]]["exp_avg"] for name in directions}
+            betas = {name: self.values.group(name)["betas"][0] for name in directions}
+            self._carry("momentum", directions, moments, [b / (1 - b) * self._share(n) for n, b in betas.items()])
+        groups = [self.values.group(name) for name in self.active]
+        decays = [group["lr"] * group["weight_decay"] for group in groups]
+        if any(decays):
+            weights = {name: parameters[name].detach() for name in self.active}
+            self._carry("decay", weights, self.gradient, decays)
+
+    def _carry(self, term: str, left: Mapping[str, Tensor], right: Mapping[str, Tensor], factors: list[float]) -> None:
+        products = inner_products(left, right)
+        self.carried[term] += products @ products.new_tensor(factors)
 
     def _guide_pass(self, step: int) -> None:
         """Takes the guide gradient after `step` updates and enters what the window before it changed."""
