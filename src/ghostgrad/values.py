@@ -141,15 +141,15 @@ class InRunValues:
         if self.kind == "sgd":
             return zip(names, torch._foreach_mul(gradients, rates), strict=True)
         second = [widen(self._second(name)) for name in names]
-        corrections = [1 - g["betas"][1] ** self.updates[name] for name, g in zip(names, groups, strict=True)]
-        roots = torch._foreach_div(second, corrections)
-        torch._foreach_sqrt_(roots)
-        torch._foreach_add_(roots, [group["eps"] for group in groups])
+        # lr / (√(v/c) + ε) is lr·√c / (√v + ε·√c)
+        roots = [(1 - g["betas"][1] ** self.updates[name]) ** 0.5 for name, g in zip(names, groups, strict=True)]
+        below = torch._foreach_sqrt(second)
+        torch._foreach_add_(below, [group["eps"] * root for group, root in zip(groups, roots, strict=True)])
         # An element whose gradients were all zero so far (a LoRA A while B is 0) has had no first update either; over
         # ε alone its share would be 1e8 times too large. Elsewhere the sign is 1.
         scales = torch._foreach_sign(second)
-        torch._foreach_mul_(scales, rates)
-        torch._foreach_div_(scales, roots)
+        torch._foreach_mul_(scales, [rate * root for rate, root in zip(rates, roots, strict=True)])
+        torch._foreach_div_(scales, below)
         return zip(names, torch._foreach_mul(gradients, scales), strict=True)
 
     def _second(self, name: str) -> Tensor:
@@ -208,9 +208,9 @@ def together(names: Sequence[str], tensors: Mapping[str, Tensor]) -> Iterator[li
 
 
 def inner_products(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensor:
-    """[N] of each tensor of `left` with the one of the same name, added up in float64, left on their device."""
+    """[N] of each tensor of `left` with the one of the same name, float64, left on their device."""
     sums = []
     for part in together(list(left), left):
         products = torch._foreach_mul([left[name] for name in part], [right[name] for name in part])
-        sums += [product.sum(dtype=torch.float64) for product in products]
-    return torch.stack(sums)
+        sums += [product.sum() for product in products]
+    return torch.stack(sums).double()
