@@ -92,7 +92,7 @@ def test_modules_and_their_errors_are_those_of_one_backward_per_row(rotated):
         error = float(np.sqrt((erring[module] ** 2).sum()))
         assert float(found[module]["standard_error"]) == pytest.approx(error, rel=1e-6, abs=1e-6 * largest) and error
     account = json.loads((folder / "ledger.json").read_text())
-    whole = float(np.sqrt((sum(erring.values()) ** 2).sum()))
+    whole = float(np.linalg.norm(np.sum(list(erring.values()), axis=0)))
     assert account["modules_standard_error"] == pytest.approx(whole, rel=1e-6)
     assert account["modules"] == pytest.approx(sum(drops.values()), rel=1e-6)
     assert (account["guide_subsets"], account["guide_rows_per_pass"]) == (3, 4)
@@ -129,7 +129,7 @@ def test_every_row_has_its_turn_and_every_subset_two_halves(rows, size):
 class Slopes:
     """Guide rows whose loss is a weight times a number: the gradient is the mean of the numbers."""
 
-    def __init__(self, rows: list[float]):
+    def __init__(self, rows: Any):
         self.rows, self.targets = rows, len(rows)
 
     def batches(self) -> list[Any]:
@@ -144,7 +144,7 @@ def test_the_standard_error_is_how_much_the_total_varies_when_rows_are_drawn_ane
     random, moves = np.random.default_rng(0), [4.0, 2.0, 1.0, 0.5, -0.5, 0.25]
     model = torch.nn.Linear(1, 1, bias=False)
     facts: Any = {"weight": SimpleNamespace(layer=0, group="mlp", module="m", factor="weight")}
-    named = {"weight": model.weight}
+    named: Any = {"weight": model.weight}
     totals, errors = [], []
     for drawing in range(200):
         table = Table(RunDir(tmp_path / str(drawing)), "guide_contrasts", CONTRAST_COLUMNS)
