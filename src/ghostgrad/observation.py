@@ -87,7 +87,8 @@ class Observation:
             for site in self.engine.sites:
                 wanted = {own: name for own, name in site.parameters.items() if name in active}
                 if wanted:
-                    stack.callback(self._install(replace(site, parameters=wanted)))
+                    own = site if len(wanted) == len(site.parameters) else replace(site, parameters=wanted)
+                    stack.callback(self._install(own))
             if self.whole or self.verifying:
                 for name in self.signalled:
                     stack.callback(_hook_parameter(self.engine.parameters[name], name, self._completed))
@@ -138,7 +139,7 @@ class Observation:
         if output.shape[0] == 1 != layout.leading:
             # Computed once for all examples (position embeddings): each must get a gradient of its own.
             output = output.expand(layout.leading, *output.shape[1:])
-        if not inside_backward():
+        if (self.whole or self.verifying) and not inside_backward():
             self.uses.update(site.parameters.values())
         kept, fill = _kept(site.entry.keep(site.parameters), args, kwargs)
 

@@ -14,15 +14,19 @@ Positive lowered the guide loss.
     step = values.close_step(clip_factor)
 """
 
+# torch exports its _foreach_ operations, which optimizers of other packages use, but does not list them.
+# pyright: reportPrivateImportUsage=false
+
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ghostgrad.forms import CHUNK, widen
 from ghostgrad.observers import Dots
 
 
@@ -84,6 +88,9 @@ class InRunValues:
         self._dots: Dots | None = None
         self._rows: list[tuple[list[str], dict[str, Tensor]]] = []
         self._unscored: list[str] = []
+        self._groups: dict[int, Mapping[str, Any]] = {}
+        self.updates: dict[str, float] = {}
+        """How many updates each parameter had had when the step was opened; without those that had none. AdamW only."""
 
     def open_step(self, guide: Mapping[str, Tensor]) -> Dots:
         """The observer of this step's micro-batches; call before the optimizer's update.
@@ -93,35 +100,61 @@ class InRunValues:
         """
         if self._rows:
             raise RuntimeError("the step before was not closed")
-        groups = {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
-        directions, self._unscored = {}, []
-        for name, gradient in guide.items():
-            parameter = self.parameters[name]
-            group = groups.get(id(parameter))
-            if group is None:
+        self._groups = {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
+        for name in guide:
+            if id(self.parameters[name]) not in self._groups:
                 raise ValueError(f"the optimizer does not train {name}")
-            scale = self._scale(self.optimizer.state.get(parameter, {}), group)
-            if scale is None:
-                self._unscored.append(name)
-            else:
-                directions[name] = gradient * scale
-        self._dots = Dots(directions)
+        self.updates = self._updates(guide) if self.kind == "adamw" else {}
+        scored = [name for name in guide if self.kind == "sgd" or name in self.updates]
+        self._unscored = [name for name in guide if name not in set(scored)]
+        self._dots = Dots(
+            {name: one for part in together(scored, guide) for name, one in self._directions(part, guide)}
+        )
         return self._dots
 
-    def _scale(self, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor | float | None:
-        """lr / (√v̂ + ε) element by element, 0 where v̂ is; None before the parameter's first update."""
+    def group(self, name: str) -> Mapping[str, Any]:
+        """The optimizer's settings for a parameter, in the open step."""
+        return self._groups[id(self.parameters[name])]
+
+    def _updates(self, names: Iterable[str]) -> dict[str, float]:
+        """How many updates each parameter has had; without those that had none."""
+        counts: dict[str, Any] = {}
+        for name in names:
+            state = self.optimizer.state.get(self.parameters[name], {})
+            if not state:
+                continue
+            if missing := {"exp_avg_sq", "step"} - set(state):
+                raise ValueError(f"{type(self.optimizer).__name__} keeps no {sorted(missing)}: its step is not AdamW's")
+            counts[name] = state["step"]
+        if not counts:
+            return {}
+        device = getattr(next(iter(counts.values())), "device", None)
+        together = torch.stack(
+            [torch.as_tensor(count, dtype=torch.float32, device=device) for count in counts.values()]
+        )
+        return dict(zip(counts, together.tolist(), strict=True))  # the one copy to the host
+
+    def _directions(self, names: list[str], guide: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Guide gradient times lr / (√v̂ + ε), 0 where v̂ is. One call for all: of many small ones each would cost."""
+        gradients, groups = [guide[name] for name in names], [self.group(name) for name in names]
+        rates = [float(group["lr"]) for group in groups]
         if self.kind == "sgd":
-            return float(group["lr"])
-        if not state:
-            return None
-        missing = {"exp_avg_sq", "step"} - set(state)
-        if missing:
-            raise ValueError(f"{type(self.optimizer).__name__} keeps no {sorted(missing)}: its step is not AdamW's")
-        second = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
-        corrected = second.float() / (1 - group["betas"][1] ** float(state["step"]))
+            return zip(names, torch._foreach_mul(gradients, rates), strict=True)
+        second = [widen(self._second(name)) for name in names]
+        # lr / (√(v/c) + ε) is lr·√c / (√v + ε·√c)
+        roots = [(1 - g["betas"][1] ** self.updates[name]) ** 0.5 for name, g in zip(names, groups, strict=True)]
+        below = torch._foreach_sqrt(second)
+        torch._foreach_add_(below, [group["eps"] * root for group, root in zip(groups, roots, strict=True)])
         # An element whose gradients were all zero so far (a LoRA A while B is 0) has had no first update either; over
-        # ε alone its share would be 1e8 times too large.
-        return (float(group["lr"]) / (corrected.sqrt() + group["eps"])).masked_fill_(second == 0, 0.0)
+        # ε alone its share would be 1e8 times too large. Elsewhere the sign is 1.
+        scales = torch._foreach_sign(second)
+        torch._foreach_mul_(scales, [rate * root for rate, root in zip(rates, roots, strict=True)])
+        torch._foreach_div_(scales, below)
+        return zip(names, torch._foreach_mul(gradients, scales), strict=True)
+
+    def _second(self, name: str) -> Tensor:
+        state = self.optimizer.state[self.parameters[name]]
+        return state["max_exp_avg_sq"] if self.group(name).get("amsgrad") else state["exp_avg_sq"]
 
     def add(self, ids: Sequence[str]) -> None:
         """Takes the observed micro-batch; `ids` in the order of its rows. Nothing is copied to the host yet."""
@@ -158,3 +191,26 @@ class InRunValues:
                 total.steps_scored += 1
         self._dots, self._rows = None, []
         return step
+
+
+def together(names: Sequence[str], tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    """The names in parts of at most `CHUNK` numbers, or one tensor: what one call for all may hold at once."""
+    part: list[str] = []
+    size = 0
+    for name in names:
+        size += tensors[name].numel()
+        if part and size > CHUNK:
+            yield part
+            part, size = [], tensors[name].numel()
+        part.append(name)
+    if part:
+        yield part
+
+
+def inner_products(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensor:
+    """[N] of each tensor of `left` with the one of the same name, float64, left on their device."""
+    sums = []
+    for part in together(list(left), left):
+        products = torch._foreach_mul([left[name] for name in part], [right[name] for name in part])
+        sums += [product.sum() for product in products]
+    return torch.stack(sums).double()

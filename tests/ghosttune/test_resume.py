@@ -113,10 +113,12 @@ def test_interrupted_and_resumed_is_bit_identical(make_config, tmp_path, step):
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_interrupted_twice(make_config, tmp_path):
-    train(make_config(**FULL), tmp_path / "whole")
+@pytest.mark.parametrize("other", [{}, {"measure__ledger__guide_subset": 4, "data__guide__rows": 9}], ids=str)
+def test_interrupted_twice(make_config, tmp_path, other):
+    settings = FULL | other
+    train(make_config(**settings), tmp_path / "whole")
     with pytest.raises(Stopped):
-        train(make_config(**FULL), tmp_path / "parts", listen=interrupt_at(5))
+        train(make_config(**settings), tmp_path / "parts", listen=interrupt_at(5))
     with pytest.raises(Stopped):
         resume(tmp_path / "parts", listen=interrupt_at(11))
     resume(tmp_path / "parts")

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from float64_training import train_in_float64
 
 from ghosttune.run.directory import RunDir
 from ghosttune.run.tables import read_table
+from processes import run_group
 
 SETTINGS = """
 model: {name: %s, device: cpu}
@@ -49,13 +51,13 @@ NUMBERS = {"norm", "norm_after_clip", "update_norm", "weight_norm", "effective_n
 NUMBERS |= {"standing", "guide_loss_drop"}
 
 
-def compare(one: RunDir, two: RunDir) -> None:
+def compare(one: RunDir, two: RunDir, rtol: float = 1e-3) -> None:
     for name in ("norms", "effective", "ledger", "module_steps", "values"):
         left, right = columns(one, name), columns(two, name)
         for column, values in left.items():
             if column in NUMBERS:
                 found, expected = np.array(right[column], float), np.array(values, float)
-                np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.nanmax(np.abs(expected)))
+                np.testing.assert_allclose(found, expected, rtol=rtol, atol=rtol / 10 * np.nanmax(np.abs(expected)))
             else:
                 assert right[column] == values, (name, column)
 
@@ -71,6 +73,24 @@ def test_two_processes_give_what_one_gives(two_processes, tmp_path, tiny_model, 
     assert right["ledger"]["rows"] == pytest.approx(left["ledger"]["rows"], rel=1e-3)
     assert right["verdict"]["dev_loss"] == pytest.approx(left["verdict"]["dev_loss"], rel=1e-4)
     assert right["data"] == left["data"]
+
+
+@pytest.mark.slow
+def test_two_processes_in_float64_give_what_one_gives(two_processes, tmp_path, tiny_model, rows_file):
+    """Also with guide rows that take turns, so that each process has its share of every half."""
+    for name, size in (("one", 8), ("two", 4)):
+        (tmp_path / f"{name}.yaml").write_text(
+            (SETTINGS % (tiny_model, rows_file, size, 1))
+            .replace("rows: 5", "rows: 8")
+            .replace("guide_every: 2", "guide_every: 2, guide_subset: 4")
+        )
+    train_in_float64(str(tmp_path / "one.yaml"), str(tmp_path / "one"))
+    run_group(train_in_float64, tmp_path / "two.yaml", tmp_path / "two")
+    one, both = RunDir(tmp_path / "one"), RunDir(tmp_path / "two")
+    compare(one, both, rtol=1e-6)
+    left, right = one.read_record()["ledger"], both.read_record()["ledger"]
+    for term in ("guide_loss_start", "guide_loss_end", "modules", "rows", "carried_momentum", "weight_decay"):
+        assert right[term] == pytest.approx(left[term], rel=1e-6), term
 
 
 def test_two_processes_follow_phases_as_one_does(two_processes, tmp_path, tiny_model, rows_file):

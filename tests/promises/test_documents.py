@@ -37,6 +37,17 @@ def test_own_rows_from_the_command_line_and_from_python(tmp_path):
     assert "'verdict': 'better'" in again and "Good evening" in again
 
 
+@pytest.mark.slow
+def test_the_example_of_a_trainer_of_your_own_runs(tmp_path):
+    printed = run(
+        [sys.executable, str(REPOSITORY / "examples" / "measure_your_trainer.py"), str(tmp_path), "6"], tmp_path
+    )
+    losses = re.search(r"loss of the guide rows: ([\d.]+) -> ([\d.]+)", printed)
+    assert losses and float(losses[2]) < float(losses[1])
+    assert re.search(r"of the 20 rows that helped least, \d+ have a wrong answer", printed)
+    assert (tmp_path / "measured" / "gradient_analysis.group_norms.csv").exists()
+
+
 def test_links_lead_somewhere():
     pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")]
     broken = [

@@ -197,6 +197,8 @@ def _guide_rows_for_a_ledger(config: RunConfig) -> Found:
             yield f"data.guide.{name}", "does nothing while measure.ledger is off; leave it out, or set guide_every"
     if config.measure.ledger.values != "adamw":
         yield "measure.ledger.values", "does nothing without measure.ledger.guide_every"
+    if config.measure.ledger.guide_subset is not None:
+        yield "measure.ledger.guide_subset", "does nothing without measure.ledger.guide_every"
 
 
 @rule("measure.norms.every")

@@ -222,6 +222,13 @@ class LedgerSettings(Section):
         cost="one forward and backward pass over the guide rows each; null for off",
     )
     """Take the held-out gradient anew every so many updates."""
+    guide_subset: Annotated[int, Field(ge=4)] | None = setting(
+        None,
+        unit="rows",
+        why="many guide rows at the price of few, and a standard error for every module; unset: all rows every time",
+        cost="one more copy of the trained parameters; each guide gradient is noisier",
+    )
+    """Guide passes see at most this many guide rows each, in subsets that take turns."""
     values: Literal["adamw", "sgd"] = setting("adamw", why="what a row did through the optimizer that runs")
     """What a row's value is of: the step that AdamW makes, or a plain gradient step."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from ghosttune.training.instruments import Instrument, Measurement, MicroBatch
 from ghosttune.training.ledger import MODULE_COLUMNS, ROW_COLUMNS, Ledger
 from ghosttune.training.norms import EFFECTIVE_COLUMNS, NORM_COLUMNS, EffectiveNorms, Norms
 from ghosttune.training.phasing import Phasing
+from ghosttune.training.rotation import CONTRAST_COLUMNS, FEWEST_GUIDE_ROWS, Rotation
 
 INDEX = "example_index"
 
@@ -33,6 +35,7 @@ def attach(
     norms_every: int | None = 1,
     effective_every: int | None = 10,
     guide_every: int = 10,
+    guide_subset: int | None = None,
     values: Literal["adamw", "sgd"] = "adamw",
     phases: str | None = None,
     optimizer_state: str = "rewarm 10",
@@ -43,7 +46,7 @@ def attach(
         trainer: before `train()`; one process, no float16 gradient scaling.
         folder: new or empty; gets `tables/`, `gradient_analysis.*` and `ledger.json`.
         guide: rows like those of the training dataset and not among them; without them there is no ledger.
-        norms_every, effective_every, guide_every, values: as in a run's `measure` section.
+        norms_every, effective_every, guide_every, guide_subset, values: as in a run's `measure` section.
         phases: a plan, such as `both@0-300 > mlp@300-`; the trainer needs `args.max_steps`.
         optimizer_state: of tensors that enter with a phase: `keep`, `reset` or `rewarm N`.
 
@@ -68,7 +71,8 @@ def attach(
     ledger = None
     if guide is not None:
         tables = Table(run, "ledger", ROW_COLUMNS), Table(run, "module_steps", MODULE_COLUMNS)
-        ledger = Ledger(model, facts, _TrainerGuide(trainer, guide), *tables, guide_every, values, ends)
+        rotation = _rotation(trainer, run, guide, guide_subset, guide_every, facts) if guide_subset else None
+        ledger = Ledger(model, facts, _TrainerGuide(trainer, guide), *tables, guide_every, values, ends, rotation)
         instruments.append(ledger)
     measured = Measurement(model, instruments, trainer.args.max_grad_norm)
     rows = len(trainer.train_dataset)  # type: ignore[arg-type]
@@ -163,6 +167,16 @@ class _TrainerGuide:
 
     def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         return self.trainer.compute_loss(model, dict(batch), num_items_in_batch=self.targets)
+
+
+def _rotation(
+    trainer: Trainer, run: RunDir, rows: Sequence[Any], size: int, every: int, facts: Mapping[str, ParameterFacts]
+) -> Rotation:
+    if not FEWEST_GUIDE_ROWS <= size <= len(rows):
+        accepted = f"{FEWEST_GUIDE_ROWS} to {len(rows)}, the number of guide rows"
+        raise InputError(f"guide_subset is {size}; accepted are {accepted}, or None for all rows in every guide pass")
+    table = Table(run, "guide_contrasts", CONTRAST_COLUMNS)
+    return Rotation(rows, size, every, trainer.args.seed, partial(_TrainerGuide, trainer), table, facts)
 
 
 class _AtTheEnd(TrainerCallback):

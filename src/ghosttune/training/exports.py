@@ -10,6 +10,7 @@ import numpy as np
 from ghosttune.metrics.ranking import auroc, separation
 from ghosttune.run.directory import RunDir, write_csv, write_file, write_json
 from ghosttune.run.tables import read_table
+from ghosttune.training.rotation import standard_errors
 
 GROUP_NAMES = {"embedding": "embed", "attention": "attention", "mlp": "mlp", "head": "lm_head"}
 """Group to its name in the columns of gradient_analysis, in their order."""
@@ -87,7 +88,8 @@ def separated_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, 
 def write_modules(run: RunDir) -> list[dict[str, Any]]:
     """tables/modules.csv: how much each module lowered the guide loss, largest first; returns the same rows.
 
-    `share` is the module's part of the total; null where the total is not positive.
+    `share` is the module's part of the total; null where the total is not positive. With guide rows that take turns
+    there is a `standard_error` of `guide_loss_drop`.
     """
     table = read_table(run, "module_steps")
     drops: dict[tuple[Any, ...], float] = {}
@@ -99,6 +101,9 @@ def write_modules(run: RunDir) -> list[dict[str, Any]]:
         {"module": m, "layer": layer, "group": g, "guide_loss_drop": d, "share": d / total if total > 0 else None}
         for (m, layer, g), d in sorted(drops.items(), key=lambda item: -item[1])
     ]
+    if run.table("guide_contrasts").exists():
+        errors = standard_errors(read_table(run, "guide_contrasts").to_pydict())
+        rows = [row | {"standard_error": errors[row["module"]]} for row in rows]
     write_csv(run.export("modules"), list(rows[0]), [list(row.values()) for row in rows])
     return rows
 

@@ -108,6 +108,7 @@ class Measurement(TrainerCallback):
 
     def __init__(self, model: nn.Module, instruments: Sequence[Instrument], max_grad_norm: float):
         self.model, self.instruments, self.max_grad_norm = model, instruments, max_grad_norm
+        self.parameters = dict(model.named_parameters())
         self.step = 0
         self.opened = False
         """Whether the step under way has begun."""
@@ -138,7 +139,7 @@ class Measurement(TrainerCallback):
                 instrument.after_backward(gradient)
 
     def _gradient(self) -> StepGradient:
-        gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         norms = lengths(list(gradients.values()))
         total = torch.linalg.vector_norm(torch.stack(norms))
         # torch.nn.utils.clip_grad_norm_ multiplies with exactly this

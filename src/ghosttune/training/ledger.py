@@ -20,13 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from ghostgrad import GradientEngine
-from ghostgrad.values import InRunValues
+from ghostgrad.values import InRunValues, inner_products
 from ghosttune.config.facts import ParameterFacts
 from ghosttune.metrics.intervals import mean_ratio, verdict
 from ghosttune.run.tables import Table
 from ghosttune.training.guide import Guide, guide_gradient, guide_losses
 from ghosttune.training.instruments import Instrument, MicroBatch, StepGradient
 from ghosttune.training.processes import gathered, processes
+from ghosttune.training.rotation import Rotation
 
 ROW_COLUMNS = {"step": "int64", "example_id": "string", "group": "string", "layer": "int64", "value": "float64"}
 MODULE_COLUMNS = {
@@ -58,6 +59,7 @@ class Ledger(Instrument):
         guide_every: updates between two guide passes.
         values: `adamw` scores the step that AdamW makes, `sgd` a plain gradient step.
         boundaries: updates after which other parameters train; no window reaches across them.
+        rotation: guide passes see subsets of the guide rows in turn; None for all rows every time.
 
     Raises:
         UnsupportedLayer: a trained parameter whose per-row gradient is not known, by name.
@@ -73,12 +75,13 @@ class Ledger(Instrument):
         guide_every: int,
         values: Literal["adamw", "sgd"],
         boundaries: Collection[int] = (),
+        rotation: Rotation | None = None,
     ):
-        self.boundaries = boundaries
+        self.boundaries, self.rotation = boundaries, rotation
         self.engine = GradientEngine(model)
         self.model, self.facts, self.guide = model, facts, guide
         self.row_table, self.module_table = rows, modules
-        self.tables = (rows, modules)
+        self.tables = (rows, modules, *([rotation.table] if rotation else []))
         self.guide_every = guide_every
         self.kind: Literal["adamw", "sgd"] = values
         self.gradient: dict[str, Tensor] = {}
@@ -98,7 +101,6 @@ class Ledger(Instrument):
 
     def open(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
-        self.groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         self.values = InRunValues(self.engine.parameters, optimizer, self.kind)
         device = next(iter(self.engine.parameters.values())).device
         self.carried = {name: total.to(device) for name, total in self.carried.items()}
@@ -121,7 +123,7 @@ class Ledger(Instrument):
 
     def after_backward(self, gradient: StepGradient) -> None:
         self.clip = gradient.clip
-        self.shares = {name: self._share(self.engine.parameters[name]) for name in self.active}
+        self.shares = {name: self._share(name) for name in self.active}
 
     def after_update(self, step: int) -> None:
         self.steps_done = step
@@ -154,34 +156,35 @@ class Ledger(Instrument):
             belongs[row, keys.index((self.facts[name].group, self.facts[name].layer))] = 1
         return keys, table @ belongs
 
-    def _share(self, parameter: Tensor) -> float:
+    def _share(self, name: str) -> float:
         """(1−β1)/(1−β1^t): the part of a step's gradient that this update uses; the rest comes as momentum."""
         if self.kind == "sgd":
             return 1.0
-        beta = self.groups[id(parameter)]["betas"][0]
-        done = float(self.optimizer.state[parameter]["step"]) if self.optimizer.state.get(parameter) else 0.0
-        return (1 - beta) / (1 - beta ** (done + 1))
+        beta = self.values.group(name)["betas"][0]
+        return (1 - beta) / (1 - beta ** (self.values.updates.get(name, 0.0) + 1))
 
     def _add_carried(self) -> None:
         """What momentum of earlier steps and weight decay will do to the guide loss in this update; no copy to host."""
         if self.kind == "sgd":
             return
-        for name, direction in self.dots.directions[0].items():
-            parameter = self.engine.parameters[name]
-            group, state = self.groups[id(parameter)], self.optimizer.state[parameter]
-            beta = group["betas"][0]
-            share = beta / (1 - beta ** (float(state["step"]) + 1))
-            self.carried["momentum"] += share * (direction * state["exp_avg"]).sum().double()
-        for name in self.active:
-            gradient = self.gradient[name]
-            group = self.groups[id(self.engine.parameters[name])]
-            if decay := group["lr"] * group["weight_decay"]:
-                parameter = self.engine.parameters[name].detach()
-                self.carried["decay"] += decay * (gradient * parameter).sum().double()
+        parameters = self.engine.parameters
+        if directions := self.dots.directions[0]:
+            moments = {name: self.optimizer.state[parameters[name]]["exp_avg"] for name in directions}
+            betas = {name: self.values.group(name)["betas"][0] for name in directions}
+            self._carry("momentum", directions, moments, [b / (1 - b) * self._share(n) for n, b in betas.items()])
+        groups = [self.values.group(name) for name in self.active]
+        decays = [group["lr"] * group["weight_decay"] for group in groups]
+        if any(decays):
+            weights = {name: parameters[name].detach() for name in self.active}
+            self._carry("decay", weights, self.gradient, decays)
+
+    def _carry(self, term: str, left: Mapping[str, Tensor], right: Mapping[str, Tensor], factors: list[float]) -> None:
+        products = inner_products(left, right)
+        self.carried[term] += products @ products.new_tensor(factors)
 
     def _guide_pass(self, step: int) -> None:
         """Takes the guide gradient after `step` updates and enters what the window before it changed."""
-        loss, gradient = guide_gradient(self.model, self.guide, self.engine.parameters)
+        loss, gradient = self._guide_gradient(step)
         now = {name: self.engine.parameters[name].detach() for name in gradient}
         if self.gradient:
             entries = torch.stack(
@@ -193,10 +196,17 @@ class Ledger(Instrument):
             self.path += abs(loss - self.loss_before)
             self.modules += sum(entries)
             self._append_modules(step, list(gradient), entries)
+            if self.rotation is not None:
+                self.rotation.enter(step, {name: now[name] - self.reference[name] for name in gradient})
             drops = dict(zip(gradient, entries, strict=True))
             self.latest |= {name: drops[name] / (step - self.window_start) for name in self.active}
         self.gradient, self.loss_before, self.window_start = gradient, loss, step
         self.reference = {name: parameter.clone() for name, parameter in now.items()}
+
+    def _guide_gradient(self, step: int) -> tuple[float, dict[str, Tensor]]:
+        if self.rotation is None:
+            return guide_gradient(self.model, self.guide, self.engine.parameters)
+        return self.rotation.gradient(self.model, self.engine.parameters, step)
 
     def _append_modules(self, step: int, names: list[str], entries: list[float]) -> None:
         facts = [self.facts[name] for name in names]
@@ -219,19 +229,29 @@ class Ledger(Instrument):
             | {f"ledger.reference|{name}": tensor for name, tensor in self.reference.items()}
             | {f"ledger.carried|{name}": total for name, total in self.carried.items()}
             | {f"ledger.start|{name}": losses for name, losses in self.start.items()}
+            | (
+                {f"ledger.contrast|{n}": tensor for n, tensor in self.rotation.contrast.items()}
+                if self.rotation
+                else {}
+            )
         )
 
     def counters(self) -> dict[str, Any]:
-        return {"ledger": {name: getattr(self, name) for name in SAVED}}
+        rotation = {"rotation": self.rotation.totals} if self.rotation else {}
+        return {"ledger": {name: getattr(self, name) for name in SAVED}} | rotation
 
     def restore(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
         for name, value in counters["ledger"].items():
             setattr(self, name, value)
         order = {name: place for place, name in enumerate([*self.facts, "momentum", "decay", "losses"])}
-        for part in ("gradient", "reference", "carried", "start"):
+        parts = {}
+        for part in ("gradient", "reference", "carried", "start", "contrast"):
             prefix = f"ledger.{part}|"
             own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-            setattr(self, part, {name: own[name] for name in sorted(own, key=order.__getitem__)})
+            parts[part] = {name: own[name] for name in sorted(own, key=order.__getitem__)}
+        self.gradient, self.reference, self.carried, self.start, contrast = parts.values()
+        if self.rotation is not None:
+            self.rotation.restore(contrast, self.window_start, counters["rotation"])
 
     def close(self, model: nn.Module) -> None:
         """Closes the last window and measures the guide loss at the end."""
@@ -256,6 +276,8 @@ class Ledger(Instrument):
             "modules_residual": drop - self.modules,
             "unscored_rows": self.unscored_rows,
         }
+        if self.rotation is not None:
+            account |= self.rotation.account()
         if self.kind == "sgd":  # what a plain gradient step would have done says nothing of this optimizer's
             return account | dict.fromkeys(("rows", "carried_momentum", "weight_decay", "residual"))
         momentum, decay = (float(self.carried[name]) for name in ("momentum", "decay"))

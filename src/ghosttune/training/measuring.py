@@ -17,6 +17,7 @@ from ghosttune.training.guide import Guide
 from ghosttune.training.instruments import Instrument, Measurement
 from ghosttune.training.ledger import MODULE_COLUMNS, ROW_COLUMNS, Ledger
 from ghosttune.training.norms import EFFECTIVE_COLUMNS, NORM_COLUMNS, EffectiveNorms, Norms
+from ghosttune.training.rotation import Rotation
 
 
 def measurement(
@@ -26,11 +27,12 @@ def measurement(
     config: RunConfig,
     run: RunDir,
     boundaries: Collection[int] = (),
+    rotation: Rotation | None = None,
 ) -> Measurement:
     """What `measure` switches on; ConfigError naming the modules that an instrument cannot read."""
     return Measurement(
         model,
-        [*_norms(model, facts, config, run), *_ledger(model, facts, guide, config, run, boundaries)],
+        [*_norms(model, facts, config, run), *_ledger(model, facts, guide, config, run, boundaries, rotation)],
         config.train.max_grad_norm,
     )
 
@@ -56,13 +58,14 @@ def _ledger(
     config: RunConfig,
     run: RunDir,
     boundaries: Collection[int],
+    rotation: Rotation | None,
 ) -> list[Instrument]:
     ledger = config.measure.ledger
     if ledger.guide_every is None or guide is None:
         return []
     rows, modules = Table(run, "ledger", ROW_COLUMNS), Table(run, "module_steps", MODULE_COLUMNS)
     try:
-        return [Ledger(model, facts, guide, rows, modules, ledger.guide_every, ledger.values, boundaries)]
+        return [Ledger(model, facts, guide, rows, modules, ledger.guide_every, ledger.values, boundaries, rotation)]
     except UnsupportedLayer as error:
         raise _refusal(config, "measure.ledger.guide_every", error) from error
 

@@ -25,6 +25,7 @@ from ghosttune.models.modules import module_facts, parameter_facts, trainable_co
 from ghosttune.registry import STRATEGIES, TASKS
 from ghosttune.run.directory import RunDir, write_csv, write_folder, write_text
 from ghosttune.run.recording import Record
+from ghosttune.run.tables import Table
 from ghosttune.schedules.language import PlanError
 from ghosttune.training import checkpoints
 from ghosttune.training.exports import (
@@ -40,6 +41,7 @@ from ghosttune.training.measuring import ledger_of, measurement, signals
 from ghosttune.training.order import RowOrder, rows_of_steps
 from ghosttune.training.phasing import Phasing
 from ghosttune.training.processes import processes, rank
+from ghosttune.training.rotation import CONTRAST_COLUMNS, Rotation
 from ghosttune.training.trainer import RunTrainer
 from ghosttune.training.watching import Listener, Watch, ignore
 from ghosttune.workflows.answering import answer_dev_rows
@@ -198,9 +200,24 @@ def measurement_of(run: RunDir, prepared: Prepared, adapted: Adapted, phasing: P
     config = prepared.config
     task, device = TASKS[config.task.type].build(), device_of(config.model)
     rows, size = prepared.guide.features, config.train.per_device_eval_batch_size
-    guide = GuideRows(task, prepared.collator, rows, size, device) if rows else None
+    guided = partial(GuideRows, task, prepared.collator, batch_size=size, device=device)
+    guide = guided(rows) if rows else None
     ends = [phase.end for phase in phasing.schedule.phases] if phasing else ()
-    return measurement(adapted.model, adapted.facts, guide, config, run, ends)
+    rotation = _rotation(run, config, rows, guided, adapted)
+    return measurement(adapted.model, adapted.facts, guide, config, run, ends, rotation)
+
+
+def _rotation(run: RunDir, config: RunConfig, rows: list[Any], guided: Any, adapted: Adapted) -> Rotation | None:
+    """Guide rows in turn, where they are asked for; ConfigError when there are fewer than one turn takes."""
+    ledger = config.measure.ledger
+    if ledger.guide_subset is None or ledger.guide_every is None:
+        return None
+    if len(rows) < ledger.guide_subset:
+        message = f"asks for {ledger.guide_subset} rows of {len(rows)} guide rows; lower it, or raise data.guide.rows"
+        raise ConfigError([config.problem("measure.ledger.guide_subset", message)])
+    table = Table(run, "guide_contrasts", CONTRAST_COLUMNS)
+    seed = config.train.seed
+    return Rotation(rows, ledger.guide_subset, ledger.guide_every, seed, guided, table, adapted.facts)
 
 
 def _begin(run: RunDir, prepared: Prepared, adapted: Adapted) -> Record:

@@ -81,6 +81,11 @@ CASES = {
             "measure.ledger.values",
             {"measure.ledger.values": "adamw"},
         ),
+        (
+            {"measure.ledger.guide_every": None, "measure.ledger.guide_subset": 8},
+            "measure.ledger.guide_subset",
+            {"measure.ledger.guide_subset": None},
+        ),
     ],
     "_layers_of_norms": [
         (

@@ -112,6 +112,7 @@ VALUES: dict[str, st.SearchStrategy] = {
     "measure.norms.layers": st.booleans(),
     "measure.norms.effective": st.one_of(st.none(), COUNT),
     "measure.ledger.guide_every": st.one_of(st.none(), COUNT),
+    "measure.ledger.guide_subset": st.one_of(st.none(), st.integers(4, 10**6)),
     "measure.ledger.values": st.sampled_from(["adamw", "sgd"]),
     "phases.strategy": st.sampled_from(["none", "plan", "early->late", "top-down"]),
     "evaluate.limit": st.one_of(st.none(), st.integers(0, 10**6)),
@@ -146,6 +147,7 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
         flat["data.guide.split"] = "guiding"
     if flat.get("measure.ledger.guide_every", 10) is None:
         guides = ("data.guide.fraction", "data.guide.split", "data.guide.rows", "measure.ledger.values")
+        guides += ("measure.ledger.guide_subset",)
         flat = {path: value for path, value in flat.items() if path not in guides}
     if flat.get("measure.norms.every", 1) is None:
         flat.pop("measure.norms.layers", None)

@@ -385,6 +385,7 @@ CASES: dict[str, Case] = {
     "measure.norms.layers": Case(measured, False, BRIEF),
     "measure.norms.effective": Case(measured, 2, BRIEF),
     "measure.ledger.guide_every": Case(measured, 2, BRIEF),
+    "measure.ledger.guide_subset": Case(measured, 4, BRIEF | {"data.guide.rows": 8}),
     "measure.ledger.values": Case(measured, "sgd", BRIEF),
     "evaluate.limit": Case(answers, 2),
     "evaluate.max_new_tokens": Case(answers, 9),
