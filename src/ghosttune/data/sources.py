@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ghosttune.config.schema import SourceSettings
@@ -32,6 +32,8 @@ class Source:
     row_format: str
     fingerprints: dict[str, str]
     """File -> sha256 of its bytes."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Rows of the files that are no records, by reason."""
 
     @property
     def splits(self) -> tuple[str, ...]:

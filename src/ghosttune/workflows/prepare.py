@@ -89,7 +89,7 @@ def split_records(config: RunConfig, source: Source, dev_source: Source | None) 
     if not own:
         raise DataError("no training rows: the source's rows all belong to other splits")
     kept = sample(own, config.data.train.limit, seed)
-    left_out = {"beyond data.train.limit": len(own) - len(kept)}
+    left_out = source.dropped | {"beyond data.train.limit": len(own) - len(kept)}
     for split in source.splits:
         if split not in ("train", dev.split, guide.split):
             count = sum(record.split == split for record in source.records)

@@ -53,7 +53,7 @@ def test_the_prompt_is_word_for_word_the_reference_projects() -> None:
         f"### Input:\n{mr}\n\n### Output:\n"
     )
     assert record.reference and record.reference.startswith("The Vaults pub near Café Adriatic")
-    assert record.metadata == {"mr": mr}
+    assert record.metadata == {"mr": mr, "ref": record.reference}
     assert record.place == "trainset.csv.gz:2"
 
 
