@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,14 @@ JUDGES = {"train": ("test", "dev", "dev_mismatched"), "dev": ("test",)}
 
 class LeftOut(Exception):
     """Why a published row is not used; such rows are counted by reason."""
+
+
+def texts(fields: Fields, *columns: str) -> Fields:
+    """The fields; RowFault when one of these columns is missing or holds something else than text."""
+    for column in columns:
+        if not isinstance(fields.get(column), str):
+            raise RowFault(f"{column} must be text, is {shown(fields.get(column))}")
+    return fields
 
 
 def as_published(fields: Fields) -> Fields:
@@ -51,6 +59,8 @@ class KnownDataset:
     """Column whose equal values never cross a split; None: the prompt."""
     labels: tuple[str, ...] = ()
     """What the column `label` can be, in the order of the published numbers."""
+    wording: dict[str, str] = field(default_factory=dict)
+    """Name in `prompt` that `clean` makes of several columns -> what it holds."""
     kept: tuple[str, ...] = ()
     """Further columns that are kept where a row has them."""
     other_names: tuple[tuple[str, str], ...] = ()
@@ -104,10 +114,9 @@ class KnownDataset:
         """A row of our columns as prompt and completion; RowFault when the label is unknown."""
         if self.labels:
             fields = fields | {"label": self.label(fields["label"])}
-        wording = {name: fields[name] for name in self.columns}
         kept = {name: fields[name] for name in (*self.columns, *self.kept) if name in fields}
         own_split = {"split": split} if split else {}
-        words = {"prompt": self.prompt.format(**wording), "completion": self.completion.format(**wording)}
+        words = {"prompt": self.prompt.format_map(fields), "completion": self.completion.format_map(fields)}
         return kept | own_split | words
 
     def label(self, value: Any) -> str:
@@ -141,6 +150,7 @@ class KnownDataset:
             "labels": list(self.labels),
             "group": self.group or "the prompt",
             "prompt": self.prompt,
+            **{f"{{{name}}}": meaning for name, meaning in self.wording.items()},
             "completion": self.completion,
             "stop": "the template's stop token stands behind every completion and is trained",
             "metrics": list(self.metrics),

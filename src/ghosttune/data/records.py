@@ -164,9 +164,12 @@ def _prompt_completion(fields: Fields) -> tuple[Turn, ...]:
 def _alpaca(fields: Fields) -> tuple[Turn, ...]:
     has_input = fields.get("input") is not None
     context = _text(fields, "input", may_be_empty=True) if has_input else ""
-    instruction = _text(fields, "instruction")
-    asked = f"{instruction}\n\n{context}" if context.strip() else instruction
-    return Turn("user", asked), Turn("assistant", _text(fields, "output"))
+    return Turn("user", request(_text(fields, "instruction"), context)), Turn("assistant", _text(fields, "output"))
+
+
+def request(instruction: str, context: str) -> str:
+    """The instruction, and below it the text it is about, where there is one."""
+    return f"{instruction}\n\n{context}" if context.strip() else instruction
 
 
 def _messages(fields: Fields) -> tuple[Turn, ...]:

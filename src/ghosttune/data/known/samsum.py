@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ghosttune.data.dataset import KnownDataset, LeftOut
+from ghosttune.data.dataset import KnownDataset, LeftOut, texts
 from ghosttune.data.fetching import KnownFile
 from ghosttune.data.files import Fields
 from ghosttune.data.sources import Source
@@ -17,7 +17,7 @@ def _file(name: str, rows: int) -> KnownFile:
 
 def with_words(fields: Fields) -> Fields:
     """The row; one of the published ones has an empty dialogue."""
-    if isinstance(fields["dialogue"], str) and not fields["dialogue"].strip():
+    if not texts(fields, "dialogue", "summary")["dialogue"].strip():
         raise LeftOut("the dialogue is empty")
     return fields
 
