@@ -73,14 +73,14 @@ class KnownDataset:
 
         Rows that train and also judge (equal groups) are left out of the training rows, and counted.
         """
-        files = self._files(name, path)
+        files = self.files_at(name, path)
         read = [self._records(name, split, file, known) for split, file, known in files]
         dropped = sum((counts for _, counts in read), Counter[str]())
         kept, shared = without_judges([record for records, _ in read for record in records])
         fingerprints = {str(file): fingerprint(file) for _, file, _ in files}
         return Source(kept, "prompt_completion", fingerprints, dict(+(dropped + shared)))
 
-    def _files(self, name: str, path: str | None) -> list[tuple[str | None, Path, KnownFile]]:
+    def files_at(self, name: str, path: str | None) -> list[tuple[str | None, Path, KnownFile]]:
         if path is not None and Path(path).is_file():
             file = Path(path)
             known = next((known for known in self.files.values() if _stem(known.name) == _stem(file.name)), None)
