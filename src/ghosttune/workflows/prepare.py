@@ -184,6 +184,7 @@ def _padding_token(tokenizer: Any) -> int:
 def default_run_folder(config: RunConfig, now: str) -> Path:
     """Where a run without --out goes: `run.name`, or data, model, method and time, below `run.root`."""
     train = config.data.train
-    data = train.name or Path(train.path or "").name.split(".")[0].replace("builtin:", "builtin-")
+    data = Path(train.name or "").name.replace(":", "-") or Path(train.path or "").name.split(".")[0]
+    data = data.replace("builtin:", "builtin-")
     model = Path(config.model.name).name.replace("builtin:", "")
     return Path(config.run.root) / (config.run.name or f"{data}-{model}-{config.method.type}-{now}")
