@@ -14,7 +14,6 @@ from ghosttune.data.records import Record, RowFault, records_of
 from ghosttune.data.sources import Source, example_ids
 from ghosttune.errors import DataError, listed
 
-
 JUDGES = {"train": ("test", "dev", "dev_mismatched"), "dev": ("test",)}
 """Split -> the splits that judge it."""
 
@@ -57,6 +56,7 @@ class KnownDataset:
     """A published score to compare with."""
     group: str | None = None
     """Column whose equal values never cross a split; None: the prompt."""
+    stop: str = "the template's stop token stands behind every completion and is trained"
     labels: tuple[str, ...] = ()
     """What the column `label` can be, in the order of the published numbers."""
     wording: dict[str, str] = field(default_factory=dict)
@@ -88,9 +88,7 @@ class KnownDataset:
         found = located(name, self.files, self.revision, path)
         return [(split, file, self.files[split]) for split, file in found.items()]
 
-    def _records(
-        self, name: str, split: str | None, file: Path, known: KnownFile
-    ) -> tuple[list[Record], Counter[str]]:
+    def _records(self, name: str, split: str | None, file: Path, known: KnownFile) -> tuple[list[Record], Counter[str]]:
         """The rows of one file, and how many of them are left out, by reason; DataError lists those that are wrong."""
         rows = known.read(file)
         self.require_columns(file, rows)
@@ -152,7 +150,7 @@ class KnownDataset:
             "prompt": self.prompt,
             **{f"{{{name}}}": meaning for name, meaning in self.wording.items()},
             "completion": self.completion,
-            "stop": "the template's stop token stands behind every completion and is trained",
+            "stop": self.stop,
             "metrics": list(self.metrics),
             "anchor": self.anchor,
             "files": [line for split, file in self.files.items() for line in _lines(split, file)],

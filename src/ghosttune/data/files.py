@@ -46,7 +46,7 @@ def read_file(path: Path) -> list[Placed]:
 
 
 def read_unquoted(path: Path, columns: tuple[str, ...]) -> list[Placed]:
-    """Rows of a .tsv file in which quotes are letters like others, as GLUE's are; other kinds as `read_file` reads them.
+    """Rows of a .tsv file in which quotes mean nothing, as GLUE's are; other kinds as `read_file` reads them.
 
     A first line with the cell `label` names the columns; otherwise they are the given ones. DataError as `read_file`.
     """
@@ -67,6 +67,14 @@ def read_unquoted(path: Path, columns: tuple[str, ...]) -> list[Placed]:
     if not rows:
         raise DataError(f"{path} holds no rows")
     return rows
+
+
+def read_text(path: Path) -> str:
+    """The whole text of a file, line ends as \\n; DataError when it is empty or not UTF-8."""
+    text = "\n".join(_lines(path))
+    if not text.strip():
+        raise DataError(f"{path} is empty")
+    return text
 
 
 def read_document(path: Path) -> Any:

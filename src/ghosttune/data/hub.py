@@ -1,4 +1,4 @@
-"""Rows of a dataset on the Hugging Face hub: fetched or cached by the `datasets` library, only when a hub id is named."""
+"""Rows of a dataset on the Hugging Face hub: fetched or cached by the `datasets` library, only when named."""
 
 from __future__ import annotations
 

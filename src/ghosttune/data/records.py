@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ghosttune.data.files import Fields, Placed, listed_faults, shown
 from ghosttune.errors import DataError, listed
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ROLES = ("system", "user", "assistant")
 OTHER_ROLE_NAMES = {"human": "user", "gpt": "assistant", "model": "assistant"}
@@ -34,6 +37,8 @@ class Record:
     split: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     place: str = ""
+    tokens: np.ndarray | None = None
+    """[T] of a block of a corpus, in place of turns to render."""
 
     @property
     def prompt(self) -> tuple[Turn, ...]:

@@ -6,9 +6,10 @@ import difflib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from ghosttune.config.schema import SourceSettings
 from ghosttune.data.files import Fields, Placed, fingerprint, kind_of, listed_faults, read_file, shown
@@ -35,6 +36,8 @@ class Source:
     """File -> sha256 of its bytes."""
     dropped: dict[str, int] = field(default_factory=dict)
     """Rows of the files that are no records, by reason."""
+    in_blocks: Callable[[Any, int], list[Record]] | None = None
+    """Of a corpus: makes its records from the tokenizer and the length of a block."""
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -88,7 +91,7 @@ def read_hub(name: str, settings: SourceSettings) -> Source:
 
 
 def _source_of(
-    parts: list[tuple[str, str | None, list[Placed]]], settings: SourceSettings, fingerprints: dict[str, str]
+    parts: Sequence[tuple[str, str | None, list[Placed]]], settings: SourceSettings, fingerprints: dict[str, str]
 ) -> Source:
     """One source of several (name, split, rows)."""
     rows: list[Placed] = []

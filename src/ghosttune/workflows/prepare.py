@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,8 @@ def prepare(config: RunConfig) -> Prepared:
     _require_trackers(config)
     tokenizer = load_tokenizer(config.model)
     source = open_source(config.data.train)
+    if source.in_blocks is not None:
+        source = replace(source, records=source.in_blocks(tokenizer, config.data.max_length))
     config = resolve_sources(config, _facts(source, tokenizer))
     dev_source = _dev_source(config)
     drawn = split_records(config, source, dev_source)

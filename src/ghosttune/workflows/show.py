@@ -48,8 +48,8 @@ def _registered(registry: Registry) -> Callable[[str | None], Described]:
             return f"{entry.name}: {entry.meaning}\n\n{_table(fields)}", {"name": entry.name, "settings": fields}
         facts = entry.settings.facts()
         described = {key: _one_line(value) for key, value in facts.items() if key != "files"}
-        lines = [f"  {line}" for line in facts.get("files", [])]
-        return "\n".join([f"{entry.name}: {entry.meaning}", "", _table(described), "files:", *lines]), facts
+        files = ["files:", *(f"  {line}" for line in facts["files"])] if "files" in facts else []
+        return "\n".join([f"{entry.name}: {entry.meaning}", "", _table(described), *files]), facts
 
     return describe
 

@@ -1,7 +1,7 @@
-"""WikiSQL 1.1: questions about tables of Wikipedia, and the query that answers each (Zhong et al. 2017, arXiv 1709.00103).
+"""WikiSQL 1.1: questions about tables and the query that answers each (Zhong et al. 2017, arXiv 1709.00103).
 
-Rows keep the logical form (`sql`) and their table's `header` and `types`; `tables` gives the tables with their cells, in
-which a query can be executed.
+Rows keep the logical form (`sql`) and their table's `header` and `types`; `tables` gives the tables with their cells,
+in which a query can be executed.
 """
 
 from __future__ import annotations
