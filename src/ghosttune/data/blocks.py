@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ghosttune.data.records import Record, Turn
 from ghosttune.errors import DataError, ModelError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 GPT2_TOKENS = 50257
 GPT2_SAMPLE = ("Hello world, 1969", [15496, 995, 11, 16450])
@@ -49,7 +51,9 @@ def _blocks(document: Document, tokenizer: Any, length: int) -> Iterator[Record]
 
 
 def _tokens(document: Document, tokenizer: Any) -> np.ndarray:
-    if isinstance(document.content, np.ndarray):
+    import numpy as np
+
+    if not isinstance(document.content, str):
         _require_gpt2(document.name, tokenizer)
         return document.content
     ids = tokenizer(document.content, verbose=False).input_ids
@@ -66,8 +70,10 @@ def _require_gpt2(name: str, tokenizer: Any) -> None:
         )
 
 
-def gpt2_tokens(path: Any) -> np.ndarray:
+def gpt2_tokens(path: Path) -> np.ndarray:
     """The uint16 tokens of a .bin file, mapped, not read; DataError when it is none."""
+    import numpy as np
+
     size = path.stat().st_size
     if size == 0 or size % 2:
         raise DataError(f"{path} holds {size} bytes; a .bin file holds GPT-2 tokens of two bytes each (uint16)")

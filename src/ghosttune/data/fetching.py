@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import http.client
-import lzma
 import os
 import shutil
-import tarfile
 import tempfile
 import urllib.error
 import urllib.request
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +142,11 @@ def unpack(archive: Path, member: str, copy: BinaryIO) -> None:
 
     DataError when the archive is damaged or has no such member.
     """
+    import lzma
+    import tarfile
+    import zipfile
+    import zlib
+
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as packed, packed.open(member) as content:

@@ -34,7 +34,7 @@ COLA = KnownDataset(
     labels=("unacceptable", "acceptable"),
     prompt="### Instruction: Judge if the sentence is acceptable English.\n\n### Sentence:\n{text}\n\n### Judgement:\n",
     completion="{label}",
-    metrics=("matthews_correlation", "accuracy"),
+    metrics=("likelihood_accuracy", "likelihood_macro_f1", "auc"),
     anchor="RoBERTa base with LoRA: dev Matthews correlation 63.4 (arXiv 2106.09685, table 2)",
 )
 

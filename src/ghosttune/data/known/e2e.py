@@ -37,7 +37,7 @@ E2E = KnownDataset(
         "### Input:\n{mr}\n\n### Output:\n"
     ),
     completion="{ref}",
-    metrics=("bleu", "nist", "meteor", "rouge_l", "cider"),
+    metrics=("bleu_lowercase", "bleu", "rouge_l", "meteor", "chrf"),
     anchor="GPT-2 M with LoRA: BLEU 70.4 (arXiv 2106.09685, table 3)",
 )
 

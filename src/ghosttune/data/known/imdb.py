@@ -28,7 +28,7 @@ IMDB = KnownDataset(
     labels=("negative", "positive"),
     prompt="### Instruction: Classify the sentiment of the review.\n\n### Review:\n{text}\n\n### Sentiment:\n",
     completion="{label}",
-    metrics=("accuracy",),
+    metrics=("likelihood_accuracy", "accuracy", "unparsed"),
     anchor="ULMFiT: test accuracy 95.4 (arXiv 1801.06146, table 2)",
 )
 

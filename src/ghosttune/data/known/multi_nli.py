@@ -51,7 +51,7 @@ MULTI_NLI = KnownDataset(
         "### Premise:\n{premise}\n\n### Hypothesis:\n{hypothesis}\n\n### Classification:\n"
     ),
     completion="{label}",
-    metrics=("accuracy",),
+    metrics=("likelihood_accuracy", "accuracy", "unparsed"),
     anchor="GPT-3 175B with LoRA: dev matched accuracy 91.7; RoBERTa base with LoRA: 87.5 (arXiv 2106.09685)",
     clean=with_label,
 )

@@ -41,22 +41,19 @@ def _questions(document: Any, name: str) -> Iterator[Placed]:
 
 
 def with_answers(fields: Fields) -> Fields:
-    """The row with `answers` as [{text, answer_start}] and the first of them as `answer`.
+    """The row with `answers` as {text: […], answer_start: […]} and the first text as `answer`.
 
-    The parquet copies hold {text: […], answer_start: […]} instead. RowFault when an answer does not stand in the
-    context where it says.
+    RowFault when an answer does not stand in the context where it says.
     """
     context, answers = texts(fields, "title", "context", "question")["context"], fields["answers"]
-    if isinstance(answers, dict):
-        pairs = zip(answers["text"], answers["answer_start"], strict=True)
-        answers = [{"text": text, "answer_start": start} for text, start in pairs]
-    if not answers:
+    if isinstance(answers, list):  # the published files; parquet copies hold the other form already
+        answers = {part: [answer[part] for answer in answers] for part in ("text", "answer_start")}
+    if not answers["text"]:
         raise RowFault("answers is empty")
-    for answer in answers:
-        start, text = answer["answer_start"], answer["text"]
+    for text, start in zip(answers["text"], answers["answer_start"], strict=True):
         if context[start : start + len(text)] != text:
             raise RowFault(f"the answer {shown(text)} does not stand at character {start} of the context")
-    return fields | {"answers": answers, "answer": answers[0]["text"]}
+    return fields | {"answers": answers, "answer": answers["text"][0]}
 
 
 SQUAD = KnownDataset(
@@ -88,7 +85,7 @@ SQUAD = KnownDataset(
     ),
     wording={"answer": "the first of the answers"},
     completion="{answer}",
-    metrics=("exact_match", "f1"),
+    metrics=("squad_em", "squad_f1"),
     anchor="BERT large: dev exact match 84.1, F1 90.9 (arXiv 1810.04805, table 2)",
     clean=with_answers,
 )

@@ -33,7 +33,7 @@ SST2 = KnownDataset(
     labels=("negative", "positive"),
     prompt="### Instruction: Classify the sentiment of the sentence.\n\n### Sentence:\n{text}\n\n### Sentiment:\n",
     completion="{label}",
-    metrics=("accuracy",),
+    metrics=("likelihood_accuracy", "accuracy", "unparsed"),
     anchor="RoBERTa base with LoRA: dev accuracy 95.1 (arXiv 2106.09685, table 2)",
 )
 

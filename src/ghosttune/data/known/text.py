@@ -26,7 +26,7 @@ TEXT = KnownDataset(
     prompt="",
     completion="{text}",
     stop="an end-of-text token stands behind every document; blocks of data.max_length are trained whole",
-    metrics=("loss",),
+    metrics=("perplexity",),
     anchor="none",
 )
 

@@ -115,7 +115,7 @@ WIKISQL = KnownDataset(
     ),
     wording={"columns": "the columns as the query names them", "query": "the logical form as SQL"},
     completion="{query}",
-    metrics=("logical_form", "execution"),
+    metrics=("sql_logical_form", "sql_execution", "sql_match"),
     anchor="GPT-3 175B with LoRA: logical form accuracy 74.0 (arXiv 2106.09685, table 4)",
     clean=with_query,
 )
