@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from ghosttune.data.files import Placed
 from ghosttune.errors import DataError
@@ -36,6 +37,10 @@ def hub_rows(name: str) -> dict[str, HubSplit]:
     found = HUB_ID.fullmatch(name)
     if found is None:
         raise DataError(f"data.train.name {name!r} is not a hub id: org/name, org/name:configuration, with @revision")
+    if Path(found["repository"]).exists():  # the library would take it, and say nothing
+        raise DataError(
+            f"{found['repository']} is a hub id and also lies here; give data.train.path for what lies here"
+        )
     disable_progress_bars()
     try:
         loaded = load_dataset(found["repository"], found["configuration"], revision=found["revision"])

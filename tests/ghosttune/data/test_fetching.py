@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 import threading
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -171,3 +174,93 @@ def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache" / "ghosttune"
+
+
+def packed(folder: Path, kind: str) -> Path:
+    """An archive with the two files in a folder of their own, and a member that would escape."""
+    content = {"data/train.csv": TRAIN, "data/dev.csv": DEV, "../../escaped.csv": b"no"}
+    path = folder / f"all.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in content.items():
+                archive.writestr(name, data)
+        return path
+    with tarfile.open(path, f"w:{kind.removeprefix('tar').lstrip('.')}") as archive:
+        for name, data in content.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def packed_files(site: Site, path: Path) -> Files:
+    archive = KnownFile(path.name, f"{site.url}/{path.name}", sha256=sha256(path.read_bytes()).hexdigest())
+    return {
+        split: KnownFile(f"{split}.csv", archive.url, rows=rows, archive=archive, member=f"data/{split}.csv")
+        for split, rows in (("train", 2), ("dev", 1))
+    }
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "tar.bz2", "tar.xz"])
+def test_files_inside_an_archive(site: Site, tmp_path: Path, kind: str) -> None:
+    files = packed_files(site, packed(site.folder, kind))
+    first = found(files)
+    assert {split: path.read_bytes() for split, path in first.items()} == {"train": TRAIN, "dev": DEV}
+    assert site.asked == [f"/all.{kind}"], "fetched once"
+    assert not list(tmp_path.rglob("escaped.csv")), "no other member is unpacked"
+    site.stop()
+    assert found(files) == first
+    first["dev"].write_bytes(DEV + b"x,y\n")
+    assert "was changed since it was fetched: it has 2 rows, expected 1" in fault(files)
+    first["dev"].unlink()
+    assert found(files)["dev"].read_bytes() == DEV, "unpacked again from the archive in the cache"
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar.bz2"])
+def test_a_damaged_archive_is_refused(site: Site, kind: str) -> None:
+    path = packed(site.folder, kind)
+    published = packed_files(site, path)
+    path.write_bytes(path.read_bytes()[:-40])
+    assert f"all.{kind} gave bytes with sha256" in fault(published) and kept() == []
+    cut = packed_files(site, path)
+    assert "data/train.csv cannot be unpacked" in fault(cut), "also where its publishers damaged it"
+    assert kept() == [f"all.{kind}"]
+
+
+def test_a_member_that_is_not_there(site: Site) -> None:
+    files = packed_files(site, packed(site.folder, "zip"))
+    assert "data/gone.csv cannot be unpacked" in fault({"dev": replace(files["dev"], member="data/gone.csv")})
+
+
+def test_what_only_a_person_can_fetch_is_listed(site: Site) -> None:
+    files = {
+        split: KnownFile(f"{split}.csv", "unpack https://somewhere/x.7z", rows=rows, by_hand=True)
+        for split, rows in (("train", 2), ("dev", 1))
+    }
+    message = fault(files)
+    folder = cache_folder() / "made" / REVISION[:12]
+    for said in ("train.csv, dev.csv must be fetched by hand: unpack https://somewhere/x.7z", str(folder)):
+        assert said in message
+    folder.mkdir(parents=True)
+    (folder / "train.csv").write_bytes(TRAIN)
+    (folder / "dev.csv").write_bytes(DEV)
+    assert set(found(files)) == {"train", "dev"} and site.asked == []
+
+
+def test_files_that_must_lie_beside_another(site: Site, tmp_path: Path) -> None:
+    (site.folder / "tables.csv").write_bytes(DEV)
+    dev = files_of(site)["dev"]
+    files = {"dev": replace(dev, beside=(KnownFile("tables.csv", f"{site.url}/tables.csv", rows=1),))}
+    assert set(found(files)) == {"dev"} and kept() == ["dev.csv", "tables.csv"]
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "dev.csv").write_bytes(DEV)
+    assert "lacks tables.csv; made needs tables.csv, dev.csv" in fault(files, str(folder))
+
+
+def test_another_kind_of_the_same_file_is_taken(site: Site, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"mr": "a", "ref": "b"}\n')
+    (folder / "dev.csv").write_bytes(DEV)
+    assert found(files_of(site), str(folder)) == {"train": folder / "train.jsonl", "dev": folder / "dev.csv"}
