@@ -34,6 +34,10 @@ def as_published(fields: Fields) -> Fields:
     return fields
 
 
+def nothing_else(file: Path) -> list[Path]:
+    return []
+
+
 @dataclass(frozen=True)
 class KnownDataset:
     """What `ghosttune show datasets` prints, and how a published row is read."""
@@ -67,6 +71,8 @@ class KnownDataset:
     """(published name, our column)."""
     clean: Callable[[Fields], Fields] = as_published
     """A published row under our names -> its fields; raises LeftOut, or RowFault with what is wrong."""
+    also_read: Callable[[Path], list[Path]] = nothing_else
+    """A file of rows -> the other files that its rows are made from."""
 
     def open(self, name: str, path: str | None) -> Source:
         """The rows of a folder with all files, of the cache, or of one file in the published layout (no splits then).
@@ -77,7 +83,8 @@ class KnownDataset:
         read = [self._records(name, split, file, known) for split, file, known in files]
         dropped = sum((counts for _, counts in read), Counter[str]())
         kept, shared = without_judges([record for records, _ in read for record in records])
-        fingerprints = {str(file): fingerprint(file) for _, file, _ in files}
+        read_from = [each for _, file, _ in files for each in (file, *self.also_read(file))]
+        fingerprints = {str(file): fingerprint(file) for file in read_from}
         return Source(kept, "prompt_completion", fingerprints, dict(+(dropped + shared)))
 
     def files_at(self, name: str, path: str | None) -> list[tuple[str | None, Path, KnownFile]]:

@@ -10,6 +10,7 @@ from typing import Any
 from ghosttune.config.resolve import Facts, resolve_sources, resolve_steps
 from ghosttune.config.schema import RunConfig, SourceSettings
 from ghosttune.data.encoding import Collator, Encoded, Encoder
+from ghosttune.data.hub import is_hub_id
 from ghosttune.data.records import Record
 from ghosttune.data.sources import Source, open_source, read_source, refuse_repeated, source_files
 from ghosttune.data.splitting import sample, shared_groups, split_off, split_off_rows
@@ -47,11 +48,9 @@ def prepare(config: RunConfig) -> Prepared:
     """Reads, splits and encodes the rows of a run; raises ConfigError, DataError or ModelError, and writes nothing."""
     _require_trackers(config)
     tokenizer = load_tokenizer(config.model)
-    source = open_source(config.data.train)
-    if source.in_blocks is not None:
-        source = replace(source, records=source.in_blocks(tokenizer, config.data.max_length))
+    source = _opened(config.data.train, config, tokenizer)
     config = resolve_sources(config, _facts(source, tokenizer))
-    dev_source = _dev_source(config)
+    dev_source = _dev_source(config, tokenizer)
     drawn = split_records(config, source, dev_source)
     config = resolve_steps(config, len(drawn.train), processes())
     encoder = Encoder(Template(config.data.template, tokenizer), config.data.max_length, config.data.loss_on)
@@ -162,7 +161,15 @@ def _facts(source: Source, tokenizer: Any) -> Facts:
     )
 
 
-def _dev_source(config: RunConfig) -> Source | None:
+def _opened(settings: SourceSettings, config: RunConfig, tokenizer: Any) -> Source:
+    """The source, a corpus in blocks of the run's length."""
+    source = open_source(settings)
+    if source.in_blocks is None:
+        return source
+    return replace(source, records=source.in_blocks(tokenizer, config.data.max_length))
+
+
+def _dev_source(config: RunConfig, tokenizer: Any) -> Source | None:
     """The rows of `data.dev.path`, one file, named and read like the training rows."""
     path = config.data.dev.path
     if path is None:
@@ -172,6 +179,8 @@ def _dev_source(config: RunConfig) -> Source | None:
     train = config.data.train
     settings = SourceSettings(path=path, format=train.format, columns=train.columns)
     try:
+        if train.name is not None and not is_hub_id(train.name):
+            return _opened(SourceSettings(name=train.name, path=path), config, tokenizer)
         (file,) = source_files(Path(path)).values()
         return read_source({"dev": file}, settings)
     except DataError as error:

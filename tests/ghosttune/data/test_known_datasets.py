@@ -221,8 +221,9 @@ def test_rows_that_cannot_be_used_are_listed_together(tmp_path: Path) -> None:
     assert "lacks the columns label; it has sentence" in fault("sst2", tmp_path / "rows.jsonl")
     write(tmp_path / "rows.jsonl", [{"instruction": "a", "input": None, "output": "b"}])
     assert "rows.jsonl:1: input must be text, is null" in fault("alpaca", tmp_path / "rows.jsonl")
-    write(tmp_path / "rows.jsonl", [{"dialogue": " ", "summary": "b"}, {"dialogue": "a", "summary": "b"}])
-    assert opened("samsum", tmp_path / "rows.jsonl").dropped == {"the dialogue is empty": 1}
+    write(tmp_path / "rows.jsonl", [{"dialogue": " ", "summary": "b"}, {"dialogue": "A: a\r\nB: b", "summary": "c"}])
+    source = opened("samsum", tmp_path / "rows.jsonl")
+    assert source.dropped == {"the dialogue is empty": 1} and source.records[0].metadata["dialogue"] == "A: a\nB: b"
 
 
 def test_the_tables_of_wikisql_are_those_of_its_questions() -> None:
@@ -230,10 +231,22 @@ def test_the_tables_of_wikisql_are_those_of_its_questions() -> None:
 
     found = tables(str(folder_of("wikisql")))
     assert len(found) == 2392 + 322 + 342
+    assert len(source_of("wikisql").fingerprints) == 6, "a changed table is a changed prompt"
     for record in some("wikisql", 200):
         table = found[record.metadata["table_id"]]
         assert (table.header, table.types) == (record.metadata["header"], record.metadata["types"])
         assert all(len(row) == len(table.header) for row in table.rows)
+
+
+def test_a_file_of_dev_rows_is_read_as_the_dataset_is() -> None:
+    from ghosttune.config.loading import load_config
+    from ghosttune.workflows.prepare import prepare
+
+    files = {split: shared("data", "sst2", f"{split}.tsv.gz") for split in ("train", "test")}
+    chosen = [f"data.train.path={files['train']}", f"data.dev.path={files['test']}", "data.train.name=sst2"]
+    prepared = prepare(load_config(overrides=[*chosen, "data.train.limit=100", "data.dev.limit=20"]))
+    assert len(prepared.dev_records) == 20 and len(prepared.fingerprints) == 2
+    assert all(record.metadata["label"] == record.reference for record in prepared.dev_records)
 
 
 def test_wikisql_without_its_tables_is_refused(tmp_path: Path) -> None:

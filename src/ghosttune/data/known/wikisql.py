@@ -118,6 +118,7 @@ WIKISQL = KnownDataset(
     metrics=("sql_logical_form", "sql_execution", "sql_match"),
     anchor="GPT-3 175B with LoRA: logical form accuracy 74.0 (arXiv 2106.09685, table 4)",
     clean=with_query,
+    also_read=lambda file: [tables_file(file)],
 )
 
 
