@@ -16,7 +16,24 @@ import tempfile
 import time
 from pathlib import Path
 
-WORDS = "the fox and a hen were in one barn when it began to rain so they told each other what had been".split()
+WORDS = [
+    "the",
+    "fox",
+    "and",
+    "a",
+    "hen",
+    "were",
+    "in",
+    "one",
+    "barn",
+    "when",
+    "it",
+    "began",
+    "to",
+    "rain",
+    "so",
+    "they",
+]
 
 
 def written(path: Path, megabytes: int) -> int:
