@@ -362,7 +362,7 @@ def test_answers_quickly(arguments, limit):
         (["--help"], ["torch", "transformers", "peft", "pydantic", "rich"]),
         (["train", "--help"], ["torch", "transformers", "peft", "rich"]),
         (["show", "settings"], ["torch", "transformers", "peft"]),
-        (["show", "datasets"], ["torch", "transformers", "peft"]),
+        (["show", "datasets"], ["torch", "transformers", "peft", "numpy", "datasets"]),
         (["train", "--set", "train.max_stepz=1"], ["torch", "transformers", "peft"]),
         (["init"], ["torch", "transformers", "peft"]),
     ],

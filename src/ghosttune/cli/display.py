@@ -213,7 +213,8 @@ def _plain(value: Any) -> str:
 def _extras(row: dict[str, Any]) -> str:
     """The row's own columns, those that say something."""
     own = {name: value for name, value in row.items() if name not in ("example_id", "value", "standing", "steps_seen")}
-    said = ", ".join(f"{name}: {value}" for name, value in own.items() if value not in (None, "", False))
+    texts = {name: str(value) for name, value in own.items() if value not in (None, "", False)}
+    said = ", ".join(f"{name}: {text if len(text) <= 60 else text[:59] + '…'}" for name, text in texts.items())
     return f" ({said})" if said else ""
 
 

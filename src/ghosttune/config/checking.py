@@ -218,6 +218,10 @@ def _a_known_dataset(config: RunConfig) -> Found:
     train = config.data.train
     if train.name is None:
         return
+    if "/" in train.name:
+        if train.path is not None:
+            yield "data.train.path", f"does nothing for the hub id {train.name}; keep one of the two"
+        return
     try:
         DATASETS[train.name]
     except InputError as error:

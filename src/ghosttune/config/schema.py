@@ -98,7 +98,8 @@ class PhasesSettings(Section):
 
 class SourceSettings(Section):
     name: Text | None = setting(None, why="a known dataset brings its columns, prompt wording, splits and group key")
-    """A known dataset (`ghosttune show datasets`); with `path`, where its files already lie."""
+    """A known dataset (`ghosttune show datasets`); with `path`, where its files already lie. Or a hub id: `org/name`,
+    `org/name:configuration`, with `@revision` behind it to pin what it holds."""
     path: Text | None = setting(None, critical=True)
     """Your own file or folder (JSONL, JSON, CSV, TSV, Parquet, text; gzip too), or `builtin:rows`."""
     format: Literal["auto", "text", "prompt_completion", "messages", "alpaca"] = setting("auto")

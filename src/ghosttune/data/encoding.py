@@ -88,6 +88,9 @@ class Encoder:
         cut_rows: list[str] = []
         cut_tokens = 0
         for index, (record, parts) in enumerate(zip(records, rendered, strict=True)):
+            if record.tokens is not None:
+                features.append(_block(index, record.example_id, record.tokens))
+                continue
             ids = np.concatenate([ids_of[part] for part in parts])
             trained = np.concatenate([self._trains(part, len(ids_of[part])) for part in parts])
             if len(ids) > self.max_length:
@@ -130,6 +133,8 @@ class Encoder:
         return parts, np.concatenate([ids_of[part] for part in parts])
 
     def _rendered(self, record: Record) -> list[Part]:
+        if record.tokens is not None:
+            return []
         try:
             return self.template.render(record.turns)
         except ModelError as error:
@@ -227,6 +232,13 @@ class Encoder:
                 f"lose context: {listed(cut_rows, 5)}. Raise data.max_length, or accept the cut with "
                 f"data.truncated_share: {min(1.0, share + 0.01):.2f}."
             )
+
+
+def _block(index: int, example_id: str, tokens: np.ndarray) -> Features:
+    """A block of a corpus, trained whole."""
+    trained = np.ones(len(tokens), bool)
+    trained[0] = False
+    return Features(index, example_id, tokens, trained)
 
 
 def _place(record: Record) -> str:

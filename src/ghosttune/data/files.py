@@ -45,6 +45,46 @@ def read_file(path: Path) -> list[Placed]:
     return rows
 
 
+def read_unquoted(path: Path, columns: tuple[str, ...]) -> list[Placed]:
+    """Rows of a .tsv file in which quotes mean nothing, as GLUE's are; other kinds as `read_file` reads them.
+
+    A first line with the cell `label` names the columns; otherwise they are the given ones. DataError as `read_file`.
+    """
+    if kind_of(path) != "tsv":
+        return read_file(path)
+    lines = ((f"{path.name}:{number}", line.split("\t")) for number, line in enumerate(_lines(path), start=1) if line)
+    rows: list[Placed] = []
+    faults: list[str] = []
+    for place, cells in lines:
+        if place.endswith(":1") and "label" in cells:
+            columns = tuple(cells)
+        elif len(cells) == len(columns):
+            rows.append((place, dict(zip(columns, cells, strict=True))))
+        else:
+            faults.append(f"{place}: {len(cells)} cells, not {len(columns)} ({', '.join(columns)})")
+    if faults:
+        raise DataError(listed_faults(f"{path} cannot be read, {len(faults)} of its lines are wrong", faults))
+    if not rows:
+        raise DataError(f"{path} holds no rows")
+    return rows
+
+
+def read_text(path: Path) -> str:
+    """The whole text of a file, line ends as \\n; DataError when it is empty or not UTF-8."""
+    text = "\n".join(_lines(path))
+    if not text.strip():
+        raise DataError(f"{path} is empty")
+    return text
+
+
+def read_document(path: Path) -> Any:
+    """What a .json file holds, whatever it is; DataError with the line where it is not valid JSON."""
+    faults: list[str] = []
+    for document in _json_documents(path, faults):
+        return document
+    raise DataError(faults[0] if faults else f"{path} is empty")
+
+
 def listed_faults(title: str, faults: list[str]) -> str:
     """A title and the first faults below it; the rest is counted."""
     more = [f"… and {len(faults) - SHOWN_FAULTS} more"] if len(faults) > SHOWN_FAULTS else []
@@ -127,20 +167,24 @@ def _read_jsonl(path: Path, faults: list[str]) -> Iterator[Placed]:
 
 
 def _read_json(path: Path, faults: list[str]) -> Iterator[Placed]:
+    for rows in _json_documents(path, faults):
+        if not isinstance(rows, list):
+            faults.append(f"{path.name}: must hold a list of objects, holds {kind_of_value(rows)}")
+            return
+        for position, fields in enumerate(rows):
+            yield from _object(f"{path.name}[{position}]", fields, faults)
+
+
+def _json_documents(path: Path, faults: list[str]) -> Iterator[Any]:
+    """What the file holds: one document, or none when it is empty or not JSON."""
     text = "\n".join(_lines(path))
     if not text.strip():
         return
     try:
-        rows = json.loads(text)
+        yield json.loads(text)
     except json.JSONDecodeError as error:
         hint = "; one object per line? then name the file .jsonl" if error.msg == "Extra data" else ""
         faults.append(f"{path.name}:{error.lineno}: not valid JSON: {error.msg} at column {error.colno}{hint}")
-        return
-    if not isinstance(rows, list):
-        faults.append(f"{path.name}: must hold a list of objects, holds {kind_of_value(rows)}")
-        return
-    for position, fields in enumerate(rows):
-        yield from _object(f"{path.name}[{position}]", fields, faults)
 
 
 def _object(place: str, fields: Any, faults: list[str]) -> Iterator[Placed]:

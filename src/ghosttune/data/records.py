@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ghosttune.data.files import Fields, Placed, listed_faults, shown
 from ghosttune.errors import DataError, listed
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ROLES = ("system", "user", "assistant")
 OTHER_ROLE_NAMES = {"human": "user", "gpt": "assistant", "model": "assistant"}
@@ -34,6 +37,8 @@ class Record:
     split: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     place: str = ""
+    tokens: np.ndarray | None = None
+    """[T] of a block of a corpus, in place of turns to render."""
 
     @property
     def prompt(self) -> tuple[Turn, ...]:
@@ -164,9 +169,12 @@ def _prompt_completion(fields: Fields) -> tuple[Turn, ...]:
 def _alpaca(fields: Fields) -> tuple[Turn, ...]:
     has_input = fields.get("input") is not None
     context = _text(fields, "input", may_be_empty=True) if has_input else ""
-    instruction = _text(fields, "instruction")
-    asked = f"{instruction}\n\n{context}" if context.strip() else instruction
-    return Turn("user", asked), Turn("assistant", _text(fields, "output"))
+    return Turn("user", request(_text(fields, "instruction"), context)), Turn("assistant", _text(fields, "output"))
+
+
+def request(instruction: str, context: str) -> str:
+    """The instruction, and below it the text it is about, where there is one."""
+    return f"{instruction}\n\n{context}" if context.strip() else instruction
 
 
 def _messages(fields: Fields) -> tuple[Turn, ...]:

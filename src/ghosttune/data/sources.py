@@ -1,4 +1,4 @@
-"""Where records come from: a user's file or folder, the shipped rows, or a known dataset."""
+"""Where records come from: a user's file or folder, the shipped rows, a known dataset, or one on the hub."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import difflib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from ghosttune.config.schema import SourceSettings
 from ghosttune.data.files import Fields, Placed, fingerprint, kind_of, listed_faults, read_file, shown
+from ghosttune.data.hub import hub_rows, is_hub_id
 from ghosttune.data.records import ID_COLUMNS, Record, detect_format, is_one_side, records_of, rename_columns
 from ghosttune.errors import DataError, listed
 from ghosttune.registry import DATASETS
@@ -32,6 +34,10 @@ class Source:
     row_format: str
     fingerprints: dict[str, str]
     """File -> sha256 of its bytes."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Rows of the files that are no records, by reason."""
+    in_blocks: Callable[[Any, int], list[Record]] | None = None
+    """Of a corpus: makes its records from the tokenizer and the length of a block."""
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -53,6 +59,8 @@ class Source:
 
 def open_source(settings: SourceSettings) -> Source:
     """The records of a source; DataError when files are missing or rows cannot be used."""
+    if settings.name is not None and is_hub_id(settings.name):
+        return read_hub(settings.name, settings)
     if settings.name is not None:
         return DATASETS[settings.name].build(settings.path)
     path = builtin_rows() if settings.path == BUILTIN_ROWS else Path(settings.path or "")
@@ -66,19 +74,37 @@ def builtin_rows() -> Path:
 
 def read_source(files: dict[str | None, Path], settings: SourceSettings) -> Source:
     """Records of the files, each file being one split, or (key None) one file whose rows may name their split."""
+    parts = [(path.name.split(".")[0], split, read_file(path)) for split, path in files.items()]
+    return _source_of(parts, settings, {str(path): fingerprint(path) for path in files.values()})
+
+
+def read_hub(name: str, settings: SourceSettings) -> Source:
+    """Records of a dataset on the Hugging Face hub; splits of other names than train, dev and test are counted."""
+    found = hub_rows(name)
+    known = {split: SPLIT_NAMES[split] for split in found if split in SPLIT_NAMES}
+    if "train" not in found:
+        raise DataError(f"{name} has no split train; it has {listed(found)}")
+    parts = [(name.rpartition("/")[2], known[split], found[split].rows) for split in known]
+    fingerprints = {f"{name} {split}": found[split].fingerprint for split in known}
+    dropped = {f"split {split} of the hub": len(found[split].rows) for split in found if split not in known}
+    return replace(_source_of(parts, settings, fingerprints), dropped=dropped)
+
+
+def _source_of(
+    parts: Sequence[tuple[str, str | None, list[Placed]]], settings: SourceSettings, fingerprints: dict[str, str]
+) -> Source:
+    """One source of several (name, split, rows)."""
     rows: list[Placed] = []
     ids: list[str] = []
-    for split, path in files.items():
-        read = read_file(path)
+    for name, split, read in parts:
         named = _with_split(rename_columns(read, settings.columns or {}), split)
         ids += [
-            _own_id(fields) or _derived_id(path.name.split(".")[0], split, position, read[position][1])
+            _own_id(fields) or _derived_id(name, split, position, read[position][1])
             for position, (_, fields) in enumerate(named)
         ]
         rows += named
     refuse_repeated(ids)
     row_format = detect_format(rows) if settings.format == "auto" else settings.format
-    fingerprints = {str(path): fingerprint(path) for path in files.values()}
     return Source(records_of(rows, row_format, ids), row_format, fingerprints)
 
 

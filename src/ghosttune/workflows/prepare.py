@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from ghosttune.config.resolve import Facts, resolve_sources, resolve_steps
 from ghosttune.config.schema import RunConfig, SourceSettings
 from ghosttune.data.encoding import Collator, Encoded, Encoder
+from ghosttune.data.hub import is_hub_id
 from ghosttune.data.records import Record
 from ghosttune.data.sources import Source, open_source, read_source, refuse_repeated, source_files
 from ghosttune.data.splitting import sample, shared_groups, split_off, split_off_rows
@@ -47,9 +48,9 @@ def prepare(config: RunConfig) -> Prepared:
     """Reads, splits and encodes the rows of a run; raises ConfigError, DataError or ModelError, and writes nothing."""
     _require_trackers(config)
     tokenizer = load_tokenizer(config.model)
-    source = open_source(config.data.train)
+    source = _opened(config.data.train, config, tokenizer)
     config = resolve_sources(config, _facts(source, tokenizer))
-    dev_source = _dev_source(config)
+    dev_source = _dev_source(config, tokenizer)
     drawn = split_records(config, source, dev_source)
     config = resolve_steps(config, len(drawn.train), processes())
     encoder = Encoder(Template(config.data.template, tokenizer), config.data.max_length, config.data.loss_on)
@@ -89,7 +90,7 @@ def split_records(config: RunConfig, source: Source, dev_source: Source | None) 
     if not own:
         raise DataError("no training rows: the source's rows all belong to other splits")
     kept = sample(own, config.data.train.limit, seed)
-    left_out = {"beyond data.train.limit": len(own) - len(kept)}
+    left_out = source.dropped | {"beyond data.train.limit": len(own) - len(kept)}
     for split in source.splits:
         if split not in ("train", dev.split, guide.split):
             count = sum(record.split == split for record in source.records)
@@ -160,7 +161,15 @@ def _facts(source: Source, tokenizer: Any) -> Facts:
     )
 
 
-def _dev_source(config: RunConfig) -> Source | None:
+def _opened(settings: SourceSettings, config: RunConfig, tokenizer: Any) -> Source:
+    """The source, a corpus in blocks of the run's length."""
+    source = open_source(settings)
+    if source.in_blocks is None:
+        return source
+    return replace(source, records=source.in_blocks(tokenizer, config.data.max_length))
+
+
+def _dev_source(config: RunConfig, tokenizer: Any) -> Source | None:
     """The rows of `data.dev.path`, one file, named and read like the training rows."""
     path = config.data.dev.path
     if path is None:
@@ -170,6 +179,8 @@ def _dev_source(config: RunConfig) -> Source | None:
     train = config.data.train
     settings = SourceSettings(path=path, format=train.format, columns=train.columns)
     try:
+        if train.name is not None and not is_hub_id(train.name):
+            return _opened(SourceSettings(name=train.name, path=path), config, tokenizer)
         (file,) = source_files(Path(path)).values()
         return read_source({"dev": file}, settings)
     except DataError as error:
@@ -184,6 +195,7 @@ def _padding_token(tokenizer: Any) -> int:
 def default_run_folder(config: RunConfig, now: str) -> Path:
     """Where a run without --out goes: `run.name`, or data, model, method and time, below `run.root`."""
     train = config.data.train
-    data = train.name or Path(train.path or "").name.split(".")[0].replace("builtin:", "builtin-")
+    data = Path(train.name or "").name.replace(":", "-") or Path(train.path or "").name.split(".")[0]
+    data = data.replace("builtin:", "builtin-")
     model = Path(config.model.name).name.replace("builtin:", "")
     return Path(config.run.root) / (config.run.name or f"{data}-{model}-{config.method.type}-{now}")

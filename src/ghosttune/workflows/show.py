@@ -46,18 +46,16 @@ def _registered(registry: Registry) -> Callable[[str | None], Described]:
                 field: first_sentence(info.description or "") for field, info in entry.settings.model_fields.items()
             }
             return f"{entry.name}: {entry.meaning}\n\n{_table(fields)}", {"name": entry.name, "settings": fields}
-        facts = {key: value for key, value in vars(entry.settings).items() if key != "files"}
-        facts |= {"columns": list(entry.settings.columns)}
-        files = _files(entry.settings)
-        described = {key: listed(value) if isinstance(value, list) else str(value) for key, value in facts.items()}
-        lines = [f"{entry.name}: {entry.meaning}", "", _table(described), "files:", *[f"  {line}" for line in files]]
-        return "\n".join(lines), facts | {"files": files}
+        facts = entry.settings.facts()
+        described = {key: _one_line(value) for key, value in facts.items() if key != "files"}
+        files = ["files:", *(f"  {line}" for line in facts["files"])] if "files" in facts else []
+        return "\n".join([f"{entry.name}: {entry.meaning}", "", _table(described), *files]), facts
 
     return describe
 
 
-def _files(dataset: Any) -> list[str]:
-    return [f"{split}: {file.name}, {file.rows:,} rows, {file.url}" for split, file in dataset.files.items()]
+def _one_line(value: Any) -> str:
+    return listed(value) if isinstance(value, list) else str(value).replace("\n", "\\n")
 
 
 def _settings(name: str | None) -> Described:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from making import encoder_for, shared
+from published import source_of
 
 from ghosttune.config.schema import SourceSettings
 from ghosttune.data.known.e2e import E2E
@@ -22,9 +22,8 @@ from ghosttune.errors import DataError
 from ghosttune.training.order import RowOrder
 
 
-@functools.cache
 def e2e() -> Source:
-    return open_source(SourceSettings(name="e2e_nlg", path=str(shared("data", "e2e"))))
+    return source_of("e2e_nlg")
 
 
 def of_split(split: str) -> list[Record]:
@@ -53,7 +52,7 @@ def test_the_prompt_is_word_for_word_the_reference_projects() -> None:
         f"### Input:\n{mr}\n\n### Output:\n"
     )
     assert record.reference and record.reference.startswith("The Vaults pub near Café Adriatic")
-    assert record.metadata == {"mr": mr}
+    assert record.metadata == {"mr": mr, "ref": record.reference}
     assert record.place == "trainset.csv.gz:2"
 
 

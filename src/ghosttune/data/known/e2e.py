@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from ghosttune.data.fetching import KnownDataset, KnownFile
-from ghosttune.data.files import Fields, fingerprint, read_file
-from ghosttune.data.records import Record, records_of
-from ghosttune.data.sources import Source, example_ids
+from ghosttune.data.dataset import KnownDataset
+from ghosttune.data.fetching import KnownFile
+from ghosttune.data.sources import Source
 from ghosttune.registry import DATASETS
 
 REVISION = "ab0d967dd5729ce455ef14ba9ffafc456a335264"
@@ -13,6 +12,7 @@ SITE = f"https://raw.githubusercontent.com/tuetschek/e2e-dataset/{REVISION}"
 
 E2E = KnownDataset(
     title="E2E NLG challenge",
+    source="https://github.com/tuetschek/e2e-dataset",
     revision=REVISION,
     licence="CC BY-SA 4.0",
     files={
@@ -32,28 +32,17 @@ E2E = KnownDataset(
     },
     columns=("mr", "ref"),
     group="mr",
+    prompt=(
+        "### Instruction: Generate a natural language description from the following structured data.\n\n"
+        "### Input:\n{mr}\n\n### Output:\n"
+    ),
+    completion="{ref}",
+    metrics=("bleu_lowercase", "bleu", "rouge_l", "meteor", "chrf"),
     anchor="GPT-2 M with LoRA: BLEU 70.4 (arXiv 2106.09685, table 3)",
-)
-
-PROMPT = (
-    "### Instruction: Generate a natural language description from the following structured data.\n\n"
-    "### Input:\n{mr}\n\n### Output:\n"
 )
 
 
 @DATASETS.register("e2e_nlg", E2E)
 def e2e_nlg(path: str | None) -> Source:
     """Restaurant descriptions from attribute lists; several references per list."""
-    records: list[Record] = []
-    fingerprints: dict[str, str] = {}
-    for split, file in E2E.locate("e2e_nlg", path).items():
-        rows = read_file(file)
-        E2E.require_columns(file, rows)
-        fingerprints[str(file)] = fingerprint(file)
-        asked = [(place, _asked(row, split)) for place, row in rows]
-        records += records_of(asked, "prompt_completion", example_ids(rows, "e2e_nlg", split), E2E.group)
-    return Source(records, "prompt_completion", fingerprints)
-
-
-def _asked(row: Fields, split: str) -> Fields:
-    return {"prompt": PROMPT.format(mr=row["mr"]), "completion": row["ref"], "mr": row["mr"], "split": split}
+    return E2E.open("e2e_nlg", path)

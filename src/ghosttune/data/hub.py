@@ -1,0 +1,61 @@
+"""Rows of a dataset on the Hugging Face hub: fetched or cached by the `datasets` library, only when named."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ghosttune.data.files import Placed
+from ghosttune.errors import DataError
+
+HUB_ID = re.compile(r"(?P<repository>[^/:@\s]+/[^/:@\s]+)(:(?P<configuration>[^/:@\s]+))?(@(?P<revision>[^:@\s]+))?")
+"""`org/name`, `org/name:configuration`, `org/name@revision` or all of it."""
+
+
+@dataclass(frozen=True)
+class HubSplit:
+    """The rows of one split."""
+
+    rows: list[Placed]
+    fingerprint: str
+    """sha256 of the rows as JSON lines."""
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a dataset's name is one of the hub; names of known datasets have no slash."""
+    return "/" in name
+
+
+def hub_rows(name: str) -> dict[str, HubSplit]:
+    """Split -> rows; DataError when the id is malformed, or the dataset neither cached nor to be had."""
+    from datasets import disable_progress_bars, load_dataset
+    from huggingface_hub.errors import HfHubHTTPError
+
+    found = HUB_ID.fullmatch(name)
+    if found is None:
+        raise DataError(f"data.train.name {name!r} is not a hub id: org/name, org/name:configuration, with @revision")
+    if Path(found["repository"]).exists():  # the library would take it, and say nothing
+        raise DataError(
+            f"{found['repository']} is a hub id and also lies here; give data.train.path for what lies here"
+        )
+    disable_progress_bars()
+    try:
+        loaded = load_dataset(found["repository"], found["configuration"], revision=found["revision"])
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"{name} cannot be had from the hub: {reason}. Fetch it once where there is a network (it is then kept "
+            "below HF_HOME), name its configuration as org/name:configuration where it has several, or give "
+            "data.train.path a file of its rows."
+        ) from error
+    return {str(split): _split(name, str(split), rows.to_list()) for split, rows in loaded.items()}
+
+
+def _split(name: str, split: str, rows: list[dict]) -> HubSplit:
+    digest = hashlib.sha256()
+    for fields in rows:
+        digest.update(json.dumps(fields, sort_keys=True, ensure_ascii=False, default=str).encode() + b"\n")
+    return HubSplit([(f"{name} {split}[{place}]", fields) for place, fields in enumerate(rows)], digest.hexdigest())
