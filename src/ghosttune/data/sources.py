@@ -6,13 +6,21 @@ import difflib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ghosttune.config.schema import SourceSettings
 from ghosttune.data.files import Fields, Placed, fingerprint, kind_of, listed_faults, read_file, shown
-from ghosttune.data.records import ID_COLUMNS, Record, detect_format, is_one_side, records_of, rename_columns
+from ghosttune.data.records import (
+    ID_COLUMNS,
+    TURN_FORMATS,
+    Record,
+    detect_format,
+    is_one_side,
+    records_of,
+    rename_columns,
+)
 from ghosttune.errors import DataError, listed
 from ghosttune.registry import DATASETS
 
@@ -51,12 +59,28 @@ class Source:
         return self.row_format == "text" and any(is_one_side(record) for record in self.records)
 
 
-def open_source(settings: SourceSettings) -> Source:
-    """The records of a source; DataError when files are missing or rows cannot be used."""
+def open_source(settings: SourceSettings, formats: Sequence[str] = TURN_FORMATS) -> Source:
+    """The records of a source in one of these formats; DataError when files are missing or rows cannot be used."""
     if settings.name is not None:
-        return DATASETS[settings.name].build(settings.path)
+        return _in_format(DATASETS[settings.name].build(settings.path), settings.name, formats)
     path = builtin_rows() if settings.path == BUILTIN_ROWS else Path(settings.path or "")
-    return read_source(source_files(path), settings)
+    return read_source(source_files(path), settings, formats)
+
+
+def _in_format(source: Source, name: str, formats: Sequence[str]) -> Source:
+    """The dataset as it is, or read anew from the columns it keeps beside its turns; DataError when it has neither."""
+    if source.row_format in formats:
+        return source
+    rows = [(record.place, {**record.metadata, "split": record.split}) for record in source.records]
+    try:
+        row_format = detect_format(rows, formats)
+    except DataError as error:
+        raise DataError(f"the dataset {name} is not for this task: {error}") from error
+    read = records_of(rows, row_format, [record.example_id for record in source.records])
+    groups = zip(read, source.records, strict=True)
+    return replace(
+        source, row_format=row_format, records=[replace(record, group=known.group) for record, known in groups]
+    )
 
 
 def builtin_rows() -> Path:
@@ -64,7 +88,9 @@ def builtin_rows() -> Path:
     return Path(__file__).parent / "builtin" / "rows.jsonl"
 
 
-def read_source(files: dict[str | None, Path], settings: SourceSettings) -> Source:
+def read_source(
+    files: dict[str | None, Path], settings: SourceSettings, formats: Sequence[str] = TURN_FORMATS
+) -> Source:
     """Records of the files, each file being one split, or (key None) one file whose rows may name their split."""
     rows: list[Placed] = []
     ids: list[str] = []
@@ -77,7 +103,7 @@ def read_source(files: dict[str | None, Path], settings: SourceSettings) -> Sour
         ]
         rows += named
     refuse_repeated(ids)
-    row_format = detect_format(rows) if settings.format == "auto" else settings.format
+    row_format = detect_format(rows, formats) if settings.format == "auto" else settings.format
     fingerprints = {str(path): fingerprint(path) for path in files.values()}
     return Source(records_of(rows, row_format, ids), row_format, fingerprints)
 
