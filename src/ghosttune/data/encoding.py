@@ -37,6 +37,11 @@ class RowFeatures:
         return len(self.input_ids)
 
     @property
+    def positions(self) -> int:
+        """Positions of the model that it needs."""
+        return len(self)
+
+    @property
     def targets(self) -> int:
         """What the loss is counted in: trained tokens, labels, spans."""
         return 1

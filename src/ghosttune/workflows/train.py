@@ -161,7 +161,7 @@ def adapted_model(prepared: Prepared) -> Adapted:
     kind = prepared.task.kind(prepared.encoder.tokenizer)
     base = load_model(config.model, config.train.seed, kind)
     limit = longest_input(base)
-    longest = max(len(row) for row in [*prepared.train.features, *prepared.dev.features, *prepared.guide.features])
+    longest = max(row.positions for row in [*prepared.train.features, *prepared.dev.features, *prepared.guide.features])
     if limit is not None and longest > limit:
         message = f"lets rows of {longest} tokens through, and the model reads at most {limit}; set it to {limit}"
         raise ConfigError([config.problem("data.max_length", message)])

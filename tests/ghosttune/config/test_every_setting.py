@@ -353,9 +353,15 @@ PHASE_CASES = (
     }
 )
 
-LABELLED = {"task.type": "sequence_classification", "data.train.path": "@labelled.jsonl"}
-TAGGED = {"task.type": "token_classification", "data.train.path": "@tagged.jsonl"}
-ASKED = {"task.type": "question_answering", "data.train.path": "@asked.jsonl", "data.max_length": 60, "task.stride": 8}
+
+def of_task(kind: str, path: str, **others: Any) -> dict[str, Any]:
+    return {"task.type": kind, "data.train.path": path, "data.template": "auto", **others}
+
+
+LABELLED = of_task("sequence_classification", "@labelled.jsonl")
+TAGGED = of_task("token_classification", "@tagged.jsonl")
+ASKED = of_task("question_answering", "@asked.jsonl") | {"data.max_length": 60, "task.stride": 8}
+REWRITTEN = of_task("seq2seq_lm", "@rows.jsonl")
 
 CASES: dict[str, Case] = {
     "model.name": Case(rows, "@other"),
@@ -378,6 +384,8 @@ CASES: dict[str, Case] = {
     "task(question_answering).type": Case(task, "another", {"task.type": "question_answering"}),
     "task(question_answering).stride": Case(rows, 12, ASKED),
     "task(question_answering).max_answer_length": Case(spans, 3, {"task.type": "question_answering"}),
+    "task(seq2seq_lm).type": Case(task, "another", {"task.type": "seq2seq_lm"}),
+    "task(seq2seq_lm).max_target_length": Case(rows, 4, REWRITTEN),
     "task(regression).type": Case(task, "another", {"task.type": "regression"}),
     "data.train.name": Case(rows, "e2e_nlg", {"data.train.path": "@e2e"}),
     "data.train.path": Case(rows, "@fewer.jsonl"),

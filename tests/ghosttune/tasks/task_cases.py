@@ -57,6 +57,13 @@ def questions(count: int) -> list[dict[str, Any]]:
     return rows
 
 
+def rewritten(count: int) -> list[dict[str, Any]]:
+    return [
+        {"prompt": f"colour of number {n} {'really ' * (n % 4)}", "completion": ["red", "green river", "blue"][n % 3]}
+        for n in range(count)
+    ]
+
+
 @dataclass(frozen=True)
 class TaskCase:
     """One task on its rows."""
@@ -67,6 +74,8 @@ class TaskCase:
     """(model, batch of one row, its targets) -> its summed nats, by the model's own loss function."""
     families: tuple[str, ...] = ("bert", "llama")
     settings: dict[str, Any] = field(default_factory=dict)
+    rate: float = 0.01
+    """At which four rows are learned in 80 steps."""
 
 
 def inputs(batch: dict[str, Tensor], *others: str) -> dict[str, Tensor]:
@@ -82,7 +91,7 @@ def segmented_loss(model: Any, batch: dict[str, Tensor], targets: int) -> Tensor
     return model(**inputs(batch, *names)).loss
 
 
-def tag_loss(model: Any, batch: dict[str, Tensor], targets: int) -> Tensor:
+def mean_loss(model: Any, batch: dict[str, Tensor], targets: int) -> Tensor:
     return model(**inputs(batch, "labels")).loss * targets
 
 
@@ -100,8 +109,9 @@ def squared_loss(model: Any, batch: dict[str, Tensor], targets: int) -> Tensor:
 CASES = {
     "texts": TaskCase("sequence_classification", texts, label_loss, ("bert", "distilbert", "llama")),
     "pairs": TaskCase("sequence_classification", pairs, segmented_loss, settings={"labels": ["0", "1", "2"]}),
-    "tags": TaskCase("token_classification", tagged, tag_loss, ("bert", "llama")),
+    "tags": TaskCase("token_classification", tagged, mean_loss, ("bert", "llama")),
     "questions": TaskCase("question_answering", questions, span_loss, ("bert", "distilbert"), {"stride": 8}),
+    "rewriting": TaskCase("seq2seq_lm", rewritten, mean_loss, ("t5", "bart"), rate=0.03),
     "regression": TaskCase("regression", numbers, squared_loss),
 }
 

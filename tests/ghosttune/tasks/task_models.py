@@ -54,7 +54,12 @@ def word_piece(pair_marks: bool = True) -> Any:
             single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=marks
         )
     return PreTrainedTokenizerFast(
-        tokenizer_object=made, cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]", unk_token="[UNK]"
+        tokenizer_object=made,
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        eos_token="[SEP]",
     )
 
 
@@ -78,10 +83,36 @@ def llama(tokenizer: Any) -> Any:
     return small_llama(len(tokenizer), classifier_dropout=0.0, **shape)
 
 
+def t5(tokenizer: Any) -> Any:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    shape = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "dropout_rate": 0.0}
+    special = {"pad_token_id": 0, "eos_token_id": 3, "decoder_start_token_id": 0}
+    return T5ForConditionalGeneration(T5Config(vocab_size=len(tokenizer), **shape, **special))
+
+
+def bart(tokenizer: Any) -> Any:
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    stack = {"layers": 2, "attention_heads": 2, "ffn_dim": 24}
+    shape = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in stack.items()}
+    special = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 3}
+    shape |= {
+        "d_model": 16,
+        "max_position_embeddings": 64,
+        "dropout": 0.0,
+        "init_std": 0.2,
+        "forced_eos_token_id": None,
+    }
+    return BartForConditionalGeneration(BartConfig(vocab_size=len(tokenizer), **shape, **special))
+
+
 FAMILIES: dict[str, tuple[Callable[[Any], Any], bool]] = {
     "bert": (bert, True),
     "distilbert": (distilbert, True),
     "llama": (llama, False),
+    "t5": (t5, True),
+    "bart": (bart, True),
 }
 """How a family's model is made, and whether its tokenizer frames texts with marks."""
 
