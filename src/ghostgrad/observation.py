@@ -57,6 +57,7 @@ class Observation:
         self.complete: set[str] = set()
         self.delivered = False
         self.differing: list[str] = []
+        self.rounding: dict[str, float] = {}
         self.paused = False
         self.selected = selected
         self.layouts: dict[str, Layout] = {}
@@ -166,6 +167,8 @@ class Observation:
                 continue
             for observer in self.piecewise:
                 observer.see(name, gradient)
+            if self.verifying:
+                self.rounding[name] = self.rounding.get(name, 0.0) + _rounding(io.grad_output)
             if self.whole or self.verifying:
                 earlier = self.pieces.get(name)
                 self.pieces[name] = gradient if earlier is None else earlier.merge(gradient)
@@ -175,7 +178,7 @@ class Observation:
     def _completed(self, name: str, grad: Tensor) -> None:
         """Autograd has summed all uses of a parameter: so have we."""
         with _plainly(grad):
-            if self.verifying and not _agrees(self.pieces.get(name), grad):
+            if self.verifying and not _agrees(self.pieces.get(name), grad, self.rounding.get(name, 0.0)):
                 self.differing.append(name)
             if name in self.pieces:
                 self._show(name)
@@ -221,7 +224,15 @@ def _hook_parameter(parameter: nn.Parameter, name: str, completed: Any) -> Any:
     return remove
 
 
-def _agrees(gradient: ExampleGradient | None, grad: Tensor) -> bool:
+def _rounding(grad_output: Tensor) -> float:
+    """How far sums over the positions of a layer may differ by rounding alone: all there is of the gradient of a bias
+    that moves nothing, such as one in front of a softmax over positions."""
+    precise = torch.promote_types(grad_output.dtype, torch.float32)
+    size = torch.linalg.vector_norm(grad_output.detach(), dtype=precise)
+    return float(torch.finfo(precise).eps * grad_output[..., 0].numel() ** 0.5 * size)
+
+
+def _agrees(gradient: ExampleGradient | None, grad: Tensor, rounding: float) -> bool:
     """True where contributions add up to autograd's gradient within rounding; the bound is on norms, so that entries
     near zero in half precision cannot fail it, and a missing use or factor cannot pass it."""
     if grad.is_sparse:
@@ -233,7 +244,7 @@ def _agrees(gradient: ExampleGradient | None, grad: Tensor) -> bool:
     size = torch.linalg.vector_norm(grad.double())
     if gradient is None:
         return bool(size == 0)
-    return bool(torch.linalg.vector_norm(gradient.sum().double() - grad.double()) <= bound * size + 1e-12)
+    return bool(torch.linalg.vector_norm(gradient.sum().double() - grad.double()) <= bound * size + rounding + 1e-12)
 
 
 def _kept(keep: str, args: tuple, kwargs: dict) -> tuple[list[Tensor], Fill]:

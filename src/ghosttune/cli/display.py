@@ -20,6 +20,14 @@ VERDICTS = {
     "not distinguishable": "The adapter is not distinguishable from the untouched base.",
 }
 
+SCORES = {
+    "exact_match": ("exact", ".0%"),
+    "stopped": ("stopped", ".0%"),
+    "words": ("words", ".0%"),
+    "mean_absolute_error": ("error", ".4f"),
+}
+"""What a score is called, and how it is written."""
+
 
 class Display:
     """Follows a run by its events and prints results; `quiet` leaves standard output to JSON."""
@@ -68,7 +76,8 @@ class Display:
         model, train = prepared.config.model, prepared.config.train
         groups = ", ".join(f"{name} {count:,}" for name, count in counts.items())
         self.line(f"run        {event['run'].path}{' (continued)' if event['resumed'] else ''}")
-        self.line(f"model      {model.name} on {model.device}, {model.dtype}, {prepared.config.data.template} template")
+        reads = prepared.config.task.type if prepared.template is None else f"{prepared.template.kind} template"
+        self.line(f"model      {model.name} on {model.device}, {model.dtype}, {reads}")
         source = prepared.config.data.train
         counted = f"{len(prepared.train):,} train, {len(prepared.dev):,} dev" + (
             f", {len(prepared.guide):,} guide" if len(prepared.guide) else ""
@@ -135,15 +144,16 @@ class Display:
         interval = f"95 % interval {change['low']:+.4f} to {change['high']:+.4f}, {change['n']} rows"
         self.line(f"change     {change['value']:+.4f} ({interval})")
         if run.evaluation:
-            for name, title in (("exact_match", "exact     "), ("stopped", "stopped   ")):
-                adapter, base = (run.evaluation["dev"][who][name] for who in ("adapter", "base"))
-                interval = f"95 % interval {adapter['low']:.0%} to {adapter['high']:.0%}, {adapter['n']} rows"
-                self.line(f"{title} {base['value']:.0%} -> {adapter['value']:.0%} ({interval})")
+            for name, adapter in run.evaluation["dev"]["adapter"].items():
+                base, title, form = run.evaluation["dev"]["base"][name], *SCORES[name]
+                interval = f"95 % interval {adapter['low']:{form}} to {adapter['high']:{form}}, {adapter['n']} rows"
+                self.line(f"{title:<10} {base['value']:{form}} -> {adapter['value']:{form}} ({interval})")
             self._one_answer(run.predictions)
         if "ledger" in run.record:
             self._ledger(run)
         self.line(f"adapter    {run.folder.adapter} (best: step {judged['best_step']}), loads with PEFT alone")
-        self.line(f"try        ghosttune chat {shlex.quote(str(run.path))} --prompt {_quoted(run.predictions)}")
+        if run.config.task.type == "causal_lm":
+            self.line(f"try        ghosttune chat {shlex.quote(str(run.path))} --prompt {_quoted(run.predictions)}")
 
     def _ledger(self, run: Any) -> None:
         """What lowered the guide loss, how far the account closes, and the rows at either end."""
@@ -196,7 +206,8 @@ class Display:
         """Rows with their trained tokens marked."""
         for row in rows:
             trained = sum(flag for _, flag in row.tokens)
-            self.line(f"{row.example_id}: {len(row.tokens)} tokens, {trained} trained (in ⟦ ⟧)", "bold")
+            target = f", predicts {row.target}" if row.target else ""
+            self.line(f"{row.example_id}: {len(row.tokens)} tokens, {trained} trained (in ⟦ ⟧){target}", "bold")
             text = Text()
             for token, flag in row.tokens:
                 text.append(f"⟦{token}⟧" if flag else token, style="bold green" if flag else "dim")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -34,3 +36,20 @@ class ParameterFacts:
     """A, B, weight, bias, magnitude, scale or prompt."""
     role: str | None = None
     """Of its module: q, k, v, o, qkv, or the module's own last name."""
+
+
+@dataclass(frozen=True)
+class ModelKind:
+    """What a task asks of a model."""
+
+    loader: str
+    """Name of the class in Transformers that loads it."""
+    adapter_task: str
+    """PEFT's name of the task."""
+    entries: Mapping[str, Any] = field(default_factory=dict)
+    """Entries of the model's configuration that the task decides, such as its labels."""
+    new_head: bool = True
+    """Whether the output layers are the task's own: drawn anew where the weights have none, and trained in full."""
+
+
+CAUSAL_LM = ModelKind("AutoModelForCausalLM", "CAUSAL_LM", new_head=False)

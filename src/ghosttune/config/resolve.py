@@ -25,6 +25,8 @@ class Facts:
     """Splits the training source itself has, such as ("train", "dev")."""
     row_format: str = "prompt_completion"
     """Format the training rows are written in."""
+    has_template: bool = True
+    """Whether the task renders its rows through a template."""
     has_chat_template: bool = False
     """Whether the model's tokenizer has a chat template."""
     holds_conversations: bool = False
@@ -40,7 +42,7 @@ def resolve_sources(config: RunConfig, facts: Facts) -> RunConfig:
         derived["model.device"] = "cuda" if facts.cuda_devices else "cpu"
     if config.data.train.format == "auto" and config.data.train.name is None:
         derived["data.train.format"] = facts.row_format
-    if config.data.template == "auto":
+    if config.data.template == "auto" and facts.has_template:
         conversations = facts.row_format == "messages" or facts.holds_conversations
         derived["data.template"] = "chat" if facts.has_chat_template else "turns" if conversations else "plain"
     if config.data.dev.fraction is None and config.data.dev.split is None and config.data.dev.path is None:
@@ -103,6 +105,10 @@ def _device_problems(config: RunConfig, facts: Facts) -> list[Problem]:
 
 
 def _template_problems(config: RunConfig, facts: Facts) -> list[Problem]:
+    if not facts.has_template:
+        idle = {"data.template": config.data.template == "auto", "data.loss_on": config.data.loss_on == "completion"}
+        message = f"means nothing for {config.task.type}, which renders no prompts; leave it out"
+        return [config.problem(setting, message) for setting, is_default in idle.items() if not is_default]
     if config.data.template != "chat" or facts.has_chat_template:
         return []
     message = f"is chat, and the tokenizer of {config.model.name} has no chat template; use turns or plain"

@@ -102,7 +102,17 @@ class SourceSettings(Section):
     `org/name:configuration`, with `@revision` behind it to pin what it holds."""
     path: Text | None = setting(None, critical=True)
     """Your own file or folder (JSONL, JSON, CSV, TSV, Parquet, text; gzip too), or `builtin:rows`."""
-    format: Literal["auto", "text", "prompt_completion", "messages", "alpaca"] = setting("auto")
+    format: Literal[
+        "auto",
+        "text",
+        "prompt_completion",
+        "messages",
+        "alpaca",
+        "labelled_text",
+        "labelled_pair",
+        "tagged_tokens",
+        "question_answering",
+    ] = setting("auto")
     """How the columns are meant; `auto` is detected from the columns of all rows, and reported."""
     columns: dict[Text, Text] | None = setting(None, why="your own column names, without editing the file")
     """Needed column -> your column, such as {prompt: question, completion: answer}."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -24,19 +24,35 @@ TOKENISED_TOGETHER = 2048
 
 
 @dataclass(frozen=True)
-class Features:
-    """One row as the model sees it."""
+class RowFeatures:
+    """One row as the model sees it; each task adds what it is to predict."""
 
     index: int
     """Position in its split."""
     example_id: str
     input_ids: np.ndarray
     """[T] int32."""
-    trained: np.ndarray
-    """[T] bool; the first position is never trained, nothing predicts it."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def positions(self) -> int:
+        """Positions of the model that it needs."""
+        return len(self)
+
+    @property
+    def targets(self) -> int:
+        """What the loss is counted in: trained tokens, labels, spans."""
+        return 1
+
+
+@dataclass(frozen=True)
+class Features(RowFeatures):
+    """One row of language modelling."""
+
+    trained: np.ndarray
+    """[T] bool; the first position is never trained, nothing predicts it."""
 
     @property
     def targets(self) -> int:
@@ -48,10 +64,12 @@ class Features:
 class Encoded:
     """The features of a split, and what had to be cut to make them."""
 
-    features: list[Features]
+    features: Sequence[RowFeatures]
     cut_rows: list[str] = field(default_factory=list)
     """Ids of the rows that lost context."""
     cut_tokens: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Rows that have no features, by reason."""
 
     def __len__(self) -> int:
         return len(self.features)
@@ -65,6 +83,34 @@ class Encoded:
         return sum(row.targets for row in self.features)
 
 
+@dataclass(frozen=True)
+class MarkedRow:
+    """A row for people: its tokens, which of them are trained, and what is predicted beside them."""
+
+    input_ids: list[int]
+    trained: list[bool]
+    target: str = ""
+
+
+def require_offsets(tokenizer: Any) -> None:
+    """ModelError when the tokenizer cannot say which characters a token stands for."""
+    if not tokenizer.is_fast:
+        raise ModelError(
+            "this tokenizer (a slow one) cannot say which words its tokens stand for, which this task needs; use a "
+            "model with a tokenizer.json"
+        )
+
+
+class RowEncoder(Protocol):
+    """Turns the records of one task into features and batches."""
+
+    tokenizer: Any
+
+    def encode(self, records: Sequence[Record], truncated_share: float = 1.0) -> Encoded: ...
+    def collator(self) -> Callable[[Sequence[Any]], dict[str, torch.Tensor]]: ...
+    def marked(self, row: Any) -> MarkedRow: ...
+
+
 class Encoder:
     """Turns records into features under one template and length limit."""
 
@@ -73,6 +119,17 @@ class Encoder:
         self.max_length = max_length
         self.loss_on = loss_on
         self._leads: dict[str, list[int]] = {"": []}
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.template.tokenizer
+
+    def collator(self) -> Collator:
+        return Collator(padding_token(self.tokenizer))
+
+    def marked(self, row: Features) -> MarkedRow:
+        """The row's tokens, the trained ones marked."""
+        return MarkedRow(row.input_ids.tolist(), row.trained.tolist())
 
     def encode(self, records: Sequence[Record], truncated_share: float = 1.0) -> Encoded:
         """Features of every record, in order.
@@ -221,17 +278,22 @@ class Encoder:
     def _refuse_long(
         self, records: Sequence[Record], faults: list[str], cut_rows: list[str], truncated_share: float
     ) -> None:
-        rows = f"of {len(records)} rows"
         if faults:
+            rows = f"of {len(records)} rows"
             title = f"{len(faults)} {rows} do not fit into data.max_length {self.max_length}; answers are never cut"
             raise DataError(listed_faults(title, faults) + "\nRaise data.max_length, or split these rows.")
-        share = len(cut_rows) / max(1, len(records))
-        if share > truncated_share:
-            raise DataError(
-                f"{len(cut_rows)} {rows} ({share:.1%}) are longer than data.max_length {self.max_length} and would "
-                f"lose context: {listed(cut_rows, 5)}. Raise data.max_length, or accept the cut with "
-                f"data.truncated_share: {min(1.0, share + 0.01):.2f}."
-            )
+        refuse_cut(len(records), cut_rows, self.max_length, truncated_share)
+
+
+def refuse_cut(rows: int, cut_rows: Sequence[str], max_length: int, truncated_share: float) -> None:
+    """DataError when more than `truncated_share` of the rows had to be cut."""
+    share = len(cut_rows) / max(1, rows)
+    if share > truncated_share:
+        raise DataError(
+            f"{len(cut_rows)} of {rows} rows ({share:.1%}) are longer than data.max_length {max_length} and would "
+            f"lose context: {listed(cut_rows, 5)}. Raise data.max_length, or accept the cut with "
+            f"data.truncated_share: {min(1.0, share + 0.01):.2f}."
+        )
 
 
 def _block(index: int, example_id: str, tokens: np.ndarray) -> Features:
@@ -252,6 +314,34 @@ def _without_oldest_exchange(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
     return (*kept, *rest[2:]) if len(rest) > 2 else turns
 
 
+def padding_token(tokenizer: Any) -> int:
+    """Any token serves, padding is recognised by position; 0 where the tokenizer names none."""
+    return next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
+
+
+def padded(rows: Sequence[np.ndarray], fill: int) -> np.ndarray:
+    """[B, T] int64: the rows below each other, filled up on the right to the longest."""
+    table = np.full((len(rows), max(len(row) for row in rows)), fill, np.int64)
+    for place, row in enumerate(rows):
+        table[place, : len(row)] = row
+    return table
+
+
+def as_batch(rows: Sequence[RowFeatures], pad_token_id: int, **arrays: np.ndarray) -> dict[str, torch.Tensor]:
+    """input_ids and attention_mask [B, T], example_index [B], and the arrays of a task, as tensors.
+
+    Padding is recognised by position, never by token, so that the padding token may be any token.
+    """
+    import torch
+
+    batch = {
+        "input_ids": padded([row.input_ids for row in rows], pad_token_id),
+        "attention_mask": padded([np.ones_like(row.input_ids) for row in rows], 0),
+        "example_index": np.array([row.index for row in rows], np.int64),
+    }
+    return {name: torch.from_numpy(array) for name, array in (batch | arrays).items()}
+
+
 class Collator:
     """Batches of features, padded on the right to the longest row of the batch."""
 
@@ -259,21 +349,6 @@ class Collator:
         self.pad_token_id = pad_token_id
 
     def __call__(self, rows: Sequence[Features]) -> dict[str, torch.Tensor]:
-        """input_ids, attention_mask, labels (each [B, T], labels IGNORED where not trained) and example_index [B].
-
-        Padding is recognised by position, never by token, so that the padding token may be any token.
-        """
-        import torch
-
-        width = max(len(row) for row in rows)
-        ids = np.full((len(rows), width), self.pad_token_id, np.int64)
-        mask = np.zeros((len(rows), width), np.int64)
-        labels = np.full((len(rows), width), IGNORED, np.int64)
-        for place, row in enumerate(rows):
-            length = len(row)
-            ids[place, :length] = row.input_ids
-            mask[place, :length] = 1
-            labels[place, :length][row.trained] = row.input_ids[row.trained]
-        index = np.array([row.index for row in rows], np.int64)
-        batch = {"input_ids": ids, "attention_mask": mask, "labels": labels, "example_index": index}
-        return {name: torch.from_numpy(array) for name, array in batch.items()}
+        """input_ids, attention_mask, labels (each [B, T], labels IGNORED where not trained) and example_index [B]."""
+        labels = padded([np.where(row.trained, row.input_ids, IGNORED) for row in rows], IGNORED)
+        return as_batch(rows, self.pad_token_id, labels=labels)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ghosttune.data.columns import RowFault, text_of
 from ghosttune.data.files import Fields, Placed, listed_faults, shown
+from ghosttune.data.labelled import LABELLED_COLUMNS, READ_LABELLED
 from ghosttune.errors import DataError, listed
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ class Record:
 
     example_id: str
     turns: tuple[Turn, ...]
+    """Empty for rows of tasks that read columns instead."""
     group: str
     """Rows of one group never straddle two splits."""
     split: str | None = None
@@ -39,6 +42,8 @@ class Record:
     place: str = ""
     tokens: np.ndarray | None = None
     """[T] of a block of a corpus, in place of turns to render."""
+    columns: dict[str, Any] = field(default_factory=dict)
+    """What a row without turns consists of, such as text and label."""
 
     @property
     def prompt(self) -> tuple[Turn, ...]:
@@ -51,17 +56,13 @@ class Record:
         return self.turns[-1].content if self.turns[-1].role == "assistant" else None
 
 
-class RowFault(Exception):
-    """Why one row cannot be used; collected, so that all bad rows are reported together."""
-
-
-def detect_format(rows: list[Placed]) -> str:
-    """The format whose columns every row has; DataError with the columns found when there is none."""
+def detect_format(rows: list[Placed], formats: Sequence[str]) -> str:
+    """The first of the formats whose columns every row has; DataError with the columns found when there is none."""
     common = set(rows[0][1]).intersection(*(fields for _, fields in rows))
-    found = _format_of(common)
+    found = _format_of(common, formats)
     if found is not None:
         return found
-    first = _format_of(rows[0][1])
+    first = _format_of(rows[0][1], formats)
     if first is not None:
         lacking = [
             f"{place}: has {listed(fields) or 'no columns'}"
@@ -73,13 +74,18 @@ def detect_format(rows: list[Placed]) -> str:
         )
     raise DataError(
         f"columns {listed(sorted(rows[0][1]))} (first row, {rows[0][0]}) fit no format; needed are "
-        f"{'; '.join(f'{name}: {_needed(name)}' for name in NEEDED_COLUMNS)}. "
-        "Name yours with data.train.columns, such as {prompt: question, completion: answer}."
+        f"{'; '.join(f'{name}: {_needed(name)}' for name in formats)}. "
+        f"Name yours with data.train.columns, such as {_renaming(formats[-1])}."
     )
 
 
-def _format_of(columns: Collection[str]) -> str | None:
-    return next((name for name in NEEDED_COLUMNS if _has_columns(columns, name)), None)
+def _renaming(row_format: str) -> str:
+    """How the columns of a format are named in a configuration."""
+    return "{" + ", ".join(f"{name}: your_{name}" for name in NEEDED_COLUMNS[row_format][0]) + "}"
+
+
+def _format_of(columns: Collection[str], formats: Sequence[str]) -> str | None:
+    return next((name for name in formats if _has_columns(columns, name)), None)
 
 
 def _has_columns(columns: Collection[str], row_format: str) -> bool:
@@ -116,13 +122,8 @@ def _renamed(fields: Fields, columns: dict[str, str]) -> Fields:
     return own | {ours: fields[theirs] for ours, theirs in columns.items() if theirs in fields}
 
 
-def turns_of(fields: Fields, row_format: str) -> tuple[Turn, ...]:
-    """The turns of a row of this format; RowFault says why it has none."""
-    return _READ_TURNS[row_format](fields)
-
-
 def used_columns(row_format: str) -> set[str]:
-    """Columns that carry the turns, the id or the split; the others are metadata."""
+    """Columns that carry what the task reads, the id or the split; the others are metadata."""
     return {name for columns in READ_COLUMNS[row_format] for name in columns} | {"split", *ID_COLUMNS}
 
 
@@ -133,43 +134,41 @@ def records_of(rows: list[Placed], row_format: str, ids: list[str], group_column
     used = used_columns(row_format)
     for (place, fields), example_id in zip(rows, ids, strict=True):
         try:
-            turns = turns_of(fields, row_format)
+            turns, columns, asked = _content(fields, row_format)
         except RowFault as fault:
             faults.append(f"{place}: {fault}")
             continue
-        group = fields[group_column] if group_column else prompt_group(turns)
+        group = fields[group_column] if group_column else _normalised(asked)
         metadata = {name: value for name, value in fields.items() if name not in used}
-        records.append(Record(example_id, turns, group, fields.get("split"), metadata, place))
+        records.append(Record(example_id, turns, group, fields.get("split"), metadata, place, columns=columns))
     if faults:
         raise DataError(listed_faults(f"{len(faults)} of {len(rows)} rows cannot be used", faults))
     return records
 
 
-def prompt_group(turns: tuple[Turn, ...]) -> str:
-    """The normalised words of everything but the answers: equal prompts belong to one group."""
-    said = " ".join(turn.content for turn in turns if turn.role != "assistant")
-    return " ".join(said.lower().split())
+def _content(fields: Fields, row_format: str) -> tuple[tuple[Turn, ...], dict[str, Any], str]:
+    """(turns, other columns, everything but the answers) of a row; RowFault says why it has none."""
+    if row_format in READ_LABELLED:
+        columns, asked = READ_LABELLED[row_format](fields)
+        return (), columns, asked
+    turns = _READ_TURNS[row_format](fields)
+    return turns, {}, " ".join(turn.content for turn in turns if turn.role != "assistant")
 
 
-def _text(fields: Fields, column: str, may_be_empty: bool = False) -> str:
-    if column not in fields:
-        raise RowFault(f"has no column {column!r} (columns: {listed(fields)})")
-    value = fields[column]
-    if not isinstance(value, str):
-        raise RowFault(f"{column} must be text, is {shown(value)}")
-    if not may_be_empty and not value.strip():
-        raise RowFault(f"{column} is empty")
-    return value
+def _normalised(asked: str) -> str:
+    """Rows that ask the same words belong to one group."""
+    return " ".join(asked.lower().split())
 
 
 def _prompt_completion(fields: Fields) -> tuple[Turn, ...]:
-    return Turn("user", _text(fields, "prompt")), Turn("assistant", _text(fields, "completion"))
+    return Turn("user", text_of(fields, "prompt")), Turn("assistant", text_of(fields, "completion"))
 
 
 def _alpaca(fields: Fields) -> tuple[Turn, ...]:
     has_input = fields.get("input") is not None
-    context = _text(fields, "input", may_be_empty=True) if has_input else ""
-    return Turn("user", request(_text(fields, "instruction"), context)), Turn("assistant", _text(fields, "output"))
+    context = text_of(fields, "input", may_be_empty=True) if has_input else ""
+    asked = request(text_of(fields, "instruction"), context)
+    return Turn("user", asked), Turn("assistant", text_of(fields, "output"))
 
 
 def request(instruction: str, context: str) -> str:
@@ -214,7 +213,7 @@ def is_one_side(record: Record) -> bool:
 
 
 def _plain_text(fields: Fields) -> tuple[Turn, ...]:
-    text = _text(fields, "text")
+    text = text_of(fields, "text")
     parts = _MARKS.split(text)
     if len(parts) < 5 or parts[0].strip():  # fewer than two marks, or words before the first: plain text
         return (Turn("text", text),)
@@ -230,6 +229,7 @@ NEEDED_COLUMNS: dict[str, list[tuple[str, ...]]] = {
     "alpaca": [("instruction", "output")],
     "prompt_completion": [("prompt", "completion")],
     "text": [("text",)],
+    **{name: [columns] for name, columns in LABELLED_COLUMNS.items()},
 }
 
 READ_COLUMNS: dict[str, list[tuple[str, ...]]] = {
@@ -237,6 +237,9 @@ READ_COLUMNS: dict[str, list[tuple[str, ...]]] = {
     "alpaca": [("instruction", "input", "output")],
 }
 """Columns a format takes its turns from, optional ones included."""
+
+TURN_FORMATS = ("messages", "alpaca", "prompt_completion", "text")
+"""Formats whose rows are turns, in the order in which they are tried."""
 
 _READ_TURNS: dict[str, Callable[[Fields], tuple[Turn, ...]]] = {
     "messages": _messages,

@@ -14,7 +14,15 @@ from typing import Any
 from ghosttune.config.schema import SourceSettings
 from ghosttune.data.files import Fields, Placed, fingerprint, kind_of, listed_faults, read_file, shown
 from ghosttune.data.hub import hub_rows, is_hub_id
-from ghosttune.data.records import ID_COLUMNS, Record, detect_format, is_one_side, records_of, rename_columns
+from ghosttune.data.records import (
+    ID_COLUMNS,
+    TURN_FORMATS,
+    Record,
+    detect_format,
+    is_one_side,
+    records_of,
+    rename_columns,
+)
 from ghosttune.errors import DataError, listed
 from ghosttune.registry import DATASETS
 
@@ -57,14 +65,30 @@ class Source:
         return self.row_format == "text" and any(is_one_side(record) for record in self.records)
 
 
-def open_source(settings: SourceSettings) -> Source:
-    """The records of a source; DataError when files are missing or rows cannot be used."""
+def open_source(settings: SourceSettings, formats: Sequence[str] = TURN_FORMATS) -> Source:
+    """The records of a source in one of these formats; DataError when files are missing or rows cannot be used."""
     if settings.name is not None and is_hub_id(settings.name):
-        return read_hub(settings.name, settings)
+        return read_hub(settings.name, settings, formats)
     if settings.name is not None:
-        return DATASETS[settings.name].build(settings.path)
+        return _in_format(DATASETS[settings.name].build(settings.path), settings.name, formats)
     path = builtin_rows() if settings.path == BUILTIN_ROWS else Path(settings.path or "")
-    return read_source(source_files(path), settings)
+    return read_source(source_files(path), settings, formats)
+
+
+def _in_format(source: Source, name: str, formats: Sequence[str]) -> Source:
+    """The dataset as it is, or read anew from the columns it keeps beside its turns; DataError when it has neither."""
+    if source.row_format in formats:
+        return source
+    rows = [(record.place, {**record.metadata, "split": record.split}) for record in source.records]
+    try:
+        row_format = detect_format(rows, formats)
+    except DataError as error:
+        raise DataError(f"the dataset {name} is not for this task: {error}") from error
+    read = records_of(rows, row_format, [record.example_id for record in source.records])
+    groups = zip(read, source.records, strict=True)
+    return replace(
+        source, row_format=row_format, records=[replace(record, group=known.group) for record, known in groups]
+    )
 
 
 def builtin_rows() -> Path:
@@ -72,13 +96,15 @@ def builtin_rows() -> Path:
     return Path(__file__).parent / "builtin" / "rows.jsonl"
 
 
-def read_source(files: dict[str | None, Path], settings: SourceSettings) -> Source:
+def read_source(
+    files: dict[str | None, Path], settings: SourceSettings, formats: Sequence[str] = TURN_FORMATS
+) -> Source:
     """Records of the files, each file being one split, or (key None) one file whose rows may name their split."""
     parts = [(path.name.split(".")[0], split, read_file(path)) for split, path in files.items()]
-    return _source_of(parts, settings, {str(path): fingerprint(path) for path in files.values()})
+    return _source_of(parts, settings, {str(path): fingerprint(path) for path in files.values()}, formats)
 
 
-def read_hub(name: str, settings: SourceSettings) -> Source:
+def read_hub(name: str, settings: SourceSettings, formats: Sequence[str] = TURN_FORMATS) -> Source:
     """Records of a dataset on the Hugging Face hub; splits of other names than train, dev and test are counted."""
     found = hub_rows(name)
     known = {split: SPLIT_NAMES[split] for split in found if split in SPLIT_NAMES}
@@ -87,11 +113,14 @@ def read_hub(name: str, settings: SourceSettings) -> Source:
     parts = [(name.rpartition("/")[2], known[split], found[split].rows) for split in known]
     fingerprints = {f"{name} {split}": found[split].fingerprint for split in known}
     dropped = {f"split {split} of the hub": len(found[split].rows) for split in found if split not in known}
-    return replace(_source_of(parts, settings, fingerprints), dropped=dropped)
+    return replace(_source_of(parts, settings, fingerprints, formats), dropped=dropped)
 
 
 def _source_of(
-    parts: Sequence[tuple[str, str | None, list[Placed]]], settings: SourceSettings, fingerprints: dict[str, str]
+    parts: Sequence[tuple[str, str | None, list[Placed]]],
+    settings: SourceSettings,
+    fingerprints: dict[str, str],
+    formats: Sequence[str],
 ) -> Source:
     """One source of several (name, split, rows)."""
     rows: list[Placed] = []
@@ -104,7 +133,7 @@ def _source_of(
         ]
         rows += named
     refuse_repeated(ids)
-    row_format = detect_format(rows) if settings.format == "auto" else settings.format
+    row_format = detect_format(rows, formats) if settings.format == "auto" else settings.format
     return Source(records_of(rows, row_format, ids), row_format, fingerprints)
 
 

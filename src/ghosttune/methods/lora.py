@@ -47,5 +47,4 @@ def lora(settings: LoraSettings, targets: list[str], transposed: bool) -> peft.L
         target_modules=targets,
         trainable_token_indices=settings.trainable_token_indices,
         fan_in_fan_out=transposed,
-        task_type="CAUSAL_LM",
     )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ghosttune.config.facts import CAUSAL_LM, ModelKind
 from ghosttune.config.schema import MethodSettings, ModelSettings
 from ghosttune.errors import ModelError, listed
 from ghosttune.models.builtin import BUILTIN_MODELS, builtin_model_folder
-from ghosttune.models.modules import matched_modules, module_facts
+from ghosttune.models.modules import head_modules, matched_modules, module_facts
 from ghosttune.registry import METHODS
 
 if TYPE_CHECKING:
@@ -39,50 +40,63 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(place, **arguments)
 
 
-def load_model(settings: ModelSettings, seed: int) -> PreTrainedModel:
+def load_model(settings: ModelSettings, seed: int, kind: ModelKind = CAUSAL_LM) -> PreTrainedModel:
     """The base model on the CPU in its declared dtype, every parameter frozen.
 
-    `init: random` takes the shape only and draws the weights from `seed`. ModelError when weights are pickled, damaged
-    or incomplete, and when the model sees the words it is to predict.
+    `init: random` takes the shape only and draws the weights from `seed`, from which a task's new head is drawn too.
+    ModelError when weights are pickled, damaged or incomplete, when the model sees the words it is to predict, and when
+    there is no such model for the task.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     dtype = getattr(torch, settings.dtype)
     place, arguments = _located(settings)
+    loader: Any = getattr(transformers, kind.loader)
+    torch.manual_seed(seed)
     with _explained(settings, "model"):
         if settings.init == "random":
-            torch.manual_seed(seed)
-            config = AutoConfig.from_pretrained(place, **arguments)
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=settings.trust_remote_code)
+            config = transformers.AutoConfig.from_pretrained(place, **arguments, **kind.entries)
+            model = loader.from_config(config, dtype=dtype, trust_remote_code=settings.trust_remote_code)
         else:
             with _without_upstream_reports():
-                loaded: Any = AutoModelForCausalLM.from_pretrained(
+                loaded: Any = loader.from_pretrained(
                     place,
                     dtype=dtype,
                     use_safetensors=True,
                     ignore_mismatched_sizes=True,  # refused below, by name
                     output_loading_info=True,
                     **arguments,
+                    **kind.entries,
                 )
             model, found = loaded
-            _require_complete(settings, found["missing_keys"], found["mismatched_keys"])
-    _require_causal(settings, model)
+            new = head_modules(model) if kind.new_head else []
+            _require_complete(settings, found["missing_keys"], found["mismatched_keys"], new)
+    if kind is CAUSAL_LM:
+        _require_causal(settings, model)
     return model.requires_grad_(False)
 
 
 def _require_complete(
-    settings: ModelSettings, missing: Iterable[str], mismatched: Iterable[tuple[str, Any, Any]]
+    settings: ModelSettings,
+    missing: Iterable[str],
+    mismatched: Iterable[tuple[str, Any, Any]],
+    new: Sequence[str],
 ) -> None:
-    """Transformers draws missing weights at random and goes on; a run must not."""
+    """Transformers draws missing weights at random and goes on; a run must not, except for the modules that are new."""
     for name, stored, expected in mismatched:
+        if name.split(".")[0] in new:
+            raise ModelError(
+                f"{settings.name} has a head of its own for another task: {name} is {tuple(stored)}, and this task "
+                f"needs {tuple(expected)}; give the labels it was trained with (task.labels), or the model without it"
+            )
         raise ModelError(
             f"the weights of {settings.name} are not of the model that its config.json describes: {name} is "
             f"{tuple(stored)} and should be {tuple(expected)}"
         )
-    names = sorted(missing)
+    names = sorted(name for name in missing if name.split(".")[0] not in new)
     if names:
         raise ModelError(
             f"the weights of {settings.name} lack {len(names)} tensors of the model: {listed(names, 5)}; "
@@ -105,11 +119,16 @@ def _require_causal(settings: ModelSettings, model: PreTrainedModel) -> None:
 
 def longest_input(model: PreTrainedModel) -> int | None:
     """Positions the model was built for; None where its configuration sets no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    tables = (module for name, module in model.named_modules() if name.endswith("embeddings.position_embeddings"))
+    first = getattr(next(tables, None), "padding_idx", None)  # RoBERTa counts positions from behind its padding token
+    return limit if limit is None or first is None else limit - first - 1
 
 
-def add_adapter(model: PreTrainedModel, settings: MethodSettings, seed: int) -> peft.PeftModel:
-    """The model with an adapter on the modules that `target_modules` means; only the adapter is trainable.
+def add_adapter(
+    model: PreTrainedModel, settings: MethodSettings, seed: int, kind: ModelKind = CAUSAL_LM
+) -> peft.PeftModel:
+    """The model with an adapter on the modules that `target_modules` means; only it and a new head are trainable.
 
     Raises ConfigError when a target matches nothing.
     """
@@ -119,9 +138,13 @@ def add_adapter(model: PreTrainedModel, settings: MethodSettings, seed: int) -> 
 
     targets = matched_modules(module_facts(model), settings.target_modules)  # type: ignore[attr-defined]
     transposed = any(isinstance(model.get_submodule(name), Conv1D) for name in targets)
+    adapter = METHODS[settings.type].build(settings, targets, transposed)
+    adapter.task_type = kind.adapter_task
+    if kind.new_head:
+        adapter.modules_to_save = head_modules(model)
     torch.manual_seed(seed)
     with _without_upstream_warnings():
-        adapted = peft.get_peft_model(model, METHODS[settings.type].build(settings, targets, transposed))
+        adapted = peft.get_peft_model(model, adapter)
     adapted.peft_config["default"].base_model_name_or_path = model.name_or_path
     return adapted
 

@@ -40,7 +40,7 @@ def module_facts(model: PreTrainedModel) -> list[ModuleFacts]:
     """One entry per linear layer and embedding, in the model's own order.
 
     Layers are the children of the longest list of equal blocks; within a block a path with `att` in it is attention and
-    every other linear layer is mlp. Outside the blocks, the output layer is head and the input table embedding. The
+    every other linear layer is mlp. Outside the blocks, output layers are head and the input table embedding. The
     names are those of the untouched model, also when the model has an adapter already.
     """
     model = getattr(model, "get_base_model", lambda: model)()
@@ -49,7 +49,7 @@ def module_facts(model: PreTrainedModel) -> list[ModuleFacts]:
         _name_of(model, model.get_input_embeddings()): "embedding",
         _name_of(model, model.get_output_embeddings()): "head",
     }
-    blocks = _blocks(model)
+    blocks, heads = _blocks(model), head_modules(model)  # type: ignore[arg-type]
     facts = []
     for path, module in model.named_modules():
         name = path.removesuffix(".base_layer")
@@ -59,12 +59,24 @@ def module_facts(model: PreTrainedModel) -> list[ModuleFacts]:
             group, layer, role = ends[name], None, None
         elif _is_linear(module):
             layer, inner = _layer_of(name, blocks)
-            group = ("attention" if "att" in inner.lower() else "mlp") if layer is not None else "other"
+            if layer is not None:
+                group = "attention" if "att" in inner.lower() else "mlp"
+            else:
+                group = "head" if name.split(".")[0] in heads else "other"
             role = _role(name.rpartition(".")[2]) if group == "attention" else name.rpartition(".")[2]
         else:
             continue
         facts.append(ModuleFacts(name, layer, group, role))
     return facts
+
+
+def head_modules(model: PreTrainedModel) -> list[str]:
+    """Names of the modules that a model of a task has on top of the bare model."""
+    return [
+        name
+        for name, child in model.named_children()
+        if child is not model.base_model and next(child.parameters(), None) is not None
+    ]
 
 
 def _name_of(model: nn.Module, wanted: nn.Module | None) -> str:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-from ghosttune.config.schema import TaskSettings, setting
+from ghosttune.config.facts import CAUSAL_LM, ModelKind
+from ghosttune.config.schema import DataSettings, TaskSettings, setting
+from ghosttune.data.records import TURN_FORMATS, Record
 from ghosttune.registry import TASKS
+from ghosttune.tasks.protocol import unwrapped
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from ghosttune.data.encoding import Encoder
 
 
 class CausalSettings(TaskSettings):
@@ -21,6 +26,23 @@ class CausalSettings(TaskSettings):
 @TASKS.register("causal_lm", CausalSettings)
 class CausalTask:
     """Generate text: prompts and completions, conversations, instructions, plain text."""
+
+    formats = TURN_FORMATS
+
+    def __init__(self, settings: CausalSettings | None = None):
+        pass
+
+    def derived(self, records: Sequence[Record]) -> dict[str, Any]:
+        return {}
+
+    def kind(self, tokenizer: Any) -> ModelKind:
+        return CAUSAL_LM
+
+    def encoder(self, tokenizer: Any, data: DataSettings) -> Encoder:
+        from ghosttune.data.encoding import Encoder
+        from ghosttune.data.templates import Template
+
+        return Encoder(Template(data.template, tokenizer), data.max_length, data.loss_on)
 
     def example_loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Summed negative log-likelihood of each row's trained tokens, in nats: [B], at least float32.
@@ -35,7 +57,7 @@ class CausalTask:
 
         labels = batch["labels"][:, 1:]
         predicts = labels != IGNORED
-        head = _unwrapped(model).get_output_embeddings()
+        head = unwrapped(model).get_output_embeddings()
         with only_positions(head, predicts):
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
         precise = torch.promote_types(logits.dtype, torch.float32)
@@ -67,8 +89,3 @@ def only_positions(head: nn.Module, predicts: Tensor) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def _unwrapped(model: Any) -> Any:
-    """The model below a distributed wrapper."""
-    return model.module if hasattr(model, "module") and not hasattr(model, "get_output_embeddings") else model

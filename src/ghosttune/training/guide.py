@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ghosttune.data.encoding import Collator, Features
+from ghosttune.data.encoding import RowFeatures
 from ghosttune.training.processes import processes, rank, total
 
 Batch = Mapping[str, Any]
@@ -27,7 +27,7 @@ class Guide(Protocol):
 class GuideRows:
     """Encoded rows as a guide: the sum of their nats over the number of their targets."""
 
-    def __init__(self, task: Any, collator: Collator, rows: Sequence[Features], batch_size: int, device: Any):
+    def __init__(self, task: Any, collator: Any, rows: Sequence[RowFeatures], batch_size: int, device: Any):
         self.task, self.collator, self.device = task, collator, device
         self.targets = sum(row.targets for row in rows)
         by_length = sorted(rows, key=len)

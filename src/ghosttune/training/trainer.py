@@ -18,7 +18,7 @@ from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback
 
 from ghosttune.config.schema import RunConfig
-from ghosttune.data.encoding import IGNORED, Collator, Encoded, Features
+from ghosttune.data.encoding import Encoded, RowFeatures
 from ghosttune.errors import GhosttuneError
 from ghosttune.run.directory import RunDir
 from ghosttune.training import checkpoints
@@ -56,7 +56,7 @@ class RunTrainer(Trainer):
         task: Any,
         train: Encoded,
         dev: Encoded,
-        collator: Collator,
+        collator: Any,
         watch: Watch,
         measurement: Measurement,
         phasing: Phasing | None,
@@ -107,8 +107,15 @@ class RunTrainer(Trainer):
         if not torch.isfinite(losses).all():
             raise GhosttuneError(self._not_finite(losses, inputs["example_index"]))
         mask = inputs["attention_mask"]
-        self.counted += torch.stack([mask.sum(), (mask == 0).sum(), (inputs["labels"] != IGNORED).sum()]).cpu()
+        self.counted += torch.tensor([int(mask.sum()), int((mask == 0).sum()), self._targets([inputs])])
         return losses.sum() / num_items_in_batch * self.args.world_size  # averaged over processes afterwards
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
+        """Targets of the whole step in all processes; the Trainer would ask the model's class how to count labels."""
+        return self.accelerator.gather(torch.tensor(self._targets(batch_samples), device=device)).sum()  # type: ignore[union-attr]
+
+    def _targets(self, batches: Sequence[dict[str, Any]]) -> int:
+        return sum(self.train_rows[row].targets for batch in batches for row in batch["example_index"].tolist())
 
     def _not_finite(self, losses: torch.Tensor, index: torch.Tensor) -> str:
         rows = [self.train_rows[position].example_id for position in index[~torch.isfinite(losses)].tolist()]
@@ -128,7 +135,7 @@ class RunTrainer(Trainer):
         return metrics
 
     @torch.no_grad()
-    def example_losses(self, rows: Sequence[Features]) -> torch.Tensor:
+    def example_losses(self, rows: Sequence[RowFeatures]) -> torch.Tensor:
         """Summed nats of each row's targets, [N] float64, without dropout; consumes no random numbers."""
         was_training = self.model.training
         self.model.eval()
@@ -140,7 +147,7 @@ class RunTrainer(Trainer):
         self.model.train(was_training)
         return total
 
-    def _eval_batches(self, rows: Sequence[Features]) -> Iterator[list[int]]:
+    def _eval_batches(self, rows: Sequence[RowFeatures]) -> Iterator[list[int]]:
         by_length = sorted(range(len(rows)), key=lambda position: len(rows[position]))
         size = self.args.per_device_eval_batch_size
         for start in range(0, len(by_length), size):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
+from ghosttune.data.encoding import Encoder
 from ghosttune.data.records import Record
 from ghosttune.data.splitting import sample
 from ghosttune.inference.generating import Answer
@@ -21,7 +22,7 @@ def answer_dev_rows(run: RunDir, prepared: Prepared, model: Any, listen: Listene
     records = sample(asked, settings.limit, prepared.config.train.seed)
     if not records:
         return
-    pipeline = Pipeline(model, prepared.encoder, settings.max_new_tokens)
+    pipeline = Pipeline(model, cast(Encoder, prepared.encoder), settings.max_new_tokens)
     answers = pipeline.generate([record.prompt for record in records])
     base = pipeline.generate([record.prompt for record in records], adapter=False)
     rows = [

@@ -8,13 +8,13 @@ from typing import Any
 
 from ghosttune.config.resolve import steps_per_epoch
 from ghosttune.config.schema import RunConfig
-from ghosttune.data.encoding import Encoded
+from ghosttune.data.encoding import Encoded, Features
 from ghosttune.errors import InputError, ModelError, listed
-from ghosttune.models.loading import load_model
+from ghosttune.models.loading import load_model, load_tokenizer
 from ghosttune.models.modules import matched_modules, module_facts
 from ghosttune.run.directory import RunDir
 from ghosttune.training.phasing import Phasing
-from ghosttune.workflows.prepare import Prepared, prepare
+from ghosttune.workflows.prepare import Prepared, prepare, task_of
 from ghosttune.workflows.train import adapted_model, measurement_of, phasing_of
 
 SIGNALS = {"effective": "chosen by effective norms", "ledger": "chosen by the ledger's shares"}
@@ -56,7 +56,8 @@ def check(config: RunConfig) -> Report:
         report.errors.append(str(error))
     try:
         if prepared is None:  # the rows failed: the model can still be judged
-            facts = module_facts(load_model(config.model, config.train.seed))
+            kind = task_of(config).kind(load_tokenizer(config.model))
+            facts = module_facts(load_model(config.model, config.train.seed, kind))
             with config.placing():
                 matched_modules(facts, config.method.target_modules)  # type: ignore[attr-defined]
         else:
@@ -78,12 +79,12 @@ def _plan(prepared: Prepared, counts: dict[str, int], phasing: Phasing | None) -
     return {
         "device": config.model.device,
         "format": config.data.train.name or config.data.train.format,
-        "template": config.data.template,
+        **({"template": config.data.template} if prepared.template is not None else {}),
         "metadata_columns": ", ".join(prepared.metadata_columns) or "none",
         "rows": {
-            "train": len(prepared.train),
-            "dev": len(prepared.dev),
-            "guide": len(prepared.guide),
+            "train": len(prepared.train_records),
+            "dev": len(prepared.dev_records),
+            "guide": len(prepared.guide_records),
             "left_out": prepared.left_out,
         },
         "tokens": {
@@ -129,13 +130,14 @@ def _mean_targets(encoded: Encoded) -> float:
 
 
 def _label_findings(prepared: Prepared) -> list[Finding]:
-    """Rows without a trained token, and answers whose stop token is not trained."""
-    stops = set(prepared.encoder.template.stop_token_ids)
+    """Rows without a target, and answers whose stop token is not trained."""
+    template = prepared.template
+    stops = set(template.stop_token_ids) if template is not None else set()
     empty = [row.example_id for row in prepared.train.features if row.targets == 0]
     endless = [
         row.example_id
         for row in prepared.train.features
-        if row.targets and int(row.input_ids[row.trained][-1]) not in stops
+        if isinstance(row, Features) and row.targets and int(row.input_ids[row.trained][-1]) not in stops
     ]
     found = []
     if empty:
@@ -147,7 +149,9 @@ def _label_findings(prepared: Prepared) -> list[Finding]:
 
 def _row_findings(prepared: Prepared) -> list[Finding]:
     """Rows that stand more than once."""
-    rows = Counter((record.group, record.reference) for record in prepared.train_records)
+    rows = Counter(
+        (record.group, record.reference if record.turns else repr(record.columns)) for record in prepared.train_records
+    )
     repeated = sum(count - 1 for count in rows.values())
     if repeated:
         return [Finding("duplicates", f"{repeated} training rows repeat another row's prompt and answer")]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ghosttune.config.loading import with_values
 from ghosttune.config.resolve import Facts, resolve_sources, resolve_steps
 from ghosttune.config.schema import RunConfig, SourceSettings
-from ghosttune.data.encoding import Collator, Encoded, Encoder
+from ghosttune.data.encoding import Encoded, Encoder, RowEncoder
 from ghosttune.data.hub import is_hub_id
 from ghosttune.data.records import Record
 from ghosttune.data.sources import Source, open_source, read_source, refuse_repeated, source_files
@@ -17,6 +19,7 @@ from ghosttune.data.splitting import sample, shared_groups, split_off, split_off
 from ghosttune.data.templates import Template
 from ghosttune.errors import ConfigError, DataError, listed
 from ghosttune.models.loading import load_tokenizer
+from ghosttune.registry import TASKS
 from ghosttune.training.processes import processes
 
 
@@ -25,8 +28,9 @@ class Prepared:
     """A resolved configuration with its rows as features."""
 
     config: RunConfig
-    encoder: Encoder
-    collator: Collator
+    task: Any
+    encoder: RowEncoder
+    collator: Any
     train_records: list[Record]
     dev_records: list[Record]
     guide_records: list[Record]
@@ -39,33 +43,54 @@ class Prepared:
     """Rows of the source that this run does not use, by reason."""
 
     @property
+    def template(self) -> Template | None:
+        """What renders prompts; None where the task has none."""
+        return self.encoder.template if isinstance(self.encoder, Encoder) else None
+
+    @property
     def metadata_columns(self) -> list[str]:
         """Columns that no format needed: kept beside the rows, never shown to the model."""
         return sorted({name for record in self.train_records for name in record.metadata})
+
+
+def task_of(config: RunConfig) -> Any:
+    """The task that the configuration chooses, with its settings."""
+    return TASKS[config.task.type].build(config.task)
 
 
 def prepare(config: RunConfig) -> Prepared:
     """Reads, splits and encodes the rows of a run; raises ConfigError, DataError or ModelError, and writes nothing."""
     _require_trackers(config)
     tokenizer = load_tokenizer(config.model)
-    source = _opened(config.data.train, config, tokenizer)
-    config = resolve_sources(config, _facts(source, tokenizer))
-    dev_source = _dev_source(config, tokenizer)
+    task = task_of(config)
+    _require_format(config, task)
+    source = _opened(config.data.train, config, task, tokenizer)
+    config = resolve_sources(config, _facts(config, source, tokenizer))
+    dev_source = _dev_source(config, task, tokenizer)
     drawn = split_records(config, source, dev_source)
-    config = resolve_steps(config, len(drawn.train), processes())
-    encoder = Encoder(Template(config.data.template, tokenizer), config.data.max_length, config.data.loss_on)
+    derived = {f"task.{name}": value for name, value in task.derived(drawn.train).items()}
+    config = with_values(config, derived, "derived")
+    task = task_of(config)
+    encoder = task.encoder(tokenizer, config.data)
+    train, dev, guide = (
+        encoder.encode(records, config.data.truncated_share) for records in (drawn.train, drawn.dev, drawn.guide)
+    )
+    left_out = Counter(drawn.left_out)
+    for split in (train, dev, guide):
+        left_out.update(split.left_out)
     return Prepared(
-        config=config,
+        config=resolve_steps(config, len(train), processes()),
+        task=task,
         encoder=encoder,
-        collator=Collator(_padding_token(tokenizer)),
+        collator=encoder.collator(),
         train_records=drawn.train,
         dev_records=drawn.dev,
         guide_records=drawn.guide,
-        train=encoder.encode(drawn.train, config.data.truncated_share),
-        dev=encoder.encode(drawn.dev, config.data.truncated_share),
-        guide=encoder.encode(drawn.guide, config.data.truncated_share),
+        train=train,
+        dev=dev,
+        guide=guide,
         fingerprints=source.fingerprints | (dev_source.fingerprints if dev_source else {}),
-        left_out=drawn.left_out,
+        left_out=dict(left_out),
     )
 
 
@@ -141,6 +166,13 @@ def _refuse_shared(
         )
 
 
+def _require_format(config: RunConfig, task: Any) -> None:
+    row_format = config.data.train.format
+    if row_format != "auto" and row_format not in task.formats:
+        message = f"{row_format} is not for {config.task.type}, which reads {listed(task.formats)}"
+        raise ConfigError([config.problem("data.train.format", message)])
+
+
 def _require_trackers(config: RunConfig) -> None:
     missing = [name for name in config.run.trackers if find_spec(name) is None]
     if missing:
@@ -148,28 +180,29 @@ def _require_trackers(config: RunConfig) -> None:
         raise ConfigError([config.problem("run.trackers", message)])
 
 
-def _facts(source: Source, tokenizer: Any) -> Facts:
+def _facts(config: RunConfig, source: Source, tokenizer: Any) -> Facts:
     import torch
 
     return Facts(
         cuda_devices=torch.cuda.device_count(),
         source_splits=source.splits,
         row_format=source.row_format,
+        has_template=config.task.type == "causal_lm",
         has_chat_template=bool(getattr(tokenizer, "chat_template", None)),
         holds_conversations=source.has_turns,
         holds_lone_turns=source.has_lone_turns,
     )
 
 
-def _opened(settings: SourceSettings, config: RunConfig, tokenizer: Any) -> Source:
-    """The source, a corpus in blocks of the run's length."""
-    source = open_source(settings)
+def _opened(settings: SourceSettings, config: RunConfig, task: Any, tokenizer: Any) -> Source:
+    """The source in a format of the task, a corpus in blocks of the run's length."""
+    source = open_source(settings, task.formats)
     if source.in_blocks is None:
         return source
     return replace(source, records=source.in_blocks(tokenizer, config.data.max_length))
 
 
-def _dev_source(config: RunConfig, tokenizer: Any) -> Source | None:
+def _dev_source(config: RunConfig, task: Any, tokenizer: Any) -> Source | None:
     """The rows of `data.dev.path`, one file, named and read like the training rows."""
     path = config.data.dev.path
     if path is None:
@@ -180,16 +213,11 @@ def _dev_source(config: RunConfig, tokenizer: Any) -> Source | None:
     settings = SourceSettings(path=path, format=train.format, columns=train.columns)
     try:
         if train.name is not None and not is_hub_id(train.name):
-            return _opened(SourceSettings(name=train.name, path=path), config, tokenizer)
+            return _opened(SourceSettings(name=train.name, path=path), config, task, tokenizer)
         (file,) = source_files(Path(path)).values()
-        return read_source({"dev": file}, settings)
+        return read_source({"dev": file}, settings, task.formats)
     except DataError as error:
         raise DataError(f"data.dev.path: {error}") from error
-
-
-def _padding_token(tokenizer: Any) -> int:
-    """Any token serves, padding is recognised by position; 0 where the tokenizer names none."""
-    return next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
 
 
 def default_run_folder(config: RunConfig, now: str) -> Path:

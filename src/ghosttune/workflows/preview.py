@@ -16,18 +16,20 @@ class PreviewedRow:
     tokens: list[tuple[str, bool]]
     """(the token's text, whether it is trained)."""
     metadata: dict[str, object]
+    target: str = ""
+    """What is predicted beside the tokens, such as a label."""
 
 
 def preview(config: RunConfig, rows: int = 3) -> list[PreviewedRow]:
     """The first training rows exactly as training sees them, after template, truncation and masking."""
     prepared = prepare(config)
-    tokenizer = prepared.encoder.template.tokenizer
+    tokenizer = prepared.encoder.tokenizer
+    metadata = {record.example_id: record.metadata for record in prepared.train_records}
     shown = []
-    for record, features in zip(prepared.train_records[:rows], prepared.train.features, strict=False):
-        texts = _token_texts(tokenizer, features.input_ids.tolist())
-        shown.append(
-            PreviewedRow(record.example_id, list(zip(texts, features.trained.tolist(), strict=True)), record.metadata)
-        )
+    for features in prepared.train.features[:rows]:
+        row = prepared.encoder.marked(features)
+        tokens = list(zip(_token_texts(tokenizer, row.input_ids), row.trained, strict=True))
+        shown.append(PreviewedRow(features.example_id, tokens, metadata[features.example_id], row.target))
     return shown
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import shlex
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -18,11 +19,14 @@ from ghosttune.config.facts import ParameterFacts
 from ghosttune.config.loading import load_config
 from ghosttune.config.rendering import plain_yaml
 from ghosttune.config.schema import RunConfig
+from ghosttune.data.encoding import RowFeatures
+from ghosttune.data.records import Record as RowRecord
+from ghosttune.data.templates import Template
 from ghosttune.errors import ConfigError, DataError, GhosttuneError, RunError
 from ghosttune.metrics.intervals import FEWEST_ROWS, mean_ratio, verdict
 from ghosttune.models.loading import add_adapter, device_of, load_model, longest_input, revision_of, untrained_twins
 from ghosttune.models.modules import module_facts, parameter_facts, trainable_counts
-from ghosttune.registry import STRATEGIES, TASKS
+from ghosttune.registry import STRATEGIES
 from ghosttune.run.directory import RunDir, write_csv, write_folder, write_text
 from ghosttune.run.recording import Record
 from ghosttune.run.tables import Table
@@ -46,6 +50,7 @@ from ghosttune.training.trainer import RunTrainer
 from ghosttune.training.watching import Listener, Watch, ignore
 from ghosttune.workflows.answering import answer_dev_rows
 from ghosttune.workflows.launching import own_folder
+from ghosttune.workflows.predicting import predict_dev_rows
 from ghosttune.workflows.prepare import Prepared, default_run_folder, prepare
 from ghosttune.workflows.runs import Run
 
@@ -155,16 +160,18 @@ class Adapted:
 def adapted_model(prepared: Prepared) -> Adapted:
     """The model that trains; ConfigError or ModelError when it does not fit the rows or the method."""
     config = prepared.config
-    base = load_model(config.model, config.train.seed)
+    kind = prepared.task.kind(prepared.encoder.tokenizer)
+    base = load_model(config.model, config.train.seed, kind)
     limit = longest_input(base)
-    longest = max(len(row) for row in [*prepared.train.features, *prepared.dev.features, *prepared.guide.features])
+    longest = max(row.positions for row in [*prepared.train.features, *prepared.dev.features, *prepared.guide.features])
     if limit is not None and longest > limit:
         message = f"lets rows of {longest} tokens through, and the model reads at most {limit}; set it to {limit}"
         raise ConfigError([config.problem("data.max_length", message)])
-    _require_learned_stop_token(base, prepared)
+    if prepared.template is not None:
+        _require_learned_stop_token(base, prepared.template, prepared)
     facts = module_facts(base)
     with config.placing():
-        model = add_adapter(base, config.method, config.train.seed)
+        model = add_adapter(base, config.method, config.train.seed, kind)
     counts = trainable_counts(model, facts)
     layers = 1 + max(fact.layer for fact in facts if fact.layer is not None)
     return Adapted(model.to(device_of(config.model)), counts, parameter_facts(model, facts), layers)
@@ -182,9 +189,9 @@ def phasing_of(prepared: Prepared, adapted: Adapted) -> Phasing | None:
         raise ConfigError([config.problem("phases.plan", f"cannot be followed: {error}")]) from error
 
 
-def _require_learned_stop_token(base: Any, prepared: Prepared) -> None:
+def _require_learned_stop_token(base: Any, template: Template, prepared: Prepared) -> None:
     """ConfigError when answers could not learn to stop because the base never learned the stop token."""
-    template, method = prepared.encoder.template, prepared.config.method
+    method = prepared.config.method
     stop = template.tokenizer.convert_tokens_to_ids(template.stop_token)
     twins = untrained_twins(base, [stop])
     if twins and stop not in (getattr(method, "trainable_token_indices", None) or []):
@@ -198,16 +205,15 @@ def _require_learned_stop_token(base: Any, prepared: Prepared) -> None:
 def measurement_of(run: RunDir, prepared: Prepared, adapted: Adapted, phasing: Phasing | None) -> Measurement:
     """The instruments of a run; nothing is written before training begins. ConfigError when they cannot measure it."""
     config = prepared.config
-    task, device = TASKS[config.task.type].build(), device_of(config.model)
-    rows, size = prepared.guide.features, config.train.per_device_eval_batch_size
-    guided = partial(GuideRows, task, prepared.collator, batch_size=size, device=device)
+    rows, size, device = prepared.guide.features, config.train.per_device_eval_batch_size, device_of(config.model)
+    guided = partial(GuideRows, prepared.task, prepared.collator, batch_size=size, device=device)
     guide = guided(rows) if rows else None
     ends = [phase.end for phase in phasing.schedule.phases] if phasing else ()
     rotation = _rotation(run, config, rows, guided, adapted)
     return measurement(adapted.model, adapted.facts, guide, config, run, ends, rotation)
 
 
-def _rotation(run: RunDir, config: RunConfig, rows: list[Any], guided: Any, adapted: Adapted) -> Rotation | None:
+def _rotation(run: RunDir, config: RunConfig, rows: Sequence[Any], guided: Any, adapted: Adapted) -> Rotation | None:
     """Guide rows in turn, where they are asked for; ConfigError when there are fewer than one turn takes."""
     ledger = config.measure.ledger
     if ledger.guide_subset is None or ledger.guide_every is None:
@@ -235,7 +241,7 @@ def _begin(run: RunDir, prepared: Prepared, adapted: Adapted) -> Record:
         },
         data={
             "fingerprints": prepared.fingerprints,
-            "rows": {name: len(split) for name, split in splits.items()},
+            "rows": {name: len(records) for name, records in _records(prepared).items()},
             "tokens": {name: split.tokens for name, split in splits.items()},
             "targets": {name: split.targets for name, split in splits.items()},
             "cut_rows": {name: split.cut_rows for name, split in splits.items()},
@@ -285,12 +291,11 @@ def _run_stages(
         measured.restore(checkpoints.read_instruments(checkpoint, device_of(config.model)), counters)
         if phasing is not None:
             phasing.restore(counters)
-    task = TASKS[config.task.type].build()
     trainer = RunTrainer(
         model,
         config,
         run,
-        task,
+        prepared.task,
         prepared.train,
         prepared.dev,
         prepared.collator,
@@ -318,7 +323,7 @@ def _run_stages(
         _write_adapters(run, prepared, model, watch)
     with record.stage("evaluate"):
         judged = _judge(trainer, prepared, watch)
-        answer_dev_rows(run, prepared, model, listen)
+        (answer_dev_rows if prepared.template is not None else predict_dev_rows)(run, prepared, model, listen)
     record.end("finished", verdict=judged)
     listen({"event": "end", "verdict": judged})
 
@@ -330,8 +335,11 @@ def _write_measurements(run: RunDir, record: Record, prepared: Prepared, measure
         write_gradient_analysis(run, prepared.config.measure.norms.layers)
     ledger = ledger_of(measured)
     if ledger is not None:
-        features = zip(prepared.train_records, prepared.train.features, strict=True)
-        values = write_values(run, {row.example_id: {"tokens": len(ids), **row.metadata} for row, ids in features})
+        tokens: Counter[str] = Counter()  # a row may be several windows
+        for features in prepared.train.features:
+            tokens[features.example_id] += len(features)
+        rows = prepared.train_records
+        values = write_values(run, {row.example_id: {"tokens": tokens[row.example_id], **row.metadata} for row in rows})
         write_modules(run)
         record.note(ledger=ledger.account() | {"columns": separated_columns(values)})
 
@@ -373,7 +381,7 @@ def _write_adapters(run: RunDir, prepared: Prepared, model: Any, watch: Watch) -
 def _adapter_writer(prepared: Prepared, model: Any) -> Callable[[Path], None]:
     def fill(folder: Path) -> None:
         checkpoints.write_adapter(model, folder)
-        prepared.encoder.template.tokenizer.save_pretrained(str(folder))
+        prepared.encoder.tokenizer.save_pretrained(str(folder))
 
     return fill
 
@@ -381,10 +389,10 @@ def _adapter_writer(prepared: Prepared, model: Any) -> Callable[[Path], None]:
 def _judge(trainer: RunTrainer, prepared: Prepared, watch: Watch) -> dict[str, Any]:
     """Whether the best adapter lowered the dev loss of the untouched base, row by row, with an interval."""
     rows = prepared.dev.features
-    targets = np.array([row.targets for row in rows], float)
-    tuned = trainer.example_losses(rows).numpy()
+    targets = _by_record(rows, np.array([row.targets for row in rows], float))
+    tuned = _by_record(rows, trainer.example_losses(rows).numpy())
     with trainer.model.disable_adapter():
-        base = trainer.example_losses(rows).numpy()
+        base = _by_record(rows, trainer.example_losses(rows).numpy())
     change = mean_ratio(tuned - base, targets)
     return {
         "verdict": verdict(change),
@@ -396,14 +404,22 @@ def _judge(trainer: RunTrainer, prepared: Prepared, watch: Watch) -> dict[str, A
     }
 
 
+def _by_record(rows: Sequence[RowFeatures], values: np.ndarray) -> np.ndarray:
+    """The sum of each record's values, in order of appearance: windows of one record are not independent."""
+    sums: dict[str, float] = dict.fromkeys((row.example_id for row in rows), 0.0)
+    for row, value in zip(rows, values, strict=True):
+        sums[row.example_id] += float(value)
+    return np.array(list(sums.values()))
+
+
 def _write_splits(run: RunDir, prepared: Prepared) -> None:
-    splits = (
-        ("train", prepared.train_records),
-        ("dev", prepared.dev_records),
-        ("guide", prepared.guide_records),
-    )
+    splits = _records(prepared).items()
     write_csv(
         run.splits,
         ["example_id", "split"],
         ([record.example_id, split] for split, records in splits for record in records),
     )
+
+
+def _records(prepared: Prepared) -> dict[str, list[RowRecord]]:
+    return {"train": prepared.train_records, "dev": prepared.dev_records, "guide": prepared.guide_records}

@@ -44,6 +44,16 @@ def world(tmp_path_factory) -> Path:
     ]
     _write(folder / "rows.jsonl", rows)
     _write(folder / "fewer.jsonl", rows[:30])
+    labels = ["yes" if len(row["prompt"]) % 2 else "no" for row in rows]
+    _write(
+        folder / "labelled.jsonl",
+        [{"text": r["prompt"], "label": label} for r, label in zip(rows, labels, strict=True)],
+    )
+    words = [row["prompt"].split() for row in rows]
+    _write(folder / "tagged.jsonl", [{"tokens": w, "tags": ["yes" if len(x) > 3 else "no" for x in w]} for w in words])
+    answers = {"text": ["brown"], "answer_start": [40]}
+    texts = [f"{n:040}brown fox " + "please " * 9 for n in range(40)]
+    _write(folder / "asked.jsonl", [{"question": "which fox", "context": text, "answers": answers} for text in texts])
     _write(folder / "marked.jsonl", [{"text": row["text"]} for row in rows])
     _write(folder / "dev.jsonl", [{**row, "prompt": f"another {row['prompt']}"} for row in rows[:5]])
     splits = ["dev" if n % 20 == 0 else "test" if n % 20 == 1 else "train" for n in range(40)]
@@ -103,7 +113,7 @@ Observed = Callable[[RunConfig, Path, pytest.MonkeyPatch], Any]
 
 
 def rows(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
-    """Ids, tokens and trained positions of all splits; or why there are none."""
+    """Ids, tokens and targets of all splits; or why there are none."""
     from ghosttune.workflows.prepare import prepare
 
     try:
@@ -111,7 +121,10 @@ def rows(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
     except DataError as error:
         return f"refused: {error}"
     return [
-        [(row.example_id, row.input_ids.tolist(), row.trained.tolist()) for row in split.features]
+        [
+            {name: getattr(value, "tolist", lambda v=value: v)() for name, value in vars(row).items()}
+            for row in split.features
+        ]
         for split in (prepared.train, prepared.dev, prepared.guide)
     ]
 
@@ -270,7 +283,18 @@ def run_folder(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> An
 
 def task(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
     """The class that computes the loss."""
-    return type(TASKS[config.task.type].build())
+    return type(TASKS[config.task.type].build(config.task))
+
+
+def spans(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
+    """The span that is best when the first and the last token of a text of nine are the most likely ends."""
+    import torch
+
+    from ghosttune.tasks.extraction import best_spans
+
+    logits = torch.zeros(1, 9, 2)
+    logits[0, 0, 0] = logits[0, 8, 1] = 5.0
+    return best_spans(logits, torch.ones(1, 9, dtype=torch.bool), config.task.max_answer_length)  # type: ignore[attr-defined]
 
 
 # --- one case per setting ---
@@ -329,6 +353,16 @@ PHASE_CASES = (
     }
 )
 
+
+def of_task(kind: str, path: str, **others: Any) -> dict[str, Any]:
+    return {"task.type": kind, "data.train.path": path, "data.template": "auto", **others}
+
+
+LABELLED = of_task("sequence_classification", "@labelled.jsonl")
+TAGGED = of_task("token_classification", "@tagged.jsonl")
+ASKED = of_task("question_answering", "@asked.jsonl") | {"data.max_length": 60, "task.stride": 8}
+REWRITTEN = of_task("seq2seq_lm", "@rows.jsonl")
+
 CASES: dict[str, Case] = {
     "model.name": Case(rows, "@other"),
     "model.init": Case(loading, "random"),
@@ -343,6 +377,16 @@ CASES: dict[str, Case] = {
     "method(lora).trainable_token_indices": Case(adapter, [2]),
     "method(lora).target_modules": Case(adapter, ["q_proj"]),
     "task(causal_lm).type": Case(task, "another"),
+    "task(sequence_classification).type": Case(task, "another", LABELLED),
+    "task(sequence_classification).labels": Case(rows, ["yes", "no"], LABELLED),
+    "task(token_classification).type": Case(task, "another", TAGGED),
+    "task(token_classification).labels": Case(rows, ["yes", "no"], TAGGED),
+    "task(question_answering).type": Case(task, "another", {"task.type": "question_answering"}),
+    "task(question_answering).stride": Case(rows, 12, ASKED),
+    "task(question_answering).max_answer_length": Case(spans, 3, {"task.type": "question_answering"}),
+    "task(seq2seq_lm).type": Case(task, "another", {"task.type": "seq2seq_lm"}),
+    "task(seq2seq_lm).max_target_length": Case(rows, 4, REWRITTEN),
+    "task(regression).type": Case(task, "another", {"task.type": "regression"}),
     "data.train.name": Case(rows, "e2e_nlg", {"data.train.path": "@e2e"}),
     "data.train.path": Case(rows, "@fewer.jsonl"),
     "data.train.format": Case(rows, "text"),
@@ -442,7 +486,7 @@ def one_more_method_and_task(monkeypatch):
 
         return peft.IA3Config(target_modules=targets, feedforward_modules=targets, task_type="CAUSAL_LM")
 
-    for registry, settings, function in ((METHODS, AnotherMethod, build), (TASKS, AnotherTask, SimpleNamespace)):
+    for registry, settings, function in ((METHODS, AnotherMethod, build), (TASKS, AnotherTask, lambda settings: None)):
         registry.names()
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
         registry.register("another", settings)(function)

@@ -1,0 +1,120 @@
+"""What a task is, and what all tasks share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ghosttune.metrics.intervals import Interval, share
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ghosttune.config.facts import ModelKind
+    from ghosttune.config.schema import DataSettings
+    from ghosttune.data.encoding import RowEncoder, RowFeatures
+    from ghosttune.data.records import Record
+
+ROWS_AT_ONCE = 32
+"""Rows of one batch when a model predicts."""
+
+
+class Task(Protocol):
+    """What the rows are, which model reads them, and what its loss is."""
+
+    formats: Sequence[str]
+    """Row formats it reads, in the order in which they are tried."""
+
+    def derived(self, records: Sequence[Record]) -> dict[str, Any]:
+        """Settings of the task that follow from the training rows, such as the labels."""
+        ...
+
+    def kind(self, tokenizer: Any) -> ModelKind: ...
+    def encoder(self, tokenizer: Any, data: DataSettings) -> RowEncoder: ...
+    def example_loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """Summed nats of each row's targets: [B], at least float32."""
+        ...
+
+    def head_positions(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[str | None, Tensor | None]:
+        """(name of the output layer, [N] the row of each position it sees) where it sees chosen positions only."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of a row."""
+
+    output: Any
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """What else is known, such as the probability of every label."""
+
+
+class PredictingTask:
+    """A task whose answers are read off the model's outputs: what such tasks share."""
+
+    def derived(self, records: Sequence[Record]) -> dict[str, Any]:
+        return {}
+
+    def head_positions(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[str | None, Tensor | None]:
+        return None, None
+
+    def predict(self, model: nn.Module, encoder: Any, records: Sequence[Record]) -> list[Prediction]:
+        """What the model says of each record, in order, without dropout."""
+        raise NotImplementedError
+
+    def reference(self, record: Record) -> Any:
+        """What it should say."""
+        raise NotImplementedError
+
+    def is_right(self, prediction: Prediction, record: Record) -> bool:
+        return prediction.output == self.reference(record)
+
+    def scores(self, predictions: Sequence[Prediction], records: Sequence[Record]) -> dict[str, Interval]:
+        """How good the predictions are, with intervals over rows."""
+        pairs = zip(predictions, records, strict=True)
+        return {"exact_match": share([self.is_right(prediction, record) for prediction, record in pairs])}
+
+
+def model_inputs(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries of a batch that the model reads; segments only where it has learned to tell them apart."""
+    names = ["input_ids", "attention_mask"]
+    if "token_type_ids" in batch and getattr(unwrapped(model).config, "type_vocab_size", 0) > 1:
+        names.append("token_type_ids")
+    return {name: batch[name] for name in names}
+
+
+def unwrapped(model: Any) -> Any:
+    """The model below a distributed wrapper."""
+    return model.module if hasattr(model, "module") and not hasattr(model, "get_output_embeddings") else model
+
+
+def precise(logits: Tensor) -> Tensor:
+    """At least float32."""
+    import torch
+
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def read_rows(
+    model: Any,
+    encoder: RowEncoder,
+    features: Sequence[RowFeatures],
+    read: Callable[[dict[str, Tensor]], Sequence[Any]],
+) -> list[Any]:
+    """What `read` makes of the batch of each row, in order: without dropout and gradients, like lengths together."""
+    import torch
+
+    collate, device = encoder.collator(), next(model.parameters()).device
+    by_length = sorted(range(len(features)), key=lambda position: len(features[position]))
+    found: dict[int, Any] = {}
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        for start in range(0, len(by_length), ROWS_AT_ONCE):
+            positions = by_length[start : start + ROWS_AT_ONCE]
+            batch = collate([features[position] for position in positions])
+            answers = read({name: tensor.to(device) for name, tensor in batch.items()})
+            found |= zip(positions, answers, strict=True)
+    model.train(was_training)
+    return [found[position] for position in range(len(features))]

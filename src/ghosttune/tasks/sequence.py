@@ -1,0 +1,123 @@
+"""One answer per text or pair of texts: a label of a fixed set, or a number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ghosttune.config.facts import ModelKind
+from ghosttune.config.schema import DataSettings, Names, TaskSettings, setting
+from ghosttune.data.columns import label_name, number_of
+from ghosttune.data.records import Record
+from ghosttune.metrics.intervals import Interval, mean_ratio
+from ghosttune.registry import TASKS
+from ghosttune.tasks.labels import found_labels, label_entries, padding_entry, place_of
+from ghosttune.tasks.protocol import PredictingTask, Prediction, model_inputs, precise, read_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ghosttune.data.labelling import LabelEncoder
+
+
+class SequenceSettings(TaskSettings):
+    type: Literal["sequence_classification"] = setting("sequence_classification")
+    """The task (`ghosttune show tasks`)."""
+    labels: Names | None = setting(None, why="their order is that of the model's outputs")
+    """The labels; unset: those of the training rows, in order."""
+
+
+class RegressionSettings(TaskSettings):
+    type: Literal["regression"] = setting("regression")
+    """The task (`ghosttune show tasks`)."""
+
+
+@TASKS.register("sequence_classification", SequenceSettings)
+class SequenceTask(PredictingTask):
+    """Give each text, or pair of texts, one label."""
+
+    formats = ("labelled_pair", "labelled_text")
+
+    def __init__(self, settings: SequenceSettings):
+        self.labels = settings.labels
+
+    def derived(self, records: Sequence[Record]) -> dict[str, Any]:
+        """The labels that the training rows have; DataError when all have the same."""
+        return {} if self.labels else {"labels": found_labels(record.columns["label"] for record in records)}
+
+    def kind(self, tokenizer: Any) -> ModelKind:
+        return ModelKind(
+            "AutoModelForSequenceClassification",
+            "SEQ_CLS",
+            {**label_entries(self.labels or []), **padding_entry(tokenizer)},
+        )
+
+    def encoder(self, tokenizer: Any, data: DataSettings) -> LabelEncoder:
+        from ghosttune.data.labelling import LabelEncoder
+
+        labels = self.labels or []
+        return LabelEncoder(tokenizer, data.max_length, lambda label: place_of(label, labels), labels.__getitem__)
+
+    def example_loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """Negative log-likelihood of each row's label, in nats: [B], at least float32."""
+        from torch.nn.functional import cross_entropy
+
+        logits = model(**model_inputs(model, batch)).logits
+        return cross_entropy(precise(logits), batch["labels"], reduction="none")
+
+    def predict(self, model: nn.Module, encoder: LabelEncoder, records: Sequence[Record]) -> list[Prediction]:
+        """The most probable label, and the probability of each."""
+        names = self.labels or []
+
+        def read(batch: dict[str, Tensor]) -> list[Prediction]:
+            shares = precise(model(**model_inputs(model, batch)).logits).softmax(-1).tolist()
+            scores = [dict(zip(names, row, strict=True)) for row in shares]
+            return [Prediction(max(row, key=row.__getitem__), {"scores": row}) for row in scores]
+
+        return read_rows(model, encoder, encoder.encode(records).features, read)
+
+    def reference(self, record: Record) -> str:
+        return label_name(record.columns["label"])
+
+
+@TASKS.register("regression", RegressionSettings)
+class RegressionTask(PredictingTask):
+    """Give each text, or pair of texts, a number."""
+
+    formats = ("labelled_pair", "labelled_text")
+
+    def __init__(self, settings: RegressionSettings):
+        pass
+
+    def kind(self, tokenizer: Any) -> ModelKind:
+        entries = {"num_labels": 1, "problem_type": "regression", **padding_entry(tokenizer)}
+        return ModelKind("AutoModelForSequenceClassification", "SEQ_CLS", entries)
+
+    def encoder(self, tokenizer: Any, data: DataSettings) -> LabelEncoder:
+        from ghosttune.data.labelling import LabelEncoder
+
+        return LabelEncoder(tokenizer, data.max_length, number_of)
+
+    def example_loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """Half the squared error of each row: nats under a normal distribution of variance 1, up to a constant."""
+        values = precise(model(**model_inputs(model, batch)).logits)[:, 0]
+        return (values - batch["labels"].to(values.dtype)).square() / 2
+
+    def predict(self, model: nn.Module, encoder: LabelEncoder, records: Sequence[Record]) -> list[Prediction]:
+        """The number."""
+
+        def read(batch: dict[str, Tensor]) -> list[Prediction]:
+            return [Prediction(value) for value in model(**model_inputs(model, batch)).logits[:, 0].float().tolist()]
+
+        return read_rows(model, encoder, encoder.encode(records).features, read)
+
+    def reference(self, record: Record) -> float:
+        return number_of(record.columns["label"])
+
+    def scores(self, predictions: Sequence[Prediction], records: Sequence[Record]) -> dict[str, Interval]:
+        """How far the numbers are off."""
+        pairs = zip(predictions, records, strict=True)
+        errors = np.array([abs(prediction.output - self.reference(record)) for prediction, record in pairs])
+        return {"mean_absolute_error": mean_ratio(errors, np.ones(len(errors)))}

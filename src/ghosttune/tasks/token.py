@@ -1,0 +1,89 @@
+"""One tag per word, such as the kind of a name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ghosttune.config.facts import ModelKind
+from ghosttune.config.schema import DataSettings, Names, TaskSettings, setting
+from ghosttune.data.records import Record
+from ghosttune.metrics.intervals import Interval, mean_ratio
+from ghosttune.registry import TASKS
+from ghosttune.tasks.labels import found_labels, label_entries, padding_entry, place_of
+from ghosttune.tasks.protocol import PredictingTask, Prediction, model_inputs, precise, read_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ghosttune.data.tagging import TagEncoder
+
+
+class TokenSettings(TaskSettings):
+    type: Literal["token_classification"] = setting("token_classification")
+    """The task (`ghosttune show tasks`)."""
+    labels: Names | None = setting(None, why="their order is that of the model's outputs")
+    """The tags; unset: those of the training rows, in order."""
+
+
+@TASKS.register("token_classification", TokenSettings)
+class TokenTask(PredictingTask):
+    """Give each word of a row a tag."""
+
+    formats = ("tagged_tokens",)
+
+    def __init__(self, settings: TokenSettings):
+        self.labels = settings.labels
+
+    def derived(self, records: Sequence[Record]) -> dict[str, Any]:
+        """The tags that the training rows have; DataError when all have the same."""
+        tags = (tag for record in records for tag in record.columns["tags"])
+        return {} if self.labels else {"labels": found_labels(tags)}
+
+    def kind(self, tokenizer: Any) -> ModelKind:
+        entries = {**label_entries(self.labels or []), **padding_entry(tokenizer)}
+        return ModelKind("AutoModelForTokenClassification", "TOKEN_CLS", entries)
+
+    def encoder(self, tokenizer: Any, data: DataSettings) -> TagEncoder:
+        from ghosttune.data.tagging import TagEncoder
+
+        labels = self.labels or []
+        return TagEncoder(tokenizer, data.max_length, lambda tag: place_of(tag, labels), labels)
+
+    def example_loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """Summed negative log-likelihood of each row's tags, in nats: [B], at least float32."""
+        from torch.nn.functional import cross_entropy
+
+        from ghosttune.data.encoding import IGNORED
+
+        logits = precise(model(**model_inputs(model, batch)).logits)
+        losses = cross_entropy(logits.transpose(1, 2), batch["labels"], reduction="none", ignore_index=IGNORED)
+        return losses.sum(1)
+
+    def predict(self, model: nn.Module, encoder: TagEncoder, records: Sequence[Record]) -> list[Prediction]:
+        """The most probable tag of each word; None for words that `data.max_length` cut off."""
+        names = self.labels or []
+        features: Any = encoder.encode(records).features
+
+        def read(batch: dict[str, Tensor]) -> list[list[int]]:
+            return model(**model_inputs(model, batch)).logits.argmax(-1).tolist()
+
+        predictions = []
+        for record, row, places in zip(records, features, read_rows(model, encoder, features, read), strict=True):
+            tags = [names[places[position]] for position in row.first_tokens]
+            predictions.append(Prediction(tags + [None] * (len(record.columns["tokens"]) - len(tags))))
+        return predictions
+
+    def reference(self, record: Record) -> list[str]:
+        return record.columns["tags"]
+
+    def scores(self, predictions: Sequence[Prediction], records: Sequence[Record]) -> dict[str, Interval]:
+        """Rows with every tag right, and the share of words."""
+        right = [
+            sum(said == tag for said, tag in zip(prediction.output, self.reference(record), strict=True))
+            for prediction, record in zip(predictions, records, strict=True)
+        ]
+        words = [len(record.columns["tokens"]) for record in records]
+        return super().scores(predictions, records) | {"words": mean_ratio(np.array(right), np.array(words))}
