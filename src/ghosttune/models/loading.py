@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ghosttune.config.schema import MethodSettings, ModelSettings
-from ghosttune.errors import ModelError, listed
+from ghosttune.errors import ConfigError, ModelError, Problem, listed
 from ghosttune.models.builtin import BUILTIN_MODELS, builtin_model_folder
-from ghosttune.models.modules import matched_modules, module_facts
+from ghosttune.models.modules import targets_in
 from ghosttune.registry import METHODS
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def load_model(settings: ModelSettings, seed: int) -> PreTrainedModel:
             model, found = loaded
             _require_complete(settings, found["missing_keys"], found["mismatched_keys"])
     _require_causal(settings, model)
+    model.load_again = partial(load_model, settings, seed)
     return model.requires_grad_(False)
 
 
@@ -108,22 +110,60 @@ def longest_input(model: PreTrainedModel) -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
-def add_adapter(model: PreTrainedModel, settings: MethodSettings, seed: int) -> peft.PeftModel:
-    """The model with an adapter on the modules that `target_modules` means; only the adapter is trainable.
+def add_adapter(model: PreTrainedModel, settings: MethodSettings, seed: int) -> Any:
+    """The model with an adapter on the modules that the method's settings mean; only the adapter is trainable.
 
-    Raises ConfigError when a target matches nothing.
+    A PEFT model; or a DirectModel where the method trains the model's own parameters. Raises ConfigError when a target
+    matches nothing, or when PEFT cannot adapt what it matches.
     """
-    import peft
     import torch
-    from transformers.pytorch_utils import Conv1D
 
-    targets = matched_modules(module_facts(model), settings.target_modules)  # type: ignore[attr-defined]
-    transposed = any(isinstance(model.get_submodule(name), Conv1D) for name in targets)
+    from ghosttune.models.direct import DirectModel
+
+    targets = targets_in(model, getattr(settings, "target_modules", None))
     torch.manual_seed(seed)
-    with _without_upstream_warnings():
-        adapted = peft.get_peft_model(model, METHODS[settings.type].build(settings, targets, transposed))
+    built = METHODS[settings.type].build(settings, targets)
+    if isinstance(built, list):
+        return DirectModel(model, built, model.load_again)
+    built.task_type = "CAUSAL_LM"
+    return _adapted(model, built)
+
+
+def _adapted(model: PreTrainedModel, configuration: Any) -> peft.PeftModel:
+    import peft
+
+    from ghosttune.models.starting import keep_base, weights_before
+
+    weights = weights_before(model, configuration)
+    try:
+        with _without_upstream_warnings():
+            adapted = peft.get_peft_model(model, configuration)
+            if weights:
+                keep_base(adapted, weights)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        kind = configuration.peft_type.value.lower()
+        raise ConfigError([Problem("method.type", f"{kind} does not fit this model: {_first_line(error)}")]) from error
     adapted.peft_config["default"].base_model_name_or_path = model.name_or_path
     return adapted
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """The adapter in PEFT's own format; a plain model folder where the model's own parameters were trained."""
+    from ghosttune.models.starting import has_start, save_joined
+
+    if has_start(model):
+        save_joined(model, folder)
+        return
+    configuration = getattr(model, "peft_config", {}).get("default")
+    pattern = getattr(configuration, "rank_pattern", None)
+    if pattern:  # AdaLoRA's: PEFT would cut the ranks that are zero now, which a best step had not lost yet
+        configuration.rank_pattern = None
+    try:
+        model.save_pretrained(str(folder), safe_serialization=True)
+    finally:
+        if pattern:
+            configuration.rank_pattern = pattern
+    (folder / "README.md").unlink(missing_ok=True)  # a model card nobody wrote
 
 
 def untrained_twins(model: PreTrainedModel, token_ids: Iterable[int]) -> dict[int, int]:
@@ -144,13 +184,21 @@ def untrained_twins(model: PreTrainedModel, token_ids: Iterable[int]) -> dict[in
     return twins
 
 
-def load_adapter(model: PreTrainedModel, folder: Path) -> peft.PeftModel:
-    """The model with the adapter of a folder written by PEFT; ModelError when it does not fit the model."""
+def load_adapter(model: Any, folder: Path) -> Any:
+    """The model with the adapter of a folder that `save_adapter` wrote; ModelError when it does not fit the model.
+
+    Where the folder holds a model, tuned as a whole, that model in its place.
+    """
     import peft
     from safetensors import SafetensorError
 
+    from ghosttune.models.direct import DirectModel
+
     try:
         with _without_upstream_warnings():
+            if not (folder / "adapter_config.json").exists() and (folder / "config.json").exists():
+                tuned = type(model).from_pretrained(str(folder), dtype=model.dtype, use_safetensors=True)
+                return DirectModel(tuned.to(model.device).train(model.training), [], model.load_again)
             return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=False)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(f"the adapter in {folder} cannot be loaded: {_first_line(error)}") from error
@@ -196,8 +244,9 @@ def _without_upstream_reports() -> Iterator[None]:
 
 @contextmanager
 def _without_upstream_warnings() -> Iterator[None]:
-    """PEFT 0.21 asks Transformers 5.23 for an attribute under its old name; nothing a user could mend."""
+    """What PEFT 0.21 says that nobody could mend: an attribute's old name, and norms that are not torch's own."""
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Unsupported layer type", category=UserWarning)
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         yield
 
