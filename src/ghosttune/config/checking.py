@@ -73,6 +73,11 @@ def _settled_otherwise(config: RunConfig) -> set[str]:
     return {path for path, is_settled in settled.items() if is_settled}
 
 
+@rule("method", "train.max_steps", "train.activation_checkpointing", "model.dtype", "phases")
+def _what_the_method_cannot_do(config: RunConfig) -> Found:
+    yield from config.method.conflicts(config)
+
+
 @rule("train.max_steps", "train.num_train_epochs")
 def _one_run_length(config: RunConfig) -> Found:
     train = config.train

@@ -83,6 +83,10 @@ class MethodSettings(Section):
 
     type: str
 
+    def conflicts(self, config: RunConfig) -> Iterator[tuple[str, str]]:
+        """(setting, message) of what this method cannot do together with the rest of the configuration."""
+        yield from ()
+
 
 class TaskSettings(Section):
     """What every task has; each task adds its own settings in `ghosttune/tasks/`."""

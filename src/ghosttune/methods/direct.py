@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 from ghosttune.config.facts import Targets
-from ghosttune.config.schema import MethodSettings, Names, setting
+from ghosttune.config.schema import MethodSettings, Names, RunConfig, setting
 from ghosttune.errors import ConfigError, Problem
 from ghosttune.registry import METHODS
 
@@ -33,7 +34,15 @@ def ia3(settings: Ia3Settings, targets: Targets) -> peft.IA3Config:
     )
 
 
-class LayernormSettings(MethodSettings):
+class OwnParameters(MethodSettings):
+    """What methods on the model's own parameters have."""
+
+    def conflicts(self, config: RunConfig) -> Iterator[tuple[str, str]]:
+        if config.model.dtype != "float32":
+            yield "model.dtype", f"must be float32 for {self.type}: {config.model.dtype} weights swallow small updates"
+
+
+class LayernormSettings(OwnParameters):
     type: Literal["layernorm"] = setting("layernorm", critical=True)
     """The adapter method (`ghosttune show methods`)."""
 
@@ -49,7 +58,7 @@ def layernorm(settings: LayernormSettings, targets: Targets) -> peft.LNTuningCon
     return peft.LNTuningConfig(target_modules=targets.norms)
 
 
-class BitfitSettings(MethodSettings):
+class BitfitSettings(OwnParameters):
     type: Literal["bitfit"] = setting("bitfit", critical=True)
     """The adapter method (`ghosttune show methods`)."""
 
@@ -64,7 +73,7 @@ def bitfit(settings: BitfitSettings, targets: Targets) -> list[str]:
     return biases
 
 
-class FullSettings(MethodSettings):
+class FullSettings(OwnParameters):
     type: Literal["full"] = setting("full", critical=True)
     """The adapter method (`ghosttune show methods`)."""
 

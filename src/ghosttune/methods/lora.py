@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from ghosttune.config.facts import Targets
-from ghosttune.config.schema import Count, setting
+from ghosttune.config.schema import Count, RunConfig, setting
 from ghosttune.methods.targets import LinearSettings
 from ghosttune.registry import METHODS
 
@@ -50,6 +51,13 @@ class LoraSettings(LinearSettings):
     )
     """Tokens whose rows in the embedding (and in an output layer tied to it) are trained besides."""
 
+    def conflicts(self, config: RunConfig) -> Iterator[tuple[str, str]]:
+        if self.use_dora and self.init_lora_weights in ("pissa", "olora"):
+            yield (
+                "method.init_lora_weights",
+                f"{self.init_lora_weights} starts inside the weight that use_dora measures; keep one",
+            )
+
 
 @METHODS.register("lora", LoraSettings)
 def lora(settings: LoraSettings, targets: Targets) -> peft.LoraConfig:
@@ -88,6 +96,22 @@ class AdaloraSettings(LinearSettings):
     """Interval at which ranks are taken away."""
     orth_reg_weight: Annotated[float, Field(ge=0)] = setting(0.5)
     """Weight of the penalty that keeps A and B orthogonal; in the gradient, not in the recorded loss."""
+
+    def conflicts(self, config: RunConfig) -> Iterator[tuple[str, str]]:
+        steps = config.train.max_steps
+        if self.target_r > self.init_r:
+            yield (
+                "method.target_r",
+                f"must be at most method.init_r, {self.init_r} (got {self.target_r}): ranks are only taken away",
+            )
+        if steps is not None and self.tinit + self.tfinal >= steps:
+            message = f"leaves no update for taking ranks away: tinit + tfinal is {self.tinit + self.tfinal} of {steps}"
+            yield "method.tfinal" if self.tfinal else "method.tinit", message
+        if config.phases.strategy != "none":
+            yield (
+                "method.type",
+                "adalora moves ranks between all layers at every update, so that phases cannot hold some; use lora",
+            )
 
 
 @METHODS.register("adalora", AdaloraSettings)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from ghosttune.config.facts import Targets
-from ghosttune.config.schema import Count, MethodSettings, setting
+from ghosttune.config.schema import Count, MethodSettings, RunConfig, setting
 from ghosttune.registry import METHODS
 
 if TYPE_CHECKING:
@@ -67,6 +68,10 @@ class PrefixTuningSettings(PromptSettings):
         None, why="a network around the prefix trains more steadily", cost="trained parameters, none in the result"
     )
     """Width of a network that makes the prefix while it is trained; null for a plain table."""
+
+    def conflicts(self, config: RunConfig) -> Iterator[tuple[str, str]]:
+        if config.train.activation_checkpointing:
+            yield "train.activation_checkpointing", "loses the keys and values that prefix_tuning trains; switch it off"
 
 
 @METHODS.register("prefix_tuning", PrefixTuningSettings)

@@ -16,7 +16,6 @@ from ghosttune.models.modules import targets_in
 from ghosttune.registry import METHODS
 
 if TYPE_CHECKING:
-    import peft
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -106,11 +105,18 @@ def _require_causal(settings: ModelSettings, model: PreTrainedModel) -> None:
 
 
 def longest_input(model: PreTrainedModel) -> int | None:
-    """Positions the model was built for; None where its configuration sets no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    """Positions that rows can take; None where the model's configuration sets no limit. A learned prompt takes some."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return None if limit is None else limit - prompt_length(model)
 
 
-def add_adapter(model: PreTrainedModel, settings: MethodSettings, seed: int) -> Any:
+def prompt_length(model: Any) -> int:
+    """Positions that a learned prompt takes in front of every row."""
+    adapters = getattr(model, "peft_config", {}).values()
+    return max((getattr(adapter, "num_virtual_tokens", 0) or 0 for adapter in adapters), default=0)
+
+
+def add_adapter(model: Any, settings: MethodSettings, seed: int) -> Any:
     """The model with an adapter on the modules that the method's settings mean; only the adapter is trainable.
 
     A PEFT model; or a DirectModel where the method trains the model's own parameters. Raises ConfigError when a target
@@ -129,21 +135,22 @@ def add_adapter(model: PreTrainedModel, settings: MethodSettings, seed: int) -> 
     return _adapted(model, built)
 
 
-def _adapted(model: PreTrainedModel, configuration: Any) -> peft.PeftModel:
+def _adapted(model: PreTrainedModel, configuration: Any) -> Any:
     import peft
 
     from ghosttune.models.starting import keep_base, weights_before
 
     weights = weights_before(model, configuration)
     try:
-        with _without_upstream_warnings():
-            adapted = peft.get_peft_model(model, configuration)
+        with without_upstream_warnings():
+            adapted: Any = peft.get_peft_model(model, configuration)
             if weights:
                 keep_base(adapted, weights)
     except (ValueError, TypeError, NotImplementedError) as error:
         kind = configuration.peft_type.value.lower()
         raise ConfigError([Problem("method.type", f"{kind} does not fit this model: {_first_line(error)}")]) from error
     adapted.peft_config["default"].base_model_name_or_path = model.name_or_path
+    adapted.trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
     return adapted
 
 
@@ -154,16 +161,22 @@ def save_adapter(model: Any, folder: Path) -> None:
     if has_start(model):
         save_joined(model, folder)
         return
-    configuration = getattr(model, "peft_config", {}).get("default")
+    with _every_rank(getattr(model, "peft_config", {}).get("default")):
+        model.save_pretrained(str(folder), safe_serialization=True)
+    (folder / "README.md").unlink(missing_ok=True)  # a model card nobody wrote
+
+
+@contextmanager
+def _every_rank(configuration: Any) -> Iterator[None]:
+    """PEFT would cut the ranks that AdaLoRA has taken away by now, which the weights of an earlier step still have."""
     pattern = getattr(configuration, "rank_pattern", None)
-    if pattern:  # AdaLoRA's: PEFT would cut the ranks that are zero now, which a best step had not lost yet
+    if pattern:
         configuration.rank_pattern = None
     try:
-        model.save_pretrained(str(folder), safe_serialization=True)
+        yield
     finally:
         if pattern:
             configuration.rank_pattern = pattern
-    (folder / "README.md").unlink(missing_ok=True)  # a model card nobody wrote
 
 
 def untrained_twins(model: PreTrainedModel, token_ids: Iterable[int]) -> dict[int, int]:
@@ -195,7 +208,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
     from ghosttune.models.direct import DirectModel
 
     try:
-        with _without_upstream_warnings():
+        with without_upstream_warnings():
             if not (folder / "adapter_config.json").exists() and (folder / "config.json").exists():
                 tuned = type(model).from_pretrained(str(folder), dtype=model.dtype, use_safetensors=True)
                 return DirectModel(tuned.to(model.device).train(model.training), [], model.load_again)
@@ -243,9 +256,14 @@ def _without_upstream_reports() -> Iterator[None]:
 
 
 @contextmanager
-def _without_upstream_warnings() -> Iterator[None]:
-    """What PEFT 0.21 says that nobody could mend: an attribute's old name, and norms that are not torch's own."""
+def without_upstream_warnings() -> Iterator[None]:
+    """Without what PEFT 0.21 says that nobody could mend.
+
+    An attribute's old name, norms that are not torch's own, and learned prompts that take no position numbers: rows of
+    one length need none.
+    """
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Position ids are not supported", category=UserWarning)
         warnings.filterwarnings("ignore", message="Unsupported layer type", category=UserWarning)
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         yield

@@ -160,7 +160,9 @@ def _parameter_facts(
     if owner is not None:
         below = f".{inside}".rpartition(f".{owner.name}.")[2]
         return ParameterFacts(name, owner.name, owner.layer, owner.group, _factor(below), owner.role)
-    module = re.split(r"\.ln_tuning_layers\.", inside)[0] if ".ln_tuning_layers." in inside else inside.rpartition(".")[0]
+    module = (
+        re.split(r"\.ln_tuning_layers\.", inside)[0] if ".ln_tuning_layers." in inside else inside.rpartition(".")[0]
+    )
     factor = _factor(inside)
     group = "norm" if parameter.dim() == 1 and factor in ("weight", "bias") else "other"
     return ParameterFacts(name, module, _layer_of(inside, blocks)[0], group, factor)

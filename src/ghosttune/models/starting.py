@@ -76,4 +76,7 @@ def save_joined(model: peft.PeftModel, folder: Path) -> None:
     configuration.inference_mode = True
     folder.mkdir(parents=True, exist_ok=True)
     configuration.save_pretrained(str(folder))
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in joined.items()}, folder / "adapter_model.safetensors")
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in joined.items()},
+        folder / "adapter_model.safetensors",
+    )

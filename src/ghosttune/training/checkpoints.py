@@ -82,12 +82,13 @@ def write_adapter(model: torch.nn.Module, folder: Path) -> None:
 
 
 def _exact_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """What training changed or drew, by parameter name."""
+    """What training changes or drew, by parameter name."""
     return {name: p.detach().cpu().contiguous() for name, p in _own_parameters(model).items()}
 
 
 def _own_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    return {name: p for name, p in model.named_parameters() if p.requires_grad or f".{START}." in name}
+    trained = set(model.trained)  # type: ignore[arg-type]  # also what this phase keeps still
+    return {name: p for name, p in model.named_parameters() if name in trained or f".{START}." in name}
 
 
 @contextmanager

@@ -155,11 +155,13 @@ def adapted_model(prepared: Prepared) -> Adapted:
     config = prepared.config
     base = load_model(config.model, config.train.seed)
     limit = longest_input(base)
+    limit = None if limit is None else limit - getattr(config.method, "num_virtual_tokens", 0)
     longest = max(len(row) for row in [*prepared.train.features, *prepared.dev.features, *prepared.guide.features])
     if limit is not None and longest > limit:
         message = f"lets rows of {longest} tokens through, and the model reads at most {limit}; set it to {limit}"
         raise ConfigError([config.problem("data.max_length", message)])
-    _require_learned_stop_token(base, prepared)
+    if config.method.type != "full":
+        _require_learned_stop_token(base, prepared)
     facts = module_facts(base)
     with config.placing():
         model = add_adapter(base, config.method, config.train.seed)
@@ -185,12 +187,16 @@ def _require_learned_stop_token(base: Any, prepared: Prepared) -> None:
     template, method = prepared.encoder.template, prepared.config.method
     stop = template.tokenizer.convert_tokens_to_ids(template.stop_token)
     twins = untrained_twins(base, [stop])
-    if twins and stop not in (getattr(method, "trainable_token_indices", None) or []):
-        message = (
-            f"must hold {stop}: the base never learned the stop token {template.stop_token}, whose row is the same as "
-            f"that of {twins[stop]} other tokens, so that answers could not learn to stop"
-        )
-        raise ConfigError([prepared.config.problem("method.trainable_token_indices", message)])
+    if not twins or stop in (getattr(method, "trainable_token_indices", None) or []):
+        return
+    message = (
+        f"the base never learned the stop token {template.stop_token}, whose row is the same as that of {twins[stop]} "
+        "other tokens, so that answers could not learn to stop"
+    )
+    if hasattr(method, "trainable_token_indices"):
+        raise ConfigError([prepared.config.problem("method.trainable_token_indices", f"must hold {stop}: {message}")])
+    remedy = f"use lora with trainable_token_indices: [{stop}], or full"
+    raise ConfigError([prepared.config.problem("method.type", f"cannot be {method.type}: {message}; {remedy}")])
 
 
 def measurement_of(run: RunDir, prepared: Prepared, adapted: Adapted, phasing: Phasing | None) -> Measurement:
