@@ -44,6 +44,10 @@ class Targets:
     """The linear layers that `method.target_modules` means; empty for methods without it."""
     transposed: bool
     """Whether one of them keeps its weight as [inputs, outputs] (GPT-2's)."""
+    inputs: list[int]
+    """How many inputs each of them has."""
+    outputs: list[int]
+    """How many outputs each of them has."""
     inner: list[str]
     """Those of `linear` that lead back from the MLP's own width to the model's."""
     norms: list[str]

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from ghosttune.config.facts import Targets
 from ghosttune.config.schema import Count, RunConfig, setting
+from ghosttune.errors import ConfigError, Problem
 from ghosttune.methods.targets import LinearSettings
 from ghosttune.registry import METHODS
 
@@ -64,6 +65,12 @@ def lora(settings: LoraSettings, targets: Targets) -> peft.LoraConfig:
     """Low-rank updates W + (lora_alpha / r) B A beside frozen linear layers; the usual choice."""
     import peft
 
+    most = min([*targets.inputs, *targets.outputs])
+    if settings.init_lora_weights in ("pissa", "olora") and settings.r > most:
+        message = (
+            f"must be at most {most} for {settings.init_lora_weights}: no adapted weight has more directions than that"
+        )
+        raise ConfigError([Problem("method.r", message)])
     return peft.LoraConfig(
         r=settings.r,
         lora_alpha=settings.lora_alpha,  # pyright: ignore[reportArgumentType]  # PEFT only divides it by r

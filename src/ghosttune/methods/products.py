@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from ghosttune.config.facts import Targets
 from ghosttune.config.schema import Count, setting
+from ghosttune.errors import ConfigError, Problem, listed
 from ghosttune.methods.targets import LinearSettings
 from ghosttune.registry import METHODS
 
@@ -84,6 +86,14 @@ def oft(settings: OftSettings, targets: Targets) -> peft.OFTConfig:
     """Rotations of each layer's inputs, in blocks (arXiv 2306.07280, 2506.19847): angles between neurons stay."""
     import peft
 
+    odd = sorted({inputs for inputs in targets.inputs if inputs % settings.oft_block_size})
+    if odd:
+        largest = math.gcd(*targets.inputs)
+        message = (
+            f"must divide the inputs of every adapted layer (got {settings.oft_block_size}, and there are layers with "
+            f"{listed(odd)} inputs); {largest} is the largest that does"
+        )
+        raise ConfigError([Problem("method.oft_block_size", message)])
     return peft.OFTConfig(
         r=0,
         oft_block_size=settings.oft_block_size,

@@ -116,10 +116,10 @@ def prompt_length(model: Any) -> int:
     return max((getattr(adapter, "num_virtual_tokens", 0) or 0 for adapter in adapters), default=0)
 
 
-def add_adapter(model: Any, settings: MethodSettings, seed: int) -> Any:
+def add_adapter(model: Any, settings: MethodSettings, seed: int, task_type: str = "CAUSAL_LM") -> Any:
     """The model with an adapter on the modules that the method's settings mean; only the adapter is trainable.
 
-    A PEFT model; or a DirectModel where the method trains the model's own parameters. Raises ConfigError when a target
+    A PEFT model (`task_type` is PEFT's); or a DirectModel where the method trains the model's own parameters. Raises ConfigError when a target
     matches nothing, or when PEFT cannot adapt what it matches.
     """
     import torch
@@ -131,7 +131,7 @@ def add_adapter(model: Any, settings: MethodSettings, seed: int) -> Any:
     built = METHODS[settings.type].build(settings, targets)
     if isinstance(built, list):
         return DirectModel(model, built, model.load_again)
-    built.task_type = "CAUSAL_LM"
+    built.task_type = task_type
     return _adapted(model, built)
 
 

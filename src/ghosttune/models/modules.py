@@ -84,9 +84,15 @@ def targets_in(model: PreTrainedModel, target_modules: str | list[str] | None) -
 
     facts = module_facts(model)
     linear = [] if target_modules is None else matched_modules(facts, target_modules)
+    layers: list[Any] = [model.get_submodule(name) for name in linear]
+    shapes = [
+        (len(one.weight), one.nf) if isinstance(one, Conv1D) else (one.in_features, one.out_features) for one in layers
+    ]
     return Targets(
         linear=linear,
-        transposed=any(isinstance(model.get_submodule(name), Conv1D) for name in linear),
+        transposed=any(isinstance(layer, Conv1D) for layer in layers),
+        inputs=[inputs for inputs, _ in shapes],
+        outputs=[outputs for _, outputs in shapes],
         inner=[name for name in linear if name in _inner(facts)],
         norms=[name for name, module in model.named_modules() if _is_norm(module)],
         parameters=[name for name, _ in model.named_parameters()],

@@ -131,8 +131,8 @@ class EffectiveNorms(Instrument):
     """‖∂L/∂W‖_F of every adapted weight W: how much the loss asks this module to move, whatever r and alpha are.
 
     The gradient of W is Σ_t ∂L/∂y_t x_tᵀ with x and y the wrapped module's input and output, the adapter included,
-    summed over micro-batches and ranks. On measured steps this costs one weight gradient per adapted module, in time and
-    memory.
+    summed over micro-batches and ranks. On measured steps this costs one weight gradient per adapted module, in time
+    and memory.
     Trained weights (full training, norms, biases) have their raw norm; adapters that adapt no weight have none.
 
     Args:

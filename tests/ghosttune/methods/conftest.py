@@ -11,9 +11,10 @@ from method_cases import Case
 
 from ghosttune.config.loading import load_config
 
+
 @pytest.fixture(scope="session")
 def method_world(tmp_path_factory) -> Path:
-    """rows.jsonl, four rows to learn, more.jsonl, dev.jsonl, `plain`: half the built-in model, `biased`: that with biases of zero."""
+    """rows.jsonl (four rows), more.jsonl, dev.jsonl; `plain`, half the built-in model, and `biased`, with biases."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 

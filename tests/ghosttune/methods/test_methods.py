@@ -40,7 +40,9 @@ def test_a_method_learns_saves_reloads_and_merges(case: Case, method_config, tmp
     base, prepared = load_model(config.model, config.train.seed).eval(), prepare(config)
     model = run.pipeline().model
     verdict = run.record["verdict"]
-    assert dev_loss(model, prepared) == pytest.approx(verdict["dev_loss"], rel=1e-5)  # joined adapters add in another order
+    assert dev_loss(model, prepared) == pytest.approx(
+        verdict["dev_loss"], rel=1e-5
+    )  # joined adapters add in another order
     assert dev_loss(base, prepared) == pytest.approx(verdict["dev_loss_base"], rel=1e-6)
     tuned, untouched = logits(model), logits(base)
     assert not torch.allclose(tuned, untouched, atol=1e-2)

