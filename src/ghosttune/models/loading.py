@@ -110,6 +110,16 @@ def longest_input(model: PreTrainedModel) -> int | None:
     return None if limit is None else limit - prompt_length(model)
 
 
+def _try_out(adapted: Any) -> None:
+    """Whether PEFT's guess at the model's shape is right shows only when a row is read."""
+    import torch
+
+    row = torch.tensor([[0, 1]], device=adapted.device)
+    decoder = {"decoder_input_ids": row} if adapted.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        adapted(input_ids=row, attention_mask=torch.ones_like(row), **decoder)
+
+
 def prompt_length(model: Any) -> int:
     """Positions that a learned prompt takes in front of every row."""
     adapters = getattr(model, "peft_config", {}).values()
@@ -146,7 +156,9 @@ def _adapted(model: PreTrainedModel, configuration: Any) -> Any:
             adapted: Any = peft.get_peft_model(model, configuration)
             if weights:
                 keep_base(adapted, weights)
-    except (ValueError, TypeError, NotImplementedError) as error:
+            if configuration.is_prompt_learning:
+                _try_out(adapted)
+    except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
         kind = configuration.peft_type.value.lower()
         raise ConfigError([Problem("method.type", f"{kind} does not fit this model: {_first_line(error)}")]) from error
     adapted.peft_config["default"].base_model_name_or_path = model.name_or_path

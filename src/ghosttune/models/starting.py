@@ -32,12 +32,13 @@ def weights_before(model: nn.Module, configuration: Any) -> dict[str, Tensor]:
 
 def keep_base(adapted: peft.PeftModel, weights: dict[str, Tensor]) -> None:
     """Puts the base weights back, and what they lack into a frozen adapter beside the one that trains."""
+    import peft
     import torch
 
     configuration: Any = copy.copy(adapted.peft_config["default"])
     configuration.init_lora_weights = True
-    configuration.trainable_token_indices = None
-    adapted.add_adapter(START, configuration)
+    configuration.trainable_token_indices = configuration.modules_to_save = None
+    peft.PeftModel.add_adapter(adapted, START, configuration)  # without the new head that a task's own class would add
     base: Any = adapted.get_base_model()
     with torch.no_grad():
         for name, weight in weights.items():
@@ -45,7 +46,7 @@ def keep_base(adapted: peft.PeftModel, weights: dict[str, Tensor]) -> None:
             layer.base_layer.weight.copy_(weight)
             layer.lora_A[START].weight.copy_(layer.lora_A["default"].weight)
             layer.lora_B[START].weight.copy_(-layer.lora_B["default"].weight)
-    adapted.base_model.set_adapter(["default", START])  # type: ignore[operator]
+            layer.set_adapter(["default", START])
     for name, parameter in adapted.named_parameters():
         if f".{START}." in name:
             parameter.requires_grad_(False)
@@ -62,13 +63,13 @@ def save_joined(model: peft.PeftModel, folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    parts = [peft.get_peft_model_state_dict(model, adapter_name=name) for name in ("default", START)]
-    joined = {
-        name: torch.cat([part[name] for part in parts if name in part], dim=0 if ".lora_A." in name else 1)
-        if ".lora_" in name
-        else tensor
-        for name, tensor in parts[0].items()
-    }
+    joined = dict(peft.get_peft_model_state_dict(model))
+    parameters = dict(model.named_parameters())
+    for name in joined:
+        for factor, axis in ((".lora_A.", 0), (".lora_B.", 1)):
+            if factor in name:
+                beside = parameters[name.replace(factor, f"{factor}{START}.")]
+                joined[name] = torch.cat([joined[name], beside], dim=axis)
     configuration: Any = copy.copy(model.peft_config["default"])
     configuration.r *= 2
     configuration.lora_alpha *= math.sqrt(2) if configuration.use_rslora else 2
