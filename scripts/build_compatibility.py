@@ -157,14 +157,14 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 TEXT = """# Compatibility
 
-Written by `scripts/build_compatibility.py`, which tries every cell on a tiny model built from the family's configuration;
-a test compares this page with what it finds.
+Written by `scripts/build_compatibility.py`, which tries every cell on a tiny model built from the family's
+configuration; a test compares this page with what it finds.
 
 ## Methods and families
 
-**t** it trains (the loss falls, nothing frozen moves), **s** it saves, **r** what is reloaded gives the same logits, **g** it
-generates, **m** merged it gives the same logits. BERT, RoBERTa and DistilBERT classify and generate nothing; learned prompts
-cannot be merged. A number in brackets says why it stops there.
+**t** it trains (the loss falls, nothing frozen moves), **s** it saves, **r** what is reloaded gives the same logits,
+**g** it generates, **m** merged it gives the same logits. BERT, RoBERTa and DistilBERT classify and generate nothing;
+learned prompts cannot be merged. A number in brackets says why it stops there.
 
 {methods}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ghosttune.config.facts import Targets
 from ghosttune.config.schema import MethodSettings, Names, RunConfig, setting
@@ -36,6 +36,8 @@ def ia3(settings: Ia3Settings, targets: Targets) -> peft.IA3Config:
 
 class OwnParameters(MethodSettings):
     """What methods on the model's own parameters have."""
+
+    quantized_base: ClassVar[bool] = False
 
     def conflicts(self, config: RunConfig) -> Iterator[tuple[str, str]]:
         if config.model.dtype != "float32":

@@ -53,6 +53,8 @@ class LoraSettings(LinearSettings):
     """Tokens whose rows in the embedding (and in an output layer tied to it) are trained besides."""
 
     def conflicts(self, config: RunConfig) -> Iterator[tuple[str, str]]:
+        if config.model.quantization != "none" and self.init_lora_weights in ("pissa", "olora"):
+            yield "method.init_lora_weights", f"{self.init_lora_weights} decomposes the base weight, which is quantized"
         if self.use_dora and self.init_lora_weights in ("pissa", "olora"):
             yield (
                 "method.init_lora_weights",

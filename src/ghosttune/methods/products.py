@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -20,6 +20,7 @@ Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 
 class LohaSettings(LinearSettings):
+    quantized_base: ClassVar[bool] = False
     type: Literal["loha"] = setting("loha", critical=True)
     """The adapter method (`ghosttune show methods`)."""
     r: Count = setting(8, critical=True, cost="trained parameters grow in proportion, twice LoRA's")
@@ -41,6 +42,7 @@ def loha(settings: LohaSettings, targets: Targets) -> peft.LoHaConfig:
 
 
 class LokrSettings(LinearSettings):
+    quantized_base: ClassVar[bool] = False
     type: Literal["lokr"] = setting("lokr", critical=True)
     """The adapter method (`ghosttune show methods`)."""
     r: Count = setting(8, critical=True, cost="trained parameters grow with it where the larger factor is low-rank")

@@ -13,6 +13,7 @@ from ghosttune.config.schema import MethodSettings, ModelSettings
 from ghosttune.errors import ConfigError, ModelError, Problem, listed
 from ghosttune.models.builtin import BUILTIN_MODELS, builtin_model_folder
 from ghosttune.models.modules import targets_in
+from ghosttune.models.quantizing import prepared_for_training, quantized_loading
 from ghosttune.registry import METHODS
 
 if TYPE_CHECKING:
@@ -65,10 +66,13 @@ def load_model(settings: ModelSettings, seed: int) -> PreTrainedModel:
                     use_safetensors=True,
                     ignore_mismatched_sizes=True,  # refused below, by name
                     output_loading_info=True,
+                    **quantized_loading(settings),
                     **arguments,
                 )
             model, found = loaded
             _require_complete(settings, found["missing_keys"], found["mismatched_keys"])
+    if settings.quantization != "none":
+        model = prepared_for_training(model)
     _require_causal(settings, model)
     model.load_again = partial(load_model, settings, seed)
     return model.requires_grad_(False)
@@ -129,8 +133,8 @@ def prompt_length(model: Any) -> int:
 def add_adapter(model: Any, settings: MethodSettings, seed: int, task_type: str = "CAUSAL_LM") -> Any:
     """The model with an adapter on the modules that the method's settings mean; only the adapter is trainable.
 
-    A PEFT model (`task_type` is PEFT's); or a DirectModel where the method trains the model's own parameters. Raises ConfigError when a target
-    matches nothing, or when PEFT cannot adapt what it matches.
+    A PEFT model (`task_type` is PEFT's); or a DirectModel where the method trains the model's own parameters. Raises
+    ConfigError when a target matches nothing, or when PEFT cannot adapt what it matches.
     """
     import torch
 

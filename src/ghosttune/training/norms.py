@@ -14,6 +14,7 @@ from ghostgrad.forms import ExampleGradient
 from ghostgrad.layers.linear import linear
 from ghostgrad.rules import RULES, LayerIO, RuleRegistry
 from ghosttune.config.facts import ParameterFacts
+from ghosttune.models.quantizing import plain_weight
 from ghosttune.run.tables import Table
 from ghosttune.training.instruments import Instrument, MicroBatch, StepGradient, lengths
 from ghosttune.training.processes import processes, total
@@ -157,7 +158,9 @@ class EffectiveNorms(Instrument):
             and not names[weight].requires_grad
         }
         self.trained = {name: fact for name, fact in facts.items() if fact.factor in DIRECT}
-        self.weights = {name: names[name] for name in [*self.adapted, *self.trained]}
+        self.weights = {name: names[name] for name in self.trained}
+        self.base_norms = {name: _base_norm(model, name) for name in self.adapted}
+        """Norms of the adapted weights, which do not move."""
         self.engine = GradientEngine(model, select=list(self.adapted), rules=WRAPPED) if self.adapted else None
         self.sums: dict[str, Tensor] = {}
         self.latest: dict[str, float] = {}
@@ -180,14 +183,17 @@ class EffectiveNorms(Instrument):
             self.sums[name] = gradient if earlier is None else earlier.add_(gradient)
 
     def after_backward(self, gradient: StepGradient) -> None:
-        if not is_due(gradient.step, self.every) or not self.weights:
+        if not is_due(gradient.step, self.every) or not self.adapted | self.trained:
             return
         for gradient_sum in self.sums.values():
             total(gradient_sum).div_(processes())
         raw = [gradient.norms[name] for name in self.trained if name in gradient.norms]
         norms = [*lengths(list(self.sums.values())), *raw] if self.sums else raw
         names = [*self.sums, *(name for name in self.trained if name in gradient.norms)]
-        weights = lengths([self.weights[name].detach().float() for name in names])
+        weights = [
+            self.base_norms[name] if name in self.base_norms else self.weights[name].detach().float().norm()
+            for name in names
+        ]
         values = torch.stack([*norms, *weights]).tolist()
         self.sums = {}
         facts = [(self.adapted | self.trained)[name] for name in names]
@@ -240,6 +246,11 @@ def weight_below(layer: Any, io: LayerIO) -> dict[str, ExampleGradient]:
         raise UnsupportedLayer(f"{type(base).__name__} below an adapter has no per-example gradient rule")
     rule = linear if isinstance(base, nn.Linear) else entry.rule  # type: ignore[union-attr]
     return {"base_layer.weight": rule(base, io)["weight"]}
+
+
+def _base_norm(model: nn.Module, name: str) -> Tensor:
+    """Norm of the weight called `name`, as it multiplies."""
+    return plain_weight(model.get_submodule(name.removesuffix(".weight"))).float().norm()
 
 
 def _weight_below(name: str, fact: ParameterFacts) -> str:

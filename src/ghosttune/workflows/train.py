@@ -22,6 +22,7 @@ from ghosttune.errors import ConfigError, DataError, GhosttuneError, RunError
 from ghosttune.metrics.intervals import FEWEST_ROWS, mean_ratio, verdict
 from ghosttune.models.loading import add_adapter, device_of, load_model, longest_input, revision_of, untrained_twins
 from ghosttune.models.modules import module_facts, parameter_facts, trainable_counts
+from ghosttune.models.quantizing import weight_bytes
 from ghosttune.registry import STRATEGIES, TASKS
 from ghosttune.run.directory import RunDir, write_csv, write_folder, write_text
 from ghosttune.run.recording import Record
@@ -221,6 +222,7 @@ def _begin(run: RunDir, prepared: Prepared, adapted: Adapted) -> Record:
             "name": prepared.config.model.name,
             "revision": revision_of(adapted.model),
             "trainable_parameters": adapted.counts,
+            "weight_bytes": weight_bytes(adapted.model),
         },
         data={
             "fingerprints": prepared.fingerprints,

@@ -39,7 +39,19 @@ CASES = {
             {"train.lr_scheduler_type": "constant_with_warmup"},
         ),
     ],
+    "_what_quantization_leaves": [
+        ({"model.quantization": "nf4", "model.init": "random"}, "model.init", {"model.init": "pretrained"}),
+        *[
+            ({"model.quantization": "nf4", "method": method(name)}, "model.quantization", OTHER)
+            for name in ("full", "layernorm", "bitfit", "loha", "lokr")
+        ],
+    ],
     "_what_the_method_cannot_do": [
+        (
+            {"method": method("lora", init_lora_weights="pissa"), "model.quantization": "int8"},
+            "method.init_lora_weights",
+            OTHER,
+        ),
         ({"method": method("lora", use_dora=True, init_lora_weights="pissa")}, "method.init_lora_weights", OTHER),
         ({"method": method("adalora", init_r=4)}, "method.target_r", OTHER),
         ({"method": method("adalora", tfinal=300)}, "method.tfinal", {"train.max_steps": 301}),

@@ -62,6 +62,7 @@ VALUES: dict[str, st.SearchStrategy] = {
     "model.init": st.sampled_from(["pretrained", "random"]),
     "model.revision": TEXT,
     "model.dtype": st.sampled_from(["float32", "bfloat16"]),
+    "model.quantization": st.sampled_from(["none", "int8", "nf4"]),
     "model.device": st.sampled_from(["auto", "cpu", "cuda", "cuda:3"]),
     "model.trust_remote_code": st.booleans(),
     "method.type": st.just("lora"),
@@ -142,6 +143,8 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
         flat.pop("train.warmup_steps", None)
     if "train.early_stopping_threshold" in flat:
         flat.setdefault("train.early_stopping_patience", 2)
+    if flat.get("model.quantization", "none") != "none":
+        flat.pop("model.init", None)
     if "model.revision" in flat:
         flat["model.name"] = "org/model"
     if flat.get("data.dev.split") == "train":

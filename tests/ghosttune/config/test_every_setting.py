@@ -141,6 +141,7 @@ def loading(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
     calls: list[Any] = []
     patch.setattr(loading, "_is_cached", lambda name, revision: True)
     patch.setattr(loading, "_require_causal", lambda settings, model: None)
+    patch.setattr(loading, "prepared_for_training", lambda model: model)
 
     def recorder(kind: str) -> Callable[..., Any]:
         def record(*positional: Any, **named: Any) -> Any:
@@ -357,6 +358,7 @@ CASES: dict[str, Case] = {
     "model.init": Case(loading, "random"),
     "model.revision": Case(loading, "v2", {"model.name": "org/model"}),
     "model.dtype": Case(loading, "bfloat16"),
+    "model.quantization": Case(loading, "nf4"),
     "model.device": Case(device, "cuda:1"),
     "model.trust_remote_code": Case(loading, True),
     **{f"method({name}).type": Case(adapter, "another", {"method.type": name}) for name in METHOD_VALUES},
