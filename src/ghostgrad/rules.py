@@ -105,12 +105,16 @@ class RuleRegistry:
         return file
 
     def register_family(
-        self, belongs: Callable[[nn.Module], bool], *, keep: str | Keep = "input"
+        self,
+        belongs: Callable[[nn.Module], bool],
+        *,
+        keep: str | Keep = "input",
+        owns: Owns = lambda module: (),
     ) -> Callable[[Rule], Rule]:
         """As `register`, for every module of which `belongs` says yes and that has no rule by class."""
 
         def file(rule: Rule) -> Rule:
-            self._families.append((belongs, Entry(rule, _chooser(keep))))
+            self._families.append((belongs, Entry(rule, _chooser(keep), owns=owns)))
             return rule
 
         return file

@@ -45,7 +45,7 @@ def _dora_output(layer: Any, magnitude: Tensor, io: LayerIO) -> Tensor:
     return torch.func.functional_call(layer, {"weight": magnitude}, io.args, dict(io.kwargs))
 
 
-@RULES.register("peft.tuners.ia3.layer.Linear")
+@RULES.register("peft.tuners.ia3.layer.Linear", "peft.tuners.ia3.bnb.Linear8bitLt", "peft.tuners.ia3.bnb.Linear4bit")
 def ia3(layer: Any, io: LayerIO) -> dict[str, ExampleGradient]:
     """ia3_l.NAME: scales of the input (feed-forward) or of the output; costs one pass of the base layer.
 

@@ -73,6 +73,24 @@ def _settled_otherwise(config: RunConfig) -> set[str]:
     return {path for path, is_settled in settled.items() if is_settled}
 
 
+@rule("method", "train.max_steps", "train.activation_checkpointing", "model.dtype", "phases")
+def _what_the_method_cannot_do(config: RunConfig) -> Found:
+    yield from config.method.conflicts(config)
+
+
+@rule("model.quantization", "method")
+def _what_quantization_leaves(config: RunConfig) -> Found:
+    if config.model.quantization == "none":
+        return
+    if config.model.init == "random":
+        yield "model.init", "must be pretrained with model.quantization: random weights are nobody's to keep small"
+    if not config.method.quantized_base:
+        message = (
+            f"{config.method.type} needs the weights themselves, which model.quantization takes; use lora, or none"
+        )
+        yield "model.quantization", message
+
+
 @rule("train.max_steps", "train.num_train_epochs")
 def _one_run_length(config: RunConfig) -> Found:
     train = config.train

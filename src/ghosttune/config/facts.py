@@ -33,7 +33,7 @@ class ParameterFacts:
     group: str
     """attention, mlp, embedding, head, norm or other."""
     factor: str
-    """A, B, weight, bias, magnitude, scale or prompt."""
+    """A, B, weight, bias, magnitude, scale, rotation or prompt."""
     role: str | None = None
     """Of its module: q, k, v, o, qkv, or the module's own last name."""
 
@@ -53,3 +53,23 @@ class ModelKind:
 
 
 CAUSAL_LM = ModelKind("AutoModelForCausalLM", "CAUSAL_LM", new_head=False)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a method may act on in a model, by full name in the untouched base."""
+
+    linear: list[str]
+    """The linear layers that `method.target_modules` means; empty for methods without it."""
+    transposed: bool
+    """Whether one of them keeps its weight as [inputs, outputs] (GPT-2's)."""
+    inputs: list[int]
+    """How many inputs each of them has."""
+    outputs: list[int]
+    """How many outputs each of them has."""
+    inner: list[str]
+    """Those of `linear` that lead back from the MLP's own width to the model's."""
+    norms: list[str]
+    """Normalisation layers with a weight of their own."""
+    parameters: list[str]
+    """Every parameter, tied ones once."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 from pydantic.fields import FieldInfo
@@ -68,6 +68,12 @@ class ModelSettings(Section):
         "float32", critical=True, cost="bfloat16 halves the weights' memory; adapters stay float32"
     )
     """Precision of the base weights."""
+    quantization: Literal["none", "int8", "nf4"] = setting(
+        "none",
+        why="a larger base in the same memory",
+        cost="int8 a quarter, nf4 an eighth of float32; each step slower",
+    )
+    """Bits the base's linear layers are kept in (`pip install 'ghosttune[quant]'`); adapters stay float32."""
     device: Annotated[str, Field(pattern=DEVICE)] = setting(
         "auto",
         critical=True,
@@ -82,6 +88,12 @@ class MethodSettings(Section):
     """What every method has; each method adds its own settings in `ghosttune/methods/`."""
 
     type: str
+    quantized_base: ClassVar[bool] = True
+    """Whether it works on base weights of 8 or 4 bits."""
+
+    def conflicts(self, config: RunConfig) -> Iterator[tuple[str, str]]:
+        """(setting, message) of what this method cannot do together with the rest of the configuration."""
+        yield from ()
 
 
 class TaskSettings(Section):

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ghosttune.models.loading import prompt_length, without_upstream_warnings
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
@@ -30,18 +32,20 @@ def generate(
 ) -> list[Answer]:
     """The greedy answer to each prompt (token ids), in order; the same whether asked alone or in a batch."""
     answers: dict[int, Answer] = {}
-    for positions in _batches(prompts):
+    one_length = prompt_length(model) > 0  # padding would stand between a learned prompt and the row
+    for positions in _batches(prompts, one_length):
         rows = _generate_batch(model, [prompts[position] for position in positions], stop_token_ids, max_new_tokens)
         for position, row in zip(positions, rows, strict=True):
             answers[position] = _answer(tokenizer, row, stop_token_ids)
     return [answers[position] for position in range(len(prompts))]
 
 
-def _batches(prompts: Sequence[list[int]]) -> list[list[int]]:
+def _batches(prompts: Sequence[list[int]], one_length: bool) -> list[list[int]]:
     batches: list[list[int]] = []
     for position in sorted(range(len(prompts)), key=lambda position: -len(prompts[position])):
         width = len(prompts[batches[-1][0]]) if batches else 0
-        if not batches or (len(batches[-1]) + 1) * width > BATCH_TOKENS:
+        differs = one_length and len(prompts[position]) != width
+        if not batches or differs or (len(batches[-1]) + 1) * width > BATCH_TOKENS:
             batches.append([])
         batches[-1].append(position)
     return batches
@@ -62,7 +66,7 @@ def _generate_batch(
     )
     was_training = model.training
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), without_upstream_warnings():
         output: torch.Tensor = model.generate(input_ids=ids, attention_mask=mask, generation_config=greedy)
     model.train(was_training)
     return output[:, width:].tolist()

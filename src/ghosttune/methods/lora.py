@@ -1,19 +1,25 @@
-"""LoRA: low-rank updates beside frozen linear layers (Hu et al. 2021, arXiv 2106.09685)."""
+"""Low-rank updates beside frozen linear layers: LoRA with its variants, AdaLoRA, VeRA."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from ghosttune.config.schema import Count, MethodSettings, Names, setting
+from ghosttune.config.facts import Targets
+from ghosttune.config.schema import Count, RunConfig, setting
+from ghosttune.errors import ConfigError, Problem
+from ghosttune.methods.targets import LinearSettings
 from ghosttune.registry import METHODS
 
 if TYPE_CHECKING:
     import peft
 
+Dropout = Annotated[float, Field(ge=0, lt=1)]
 
-class LoraSettings(MethodSettings):
+
+class LoraSettings(LinearSettings):
     type: Literal["lora"] = setting("lora", critical=True)
     """The adapter method (`ghosttune show methods`)."""
     r: Count = setting(8, critical=True, cost="trained parameters grow in proportion")
@@ -22,29 +28,141 @@ class LoraSettings(MethodSettings):
         16.0, critical=True, why="the update is scaled by lora_alpha / r"
     )
     """Numerator of the update's scale."""
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = setting(0.0)
+    lora_dropout: Dropout = setting(0.0)
     """Dropout on the adapter's input."""
-    target_modules: Literal["attention_qv", "attention", "mlp", "all_linear"] | Names = setting(
-        "all_linear", critical=True, why="adapting all linear layers, the MLP above all, usually beats attention alone"
+    use_rslora: bool = setting(False, why="the scale then stays right when r grows (rsLoRA, arXiv 2312.03732)")
+    """Scale the update by lora_alpha / √r instead."""
+    use_dora: bool = setting(
+        False, why="often a little better at small r (DoRA, arXiv 2402.09353)", cost="about half more time per step"
     )
-    """Which linear layers: a group, or a list of names and patterns (`[q_proj, "*.layers.0.*"]`); each must match."""
+    """Train each output's magnitude apart from its direction."""
+    init_lora_weights: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = setting(
+        "default",
+        why="pissa (arXiv 2404.02948) and olora (2406.01775) start from the base weight's own main directions",
+        cost="pissa and olora: one decomposition per layer, and the saved adapter has rank 2 r",
+    )
+    """How A and B begin; B A is zero in effect for each of them. `default`: A uniform, B zero."""
+    loraplus_lr_ratio: Annotated[float, Field(ge=1)] = setting(
+        1.0, why="B wants larger steps than A in wide models (LoRA+, arXiv 2402.12354); 16 is the paper's"
+    )
+    """Learning rate of B over that of A."""
 
     trainable_token_indices: list[Annotated[int, Field(ge=0)]] | None = setting(
         None, unit="token ids", why="a stop token the base never learned cannot be produced otherwise"
     )
     """Tokens whose rows in the embedding (and in an output layer tied to it) are trained besides."""
 
+    def conflicts(self, config: RunConfig) -> Iterator[tuple[str, str]]:
+        if config.model.quantization != "none" and self.init_lora_weights in ("pissa", "olora"):
+            yield "method.init_lora_weights", f"{self.init_lora_weights} decomposes the base weight, which is quantized"
+        if self.use_dora and self.init_lora_weights in ("pissa", "olora"):
+            yield (
+                "method.init_lora_weights",
+                f"{self.init_lora_weights} starts inside the weight that use_dora measures; keep one",
+            )
+
 
 @METHODS.register("lora", LoraSettings)
-def lora(settings: LoraSettings, targets: list[str], transposed: bool) -> peft.LoraConfig:
-    """Low-rank updates W + (lora_alpha / r) B A beside frozen linear layers."""
+def lora(settings: LoraSettings, targets: Targets) -> peft.LoraConfig:
+    """Low-rank updates W + (lora_alpha / r) B A beside frozen linear layers; the usual choice."""
     import peft
 
+    most = min([*targets.inputs, *targets.outputs])
+    if settings.init_lora_weights in ("pissa", "olora") and settings.r > most:
+        message = (
+            f"must be at most {most} for {settings.init_lora_weights}: no adapted weight has more directions than that"
+        )
+        raise ConfigError([Problem("method.r", message)])
     return peft.LoraConfig(
         r=settings.r,
         lora_alpha=settings.lora_alpha,  # pyright: ignore[reportArgumentType]  # PEFT only divides it by r
         lora_dropout=settings.lora_dropout,
-        target_modules=targets,
+        use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora,
+        init_lora_weights=True if settings.init_lora_weights == "default" else settings.init_lora_weights,
+        target_modules=targets.linear,
         trainable_token_indices=settings.trainable_token_indices,
-        fan_in_fan_out=transposed,
+        fan_in_fan_out=targets.transposed,
+    )
+
+
+class AdaloraSettings(LinearSettings):
+    type: Literal["adalora"] = setting("adalora", critical=True)
+    """The adapter method (`ghosttune show methods`)."""
+    init_r: Count = setting(12, critical=True, cost="trained parameters grow in proportion")
+    """Rank of every update at first."""
+    target_r: Count = setting(8, critical=True)
+    """Mean rank of the updates at the end."""
+    lora_alpha: Annotated[float, Field(gt=0)] = setting(16.0, critical=True)
+    """Numerator of the update's scale."""
+    lora_dropout: Dropout = setting(0.0)
+    """Dropout on the adapter's input."""
+    tinit: Annotated[int, Field(ge=0)] = setting(0, unit="optimizer updates")
+    """Updates before ranks begin to be taken away."""
+    tfinal: Annotated[int, Field(ge=0)] = setting(0, unit="optimizer updates")
+    """Last updates, in which the ranks stay as they are."""
+    deltaT: Count = setting(1, unit="optimizer updates")
+    """Interval at which ranks are taken away."""
+    orth_reg_weight: Annotated[float, Field(ge=0)] = setting(0.5)
+    """Weight of the penalty that keeps A and B orthogonal; in the gradient, not in the recorded loss."""
+
+    def conflicts(self, config: RunConfig) -> Iterator[tuple[str, str]]:
+        steps = config.train.max_steps
+        if self.target_r > self.init_r:
+            yield (
+                "method.target_r",
+                f"must be at most method.init_r, {self.init_r} (got {self.target_r}): ranks are only taken away",
+            )
+        if steps is not None and self.tinit + self.tfinal >= steps:
+            message = f"leaves no update for taking ranks away: tinit + tfinal is {self.tinit + self.tfinal} of {steps}"
+            yield "method.tfinal" if self.tfinal else "method.tinit", message
+        if config.phases.strategy != "none":
+            yield (
+                "method.type",
+                "adalora moves ranks between all layers at every update, so that phases cannot hold some; use lora",
+            )
+
+
+@METHODS.register("adalora", AdaloraSettings)
+def adalora(settings: AdaloraSettings, targets: Targets) -> peft.AdaLoraConfig:
+    """Low-rank updates whose ranks move to where they matter (arXiv 2303.10512); for a fixed budget of parameters."""
+    import peft
+
+    return peft.AdaLoraConfig(
+        init_r=settings.init_r,
+        target_r=settings.target_r,
+        lora_alpha=settings.lora_alpha,  # pyright: ignore[reportArgumentType]
+        lora_dropout=settings.lora_dropout,
+        tinit=settings.tinit,
+        tfinal=settings.tfinal,
+        deltaT=settings.deltaT,
+        orth_reg_weight=settings.orth_reg_weight,
+        total_step=settings.tinit + settings.tfinal + 1,  # the least PEFT accepts; training sets the run's own
+        target_modules=targets.linear,
+        fan_in_fan_out=targets.transposed,
+    )
+
+
+class VeraSettings(LinearSettings):
+    type: Literal["vera"] = setting("vera", critical=True)
+    """The adapter method (`ghosttune show methods`)."""
+    r: Count = setting(256, critical=True, cost="compute grows in proportion, trained parameters hardly")
+    """Rank of the random matrices that all layers share."""
+    vera_dropout: Dropout = setting(0.0)
+    """Dropout on the adapter's input."""
+    d_initial: Annotated[float, Field(gt=0)] = setting(0.1)
+    """First value of the scales inside the update."""
+
+
+@METHODS.register("vera", VeraSettings)
+def vera(settings: VeraSettings, targets: Targets) -> peft.VeraConfig:
+    """Two trained vectors per layer around random matrices all layers share (arXiv 2310.11454); tiny adapters."""
+    import peft
+
+    return peft.VeraConfig(
+        r=settings.r,
+        vera_dropout=settings.vera_dropout,
+        d_initial=settings.d_initial,
+        target_modules=targets.linear,
+        fan_in_fan_out=targets.transposed,
     )

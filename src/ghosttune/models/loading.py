@@ -5,18 +5,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ghosttune.config.facts import CAUSAL_LM, ModelKind
 from ghosttune.config.schema import MethodSettings, ModelSettings
-from ghosttune.errors import ModelError, listed
+from ghosttune.errors import ConfigError, ModelError, Problem, listed
 from ghosttune.models.builtin import BUILTIN_MODELS, builtin_model_folder
-from ghosttune.models.modules import head_modules, matched_modules, module_facts
+from ghosttune.models.modules import head_modules, targets_in
+from ghosttune.models.quantizing import prepared_for_training, quantized_loading
 from ghosttune.registry import METHODS
 
 if TYPE_CHECKING:
-    import peft
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -68,14 +69,18 @@ def load_model(settings: ModelSettings, seed: int, kind: ModelKind = CAUSAL_LM) 
                     use_safetensors=True,
                     ignore_mismatched_sizes=True,  # refused below, by name
                     output_loading_info=True,
+                    **quantized_loading(settings),
                     **arguments,
                     **kind.entries,
                 )
             model, found = loaded
             new = head_modules(model) if kind.new_head else []
             _require_complete(settings, found["missing_keys"], found["mismatched_keys"], new)
+    if settings.quantization != "none":
+        model = prepared_for_training(model)
     if kind is CAUSAL_LM:
         _require_causal(settings, model)
+    model.load_again = partial(load_model, settings, seed, kind)
     return model.requires_grad_(False)
 
 
@@ -118,35 +123,98 @@ def _require_causal(settings: ModelSettings, model: PreTrainedModel) -> None:
 
 
 def longest_input(model: PreTrainedModel) -> int | None:
-    """Positions the model was built for; None where its configuration sets no limit."""
+    """Positions that rows can take; None where the model's configuration sets no limit. A learned prompt takes some."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is None:
+        return None
     tables = (module for name, module in model.named_modules() if name.endswith("embeddings.position_embeddings"))
     first = getattr(next(tables, None), "padding_idx", None)  # RoBERTa counts positions from behind its padding token
-    return limit if limit is None or first is None else limit - first - 1
+    return limit - prompt_length(model) - (0 if first is None else first + 1)
 
 
-def add_adapter(
-    model: PreTrainedModel, settings: MethodSettings, seed: int, kind: ModelKind = CAUSAL_LM
-) -> peft.PeftModel:
-    """The model with an adapter on the modules that `target_modules` means; only it and a new head are trainable.
-
-    Raises ConfigError when a target matches nothing.
-    """
-    import peft
+def _try_out(adapted: Any) -> None:
+    """Whether PEFT's guess at the model's shape is right shows only when a row is read."""
     import torch
-    from transformers.pytorch_utils import Conv1D
 
-    targets = matched_modules(module_facts(model), settings.target_modules)  # type: ignore[attr-defined]
-    transposed = any(isinstance(model.get_submodule(name), Conv1D) for name in targets)
-    adapter = METHODS[settings.type].build(settings, targets, transposed)
-    adapter.task_type = kind.adapter_task
-    if kind.new_head:
-        adapter.modules_to_save = head_modules(model)
+    row = torch.tensor([[0, 1]], device=adapted.device)
+    decoder = {"decoder_input_ids": row} if adapted.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        adapted(input_ids=row, attention_mask=torch.ones_like(row), **decoder)
+
+
+def prompt_length(model: Any) -> int:
+    """Positions that a learned prompt takes in front of every row."""
+    adapters = getattr(model, "peft_config", {}).values()
+    return max((getattr(adapter, "num_virtual_tokens", 0) or 0 for adapter in adapters), default=0)
+
+
+def add_adapter(model: Any, settings: MethodSettings, seed: int, kind: ModelKind = CAUSAL_LM) -> Any:
+    """The model with an adapter on the modules that the method's settings mean; only it and a new head are trainable.
+
+    A PEFT model; or a DirectModel where the method trains the model's own parameters. Raises ConfigError when a target
+    matches nothing, or when PEFT cannot adapt what it matches.
+    """
+    import torch
+
+    from ghosttune.models.direct import DirectModel
+
+    targets = targets_in(model, getattr(settings, "target_modules", None))
+    heads = head_modules(model) if kind.new_head else []
     torch.manual_seed(seed)
-    with _without_upstream_warnings():
-        adapted = peft.get_peft_model(model, adapter)
+    built = METHODS[settings.type].build(settings, targets)
+    if isinstance(built, list):
+        own = [name for name, _ in model.named_parameters() if name.split(".")[0] in heads]
+        return DirectModel(model, list(dict.fromkeys([*built, *own])), model.load_again)
+    built.task_type = kind.adapter_task
+    if heads and not built.is_prompt_learning:  # with a learned prompt PEFT finds the head itself
+        built.modules_to_save = heads
+    return _adapted(model, built)
+
+
+def _adapted(model: PreTrainedModel, configuration: Any) -> Any:
+    import peft
+
+    from ghosttune.models.starting import keep_base, weights_before
+
+    weights = weights_before(model, configuration)
+    try:
+        with without_upstream_warnings():
+            adapted: Any = peft.get_peft_model(model, configuration)
+            if weights:
+                keep_base(adapted, weights)
+            if configuration.is_prompt_learning:
+                _try_out(adapted)
+    except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+        kind = configuration.peft_type.value.lower()
+        raise ConfigError([Problem("method.type", f"{kind} does not fit this model: {_first_line(error)}")]) from error
     adapted.peft_config["default"].base_model_name_or_path = model.name_or_path
+    adapted.trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
     return adapted
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """The adapter in PEFT's own format; a plain model folder where the model's own parameters were trained."""
+    from ghosttune.models.starting import has_start, save_joined
+
+    if has_start(model):
+        save_joined(model, folder)
+        return
+    with _every_rank(getattr(model, "peft_config", {}).get("default")):
+        model.save_pretrained(str(folder), safe_serialization=True)
+    (folder / "README.md").unlink(missing_ok=True)  # a model card nobody wrote
+
+
+@contextmanager
+def _every_rank(configuration: Any) -> Iterator[None]:
+    """PEFT would cut the ranks that AdaLoRA has taken away by now, which the weights of an earlier step still have."""
+    pattern = getattr(configuration, "rank_pattern", None)
+    if pattern:
+        configuration.rank_pattern = None
+    try:
+        yield
+    finally:
+        if pattern:
+            configuration.rank_pattern = pattern
 
 
 def untrained_twins(model: PreTrainedModel, token_ids: Iterable[int]) -> dict[int, int]:
@@ -167,13 +235,21 @@ def untrained_twins(model: PreTrainedModel, token_ids: Iterable[int]) -> dict[in
     return twins
 
 
-def load_adapter(model: PreTrainedModel, folder: Path) -> peft.PeftModel:
-    """The model with the adapter of a folder written by PEFT; ModelError when it does not fit the model."""
+def load_adapter(model: Any, folder: Path) -> Any:
+    """The model with the adapter of a folder that `save_adapter` wrote; ModelError when it does not fit the model.
+
+    Where the folder holds a model, tuned as a whole, that model in its place.
+    """
     import peft
     from safetensors import SafetensorError
 
+    from ghosttune.models.direct import DirectModel
+
     try:
-        with _without_upstream_warnings():
+        with without_upstream_warnings():
+            if not (folder / "adapter_config.json").exists() and (folder / "config.json").exists():
+                tuned = type(model).from_pretrained(str(folder), dtype=model.dtype, use_safetensors=True)
+                return DirectModel(tuned.to(model.device).train(model.training), [], model.load_again)
             return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=False)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(f"the adapter in {folder} cannot be loaded: {_first_line(error)}") from error
@@ -218,9 +294,15 @@ def _without_upstream_reports() -> Iterator[None]:
 
 
 @contextmanager
-def _without_upstream_warnings() -> Iterator[None]:
-    """PEFT 0.21 asks Transformers 5.23 for an attribute under its old name; nothing a user could mend."""
+def without_upstream_warnings() -> Iterator[None]:
+    """Without what PEFT 0.21 says that nobody could mend.
+
+    An attribute's old name, norms that are not torch's own, and learned prompts that take no position numbers: rows of
+    one length need none.
+    """
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Position ids are not supported", category=UserWarning)
+        warnings.filterwarnings("ignore", message="Unsupported layer type", category=UserWarning)
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         yield
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ghosttune.config.facts import ModuleFacts, ParameterFacts
+from ghosttune.config.facts import ModuleFacts, ParameterFacts, Targets
 from ghosttune.errors import ConfigError, ModelError, Problem, listed, nearest
 
 if TYPE_CHECKING:
@@ -24,26 +24,28 @@ ROLES = {
 """Names that attention's linear layers carry in the families of Transformers; anything else is its own role."""
 
 FACTORS = {
-    "A": r"lora_A|lora_embedding_A",
-    "B": r"lora_B|lora_embedding_B",
+    "A": r"lora_A|lora_embedding_A|hada_w\d_a|lokr_w1(_a|_b)?",
+    "B": r"lora_B|lora_embedding_B|hada_w\d_b|lokr_w2(_a|_b)?",
     "magnitude": r"lora_magnitude_vector",
-    "scale": r"ia3_l",
+    "scale": r"ia3_l|lora_E|vera_lambda_[bd]",
+    "rotation": r"oft_R",
     "prompt": r"prompt_encoder",
     "bias": r"bias",
 }
 """Parts of a parameter's name below its module that say which factor of an adapter it is; any other is the weight."""
 
-GROUP_ROLES = {"attention_qv": {"q", "v", "qkv"}}
+GROUP_ROLES = {"attention_qv": {"q", "v", "qkv"}, "keys_values_inner": {"k", "v", "qkv"}}
 
 
 def module_facts(model: PreTrainedModel) -> list[ModuleFacts]:
     """One entry per linear layer and embedding, in the model's own order.
 
-    Layers are the children of the longest list of equal blocks; within a block a path with `att` in it is attention and
-    every other linear layer is mlp. Outside the blocks, output layers are head and the input table embedding. The
-    names are those of the untouched model, also when the model has an adapter already.
+    Layers are the children of the longest list of equal blocks of the text model, an encoder's before its decoder's;
+    within a block a path with `att` in it is attention and every other linear layer is mlp. Outside the blocks, output
+    layers are head and the input table embedding. The names are those of the untouched model, also when the model has
+    an adapter already.
     """
-    model = getattr(model, "get_base_model", lambda: model)()
+    model = _base(model)
     wrapped = [f"{name}." for name, module in model.named_modules() if hasattr(module, "base_layer")]
     ends = {
         _name_of(model, model.get_input_embeddings()): "embedding",
@@ -72,6 +74,8 @@ def module_facts(model: PreTrainedModel) -> list[ModuleFacts]:
 
 def head_modules(model: PreTrainedModel) -> list[str]:
     """Names of the modules that a model of a task has on top of the bare model."""
+    if model.base_model is model:
+        return []
     return [
         name
         for name, child in model.named_children()
@@ -79,9 +83,44 @@ def head_modules(model: PreTrainedModel) -> list[str]:
     ]
 
 
+def _base(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def _name_of(model: nn.Module, wanted: nn.Module | None) -> str:
     """Empty where the model has no such module."""
     return next((name for name, module in model.named_modules() if module is wanted), "")
+
+
+def targets_in(model: PreTrainedModel, target_modules: str | list[str] | None) -> Targets:
+    """What a method may act on in the untouched `model`; ConfigError when a target matches nothing."""
+    from transformers.pytorch_utils import Conv1D
+
+    facts = module_facts(model)
+    linear = [] if target_modules is None else matched_modules(facts, target_modules)
+    layers: list[Any] = [model.get_submodule(name) for name in linear]
+    shapes = [
+        (len(one.weight), one.nf) if isinstance(one, Conv1D) else (one.in_features, one.out_features) for one in layers
+    ]
+    return Targets(
+        linear=linear,
+        transposed=any(isinstance(layer, Conv1D) for layer in layers),
+        inputs=[inputs for inputs, _ in shapes],
+        outputs=[outputs for _, outputs in shapes],
+        inner=[name for name in linear if name in _inner(facts)],
+        norms=[name for name, module in model.named_modules() if _is_norm(module)],
+        parameters=[name for name, _ in model.named_parameters()],
+    )
+
+
+def _inner(facts: list[ModuleFacts]) -> set[str]:
+    """The last linear layer of each block's MLP."""
+    return set({fact.layer: fact.name for fact in facts if fact.group == "mlp"}.values())
+
+
+def _is_norm(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return "norm" in type(module).__name__.lower() and weight is not None and weight.dim() == 1
 
 
 def matched_modules(facts: list[ModuleFacts], target_modules: str | list[str]) -> list[str]:
@@ -123,24 +162,30 @@ def parameter_facts(model: nn.Module, facts: list[ModuleFacts]) -> dict[str, Par
 
     `facts` are those of the base model; wrappers around the model and around its modules may add to the names.
     """
+    base = _base(model)
+    wrapped = f"{_name_of(model, base)}.".removeprefix(".")
     by_length = sorted(facts, key=lambda fact: -len(fact.name))
-    layers = {fact.name.split(f".{fact.layer}.")[0] for fact in facts if fact.layer is not None}
+    blocks = _blocks(base)
     return {
-        name: _parameter_facts(name, parameter, by_length, layers)
+        name: _parameter_facts(name, name.removeprefix(wrapped), parameter, by_length, blocks)
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
 
 
-def _parameter_facts(name: str, parameter: nn.Parameter, facts: list[ModuleFacts], layers: set[str]) -> ParameterFacts:
-    owner = next((fact for fact in facts if f".{fact.name}." in f".{name}"), None)
+def _parameter_facts(
+    name: str, inside: str, parameter: nn.Parameter, facts: list[ModuleFacts], blocks: dict[str, int]
+) -> ParameterFacts:
+    owner = next((fact for fact in facts if f".{fact.name}." in f".{inside}"), None)
     if owner is not None:
-        below = f".{name}".rpartition(f".{owner.name}.")[2]
+        below = f".{inside}".rpartition(f".{owner.name}.")[2]
         return ParameterFacts(name, owner.name, owner.layer, owner.group, _factor(below), owner.role)
-    module = name.rpartition(".")[0]
-    inside = next((match for path in layers if (match := re.search(rf"{re.escape(path)}\.(\d+)\.", name))), None)
-    group = "norm" if parameter.dim() == 1 else "other"
-    return ParameterFacts(name, module, int(inside[1]) if inside else None, group, _factor(name))
+    module = (
+        re.split(r"\.ln_tuning_layers\.", inside)[0] if ".ln_tuning_layers." in inside else inside.rpartition(".")[0]
+    )
+    factor = _factor(inside)
+    group = "norm" if parameter.dim() == 1 and factor in ("weight", "bias") else "other"
+    return ParameterFacts(name, module, _layer_of(inside, blocks)[0], group, factor)
 
 
 def _factor(below: str) -> str:
@@ -153,6 +198,8 @@ def _group(layers: list[ModuleFacts], group: str) -> list[str]:
         chosen = layers
     elif group in GROUP_ROLES:
         chosen = [fact for fact in layers if fact.group == "attention" and fact.role in GROUP_ROLES[group]]
+        if group == "keys_values_inner":
+            chosen += [fact for fact in layers if fact.name in _inner(layers)]
     else:
         chosen = [fact for fact in layers if fact.group == group]
     if not chosen:
@@ -177,27 +224,46 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D)
 
 
-def _blocks(model: nn.Module) -> str:
-    """Name of the longest list of blocks of one class."""
+def _blocks(model: Any) -> dict[str, int]:
+    """Name of the longest list of equal blocks -> number of its first layer; an encoder's before its decoder's.
+
+    Of a model with several parts, such as one that sees, it is the part that writes.
+    """
+    parts = [model.get_decoder()]
+    if model.config.is_encoder_decoder:
+        parts.insert(0, model.get_encoder())
+    blocks: dict[str, int] = {}
+    first = 0
+    for part in parts:
+        name, count = _longest_list(part)
+        blocks[".".join(filter(None, (_name_of(model, part), name)))] = first
+        first += count
+    return blocks
+
+
+def _longest_list(part: nn.Module) -> tuple[str, int]:
     from torch import nn
 
     lists = {
         name: len(module)
-        for name, module in model.named_modules()
+        for name, module in part.named_modules()
         if isinstance(module, nn.ModuleList) and len({type(child) for child in module}) == 1 and _holds_linear(module)
     }
     if not lists:
         raise ModelError("the model has no list of equal layers, so that its modules have no layer numbers")
-    return max(lists, key=lambda name: (lists[name], -len(name)))
+    return max(lists.items(), key=lambda item: (item[1], -len(item[0])))
 
 
 def _holds_linear(module: nn.Module) -> bool:
     return any(_is_linear(child) for child in module.modules())
 
 
-def _layer_of(name: str, blocks: str) -> tuple[int | None, str]:
-    match = re.match(rf"{re.escape(blocks)}\.(\d+)\.(.+)$", name)
-    return (int(match[1]), match[2]) if match else (None, name)
+def _layer_of(name: str, blocks: dict[str, int]) -> tuple[int | None, str]:
+    """(number of the block, name within it); (None, the name itself) outside the blocks."""
+    for path, first in blocks.items():
+        if match := re.match(rf"{re.escape(path)}\.(\d+)\.(.+)$", name):
+            return first + int(match[1]), match[2]
+    return None, name
 
 
 def _role(last: str) -> str:

@@ -82,7 +82,8 @@ def only_positions(head: nn.Module, predicts: Tensor) -> Iterator[None]:
     """
 
     def select(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (inputs[0][:, :-1][predicts], *inputs[1:])
+        last = inputs[0][:, -predicts.shape[1] - 1 : -1]  # behind a learned prompt, if there is one
+        return (last[predicts], *inputs[1:])
 
     handle = head.register_forward_pre_hook(select)
     try:

@@ -20,25 +20,27 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
 from ghosttune.errors import RunError, listed
+from ghosttune.models.loading import save_adapter
+from ghosttune.models.starting import START
 from ghosttune.run.directory import write_folder
 
 if TYPE_CHECKING:
-    import peft
     from torch.optim import Optimizer
 
 ADAPTER = "adapter_model.safetensors"
+WEIGHTS = "weights.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 INSTRUMENTS = "instruments.safetensors"
 RANDOM = "random.safetensors"
 STATE = "state.json"
 MANIFEST = "manifest.json"
-NEEDED = {ADAPTER, OPTIMIZER, RANDOM, INSTRUMENTS, STATE}
+NEEDED = {WEIGHTS, OPTIMIZER, RANDOM, INSTRUMENTS, STATE}
 """Files without which there is nothing to resume from."""
 
 
 def write_checkpoint(
     folder: Path,
-    model: peft.PeftModel,
+    model: torch.nn.Module,
     optimizer: Optimizer,
     schedule: dict[str, Any],
     counters: dict[str, Any],
@@ -50,14 +52,17 @@ def write_checkpoint(
 
     `schedule` is the learning-rate scheduler's state, `counters` what is counted, `instruments` what they keep,
     `generators` the state of torch's generator in every process, `trainer_state` the Trainer's own state as JSON.
-    Three times the adapter's size, five with a ledger.
+    Four times the adapter's size, six with a ledger: the weights once as they train and once as PEFT reads them, which
+    for some methods is less (a learned prompt without the network that makes it).
     """
 
     def fill(partial: Path) -> None:
-        write_adapter(model, partial)
+        if hasattr(model, "peft_config"):
+            write_adapter(model, partial)
         names = parameter_names(model)
         arrays, words = _random_state(generators)
         with _errors_of_the_disk():
+            save_file(_exact_weights(model), str(partial / WEIGHTS))
             save_file(_optimizer_tensors(optimizer, names), str(partial / OPTIMIZER))
             save_arrays(arrays, str(partial / RANDOM))
             save_file({n: t.detach().cpu().contiguous() for n, t in instruments.items()}, str(partial / INSTRUMENTS))
@@ -70,11 +75,20 @@ def write_checkpoint(
     write_folder(folder, fill)
 
 
-def write_adapter(model: peft.PeftModel, folder: Path) -> None:
-    """The adapter in PEFT's own format."""
+def write_adapter(model: torch.nn.Module, folder: Path) -> None:
+    """The adapter as `save_adapter` writes it, with the system's own error for a full disk."""
     with _errors_of_the_disk():
-        model.save_pretrained(str(folder), safe_serialization=True)
-    (folder / "README.md").unlink(missing_ok=True)  # a model card nobody wrote
+        save_adapter(model, folder)
+
+
+def _exact_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What training changes or drew, by parameter name."""
+    return {name: p.detach().cpu().contiguous() for name, p in _own_parameters(model).items()}
+
+
+def _own_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    trained = set(model.trained)  # type: ignore[arg-type]  # also what this phase keeps still
+    return {name: p for name, p in model.named_parameters() if name in trained or f".{START}." in name}
 
 
 @contextmanager
@@ -109,20 +123,20 @@ def read_instruments(folder: Path, device: torch.device) -> dict[str, torch.Tens
     return load_file(str(folder / INSTRUMENTS), device=str(device))
 
 
-def restore_adapter(folder: Path, model: peft.PeftModel) -> None:
+def restore_adapter(folder: Path, model: torch.nn.Module) -> None:
     """Loads the adapter's weights; RunError when a tensor is missing or left over."""
-    import peft
-
-    saved = load_file(str(folder / ADAPTER))
-    expected = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+    saved = load_file(str(folder / WEIGHTS))
+    expected = _own_parameters(model)
     shapes, wanted = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (saved, expected))
     if shapes != wanted:
         differing = sorted({*shapes.items()} ^ {*wanted.items()})
         raise RunError(f"{folder} does not fit the configured adapter: {listed((name for name, _ in differing), 3)}")
-    peft.set_peft_model_state_dict(model, saved)
+    with torch.no_grad():
+        for name, tensor in saved.items():
+            expected[name].copy_(tensor)
 
 
-def restore_optimizer(folder: Path, model: peft.PeftModel, optimizer: Optimizer) -> dict[str, Any]:
+def restore_optimizer(folder: Path, model: torch.nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     """Loads the optimizer's moments and options by parameter name; returns the scheduler's state."""
     saved = load_file(str(folder / OPTIMIZER))
     state = _read_state(folder)

@@ -13,6 +13,7 @@ from ghosttune.config.schema import RunConfig
 from ghosttune.errors import ConfigError
 from ghosttune.run.directory import RunDir
 from ghosttune.run.tables import Table
+from ghosttune.training.allocating import RankAllocation, is_allocated
 from ghosttune.training.guide import Guide
 from ghosttune.training.instruments import Instrument, Measurement
 from ghosttune.training.ledger import MODULE_COLUMNS, ROW_COLUMNS, Ledger
@@ -32,9 +33,17 @@ def measurement(
     """What `measure` switches on; ConfigError naming the modules that an instrument cannot read."""
     return Measurement(
         model,
-        [*_norms(model, facts, config, run), *_ledger(model, facts, guide, config, run, boundaries, rotation)],
+        [
+            *_allocation(model, config),
+            *_norms(model, facts, config, run),
+            *_ledger(model, facts, guide, config, run, boundaries, rotation),
+        ],
         config.train.max_grad_norm,
     )
+
+
+def _allocation(model: nn.Module, config: RunConfig) -> list[Instrument]:
+    return [RankAllocation(model, config.train.max_steps or 0)] if is_allocated(model) else []
 
 
 def _norms(model: nn.Module, facts: Mapping[str, ParameterFacts], config: RunConfig, run: RunDir) -> list[Instrument]:
@@ -47,7 +56,7 @@ def _norms(model: nn.Module, facts: Mapping[str, ParameterFacts], config: RunCon
         try:
             chosen.append(EffectiveNorms(model, facts, table, norms.effective))
         except UnsupportedLayer as error:
-            raise _refusal(config, "measure.norms.effective", error) from error
+            raise _refusal(config, "measure.norms.effective", "measure.norms.effective", error) from error
     return chosen
 
 
@@ -67,11 +76,17 @@ def _ledger(
     try:
         return [Ledger(model, facts, guide, rows, modules, ledger.guide_every, ledger.values, boundaries, rotation)]
     except UnsupportedLayer as error:
-        raise _refusal(config, "measure.ledger.guide_every", error) from error
+        raise _refusal(config, "measure.ledger.guide_every", "measure.ledger", error) from error
 
 
-def _refusal(config: RunConfig, setting: str, error: UnsupportedLayer) -> ConfigError:
-    message = f"cannot be measured here; set it to null, or train other modules. {error}"
+def _refusal(config: RunConfig, setting: str, switch: str, error: UnsupportedLayer) -> ConfigError:
+    """With the first of the layers the engine names; its own advice is for those who write loops."""
+    layers = [line.strip() for line in str(error).splitlines() if line.startswith("  ")]
+    which = f"{layers[0]} and {len(layers) - 1} more" if len(layers) > 1 else layers[0] if layers else str(error)
+    message = (
+        f"cannot be measured with method {config.method.type}: the gradients of single rows are not known for {which}. "
+        f"Set {switch}: null; training works without it"
+    )
     return ConfigError([config.problem(setting, message)])
 
 

@@ -9,8 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ghostgrad import GradientEngine, WeightedSum
+from ghostgrad import GradientEngine, UnsupportedLayer, WeightedSum
+from ghostgrad.forms import ExampleGradient
+from ghostgrad.layers.linear import linear
+from ghostgrad.rules import RULES, LayerIO, RuleRegistry
 from ghosttune.config.facts import ParameterFacts
+from ghosttune.models.quantizing import plain_weight
 from ghosttune.run.tables import Table
 from ghosttune.training.instruments import Instrument, MicroBatch, StepGradient, lengths
 from ghosttune.training.processes import processes, total
@@ -35,6 +39,10 @@ EFFECTIVE_COLUMNS = {
     "effective_norm": "float64",
     "relative_norm": "float64",
 }
+
+
+DIRECT = ("weight", "bias")
+"""Factors that are parameters of the model itself: their effective norm is the raw one."""
 
 
 def is_due(step: int, every: int) -> bool:
@@ -123,8 +131,9 @@ def _by_group(rows: list[Any]) -> list[Any]:
 class EffectiveNorms(Instrument):
     """‖∂L/∂W‖_F of every adapted weight W: how much the loss asks this module to move, whatever r and alpha are.
 
-    The gradient of W is Σ_t ∂L/∂y_t x_tᵀ with x and y the module's input and output, the adapter included, summed over
-    micro-batches and ranks. On measured steps this costs one weight gradient per adapted module, in time and memory.
+    The gradient of W is Σ_t ∂L/∂y_t x_tᵀ with x and y the wrapped module's input and output, the adapter included,
+    summed over micro-batches and ranks. On measured steps this costs one weight gradient per adapted module, in time
+    and memory.
     Trained weights (full training, norms, biases) have their raw norm; adapters that adapt no weight have none.
 
     Args:
@@ -144,11 +153,15 @@ class EffectiveNorms(Instrument):
         self.adapted = {
             weight: fact
             for name, fact in facts.items()
-            if (weight := _weight_below(name, fact)) in names and not names[weight].requires_grad
+            if fact.factor not in DIRECT
+            and (weight := _weight_below(name, fact)) in names
+            and not names[weight].requires_grad
         }
-        self.trained = {name: fact for name, fact in facts.items() if fact.factor in ("weight", "bias")}
-        self.weights = {name: names[name] for name in [*self.adapted, *self.trained]}
-        self.engine = GradientEngine(model, select=list(self.adapted)) if self.adapted else None
+        self.trained = {name: fact for name, fact in facts.items() if fact.factor in DIRECT}
+        self.weights = {name: names[name] for name in self.trained}
+        self.base_norms = {name: _base_norm(model, name) for name in self.adapted}
+        """Norms of the adapted weights, which do not move."""
+        self.engine = GradientEngine(model, select=list(self.adapted), rules=WRAPPED) if self.adapted else None
         self.sums: dict[str, Tensor] = {}
         self.latest: dict[str, float] = {}
         """Relative norm of each weight, by its name, at the last measured step."""
@@ -170,14 +183,17 @@ class EffectiveNorms(Instrument):
             self.sums[name] = gradient if earlier is None else earlier.add_(gradient)
 
     def after_backward(self, gradient: StepGradient) -> None:
-        if not is_due(gradient.step, self.every):
+        if not is_due(gradient.step, self.every) or not self.adapted | self.trained:
             return
         for gradient_sum in self.sums.values():
             total(gradient_sum).div_(processes())
         raw = [gradient.norms[name] for name in self.trained if name in gradient.norms]
         norms = [*lengths(list(self.sums.values())), *raw] if self.sums else raw
         names = [*self.sums, *(name for name in self.trained if name in gradient.norms)]
-        weights = lengths([self.weights[name].detach().float() for name in names])
+        weights = [
+            self.base_norms[name] if name in self.base_norms else self.weights[name].detach().float().norm()
+            for name in names
+        ]
         values = torch.stack([*norms, *weights]).tolist()
         self.sums = {}
         facts = [(self.adapted | self.trained)[name] for name in names]
@@ -211,6 +227,30 @@ class EffectiveNorms(Instrument):
 
     def restore(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
         self.latest = dict(counters["effective"])
+
+
+WRAPPED = RuleRegistry()
+"""The rule of a weight below an adapter, at the adapter's own input and output: below it, DoRA's and IA3's scales and
+OFT's rotation would be in the gradient."""
+
+
+@WRAPPED.register_family(
+    lambda module: isinstance(getattr(module, "base_layer", None), nn.Module),
+    owns=lambda module: ("base_layer.weight",) if hasattr(module.base_layer, "weight") else (),
+)
+def weight_below(layer: Any, io: LayerIO) -> dict[str, ExampleGradient]:
+    """base_layer.weight, by the rule of the base's kind; an 8-bit or 4-bit linear layer counts as linear."""
+    base = layer.base_layer
+    entry = RULES.find(base)
+    if entry is None and not isinstance(base, nn.Linear):
+        raise UnsupportedLayer(f"{type(base).__name__} below an adapter has no per-example gradient rule")
+    rule = linear if isinstance(base, nn.Linear) else entry.rule  # type: ignore[union-attr]
+    return {"base_layer.weight": rule(base, io)["weight"]}
+
+
+def _base_norm(model: nn.Module, name: str) -> Tensor:
+    """Norm of the weight called `name`, as it multiplies."""
+    return plain_weight(model.get_submodule(name.removesuffix(".weight"))).float().norm()
 
 
 def _weight_below(name: str, fact: ParameterFacts) -> str:

@@ -22,6 +22,7 @@ from ghosttune.data.encoding import Encoded, RowFeatures
 from ghosttune.errors import GhosttuneError
 from ghosttune.run.directory import RunDir
 from ghosttune.training import checkpoints
+from ghosttune.training.allocating import orthogonality
 from ghosttune.training.arguments import training_arguments
 from ghosttune.training.instruments import Measurement, MicroBatch
 from ghosttune.training.order import MicroBatches, RowOrder
@@ -88,6 +89,14 @@ class RunTrainer(Trainer):
         batches = MicroBatches(order, args.per_device_train_batch_size, args.process_index, args.world_size)
         return _Loader(self.train_rows, batch_sampler=batches, collate_fn=self.data_collator)  # type: ignore[arg-type]
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW; where B learns faster than A (LoRA+), with groups of their own for B."""
+        optimizer = super().create_optimizer(model)
+        ratio = getattr(self.config.method, "loraplus_lr_ratio", 1.0)
+        if ratio != 1:
+            split_groups(optimizer, _second_factors(self.model), ratio)
+        return optimizer
+
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of one micro-batch, in sight of the instruments."""
         with self.measurement.micro_batch(
@@ -108,7 +117,8 @@ class RunTrainer(Trainer):
             raise GhosttuneError(self._not_finite(losses, inputs["example_index"]))
         mask = inputs["attention_mask"]
         self.counted += torch.tensor([int(mask.sum()), int((mask == 0).sum()), self._targets([inputs])])
-        return losses.sum() / num_items_in_batch * self.args.world_size  # averaged over processes afterwards
+        loss = losses.sum() / num_items_in_batch * self.args.world_size  # averaged over processes afterwards
+        return loss + orthogonality(model) / self.args.gradient_accumulation_steps
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
         """Targets of the whole step in all processes; the Trainer would ask the model's class how to count labels."""
@@ -186,6 +196,19 @@ class RunTrainer(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             checkpoints.restore_random(Path(checkpoint), self.args.process_index)
+
+
+def _second_factors(model: torch.nn.Module) -> set[torch.Tensor]:
+    return {p for name, p in model.named_parameters() if ".lora_B." in name or ".lora_embedding_B." in name}
+
+
+def split_groups(optimizer: torch.optim.Optimizer, faster: set[torch.Tensor], ratio: float) -> None:
+    """Gives the `faster` parameters of each group a group of their own, with a learning rate `ratio` times as high."""
+    for group in list(optimizer.param_groups):
+        chosen = [p for p in group["params"] if p in faster]
+        group["params"] = [p for p in group["params"] if p not in faster]
+        if chosen:
+            optimizer.add_param_group({**group, "params": chosen, "lr": group["lr"] * ratio})
 
 
 def _state_as_json(state: Any) -> str:

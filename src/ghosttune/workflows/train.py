@@ -26,6 +26,7 @@ from ghosttune.errors import ConfigError, DataError, GhosttuneError, RunError
 from ghosttune.metrics.intervals import FEWEST_ROWS, mean_ratio, verdict
 from ghosttune.models.loading import add_adapter, device_of, load_model, longest_input, revision_of, untrained_twins
 from ghosttune.models.modules import module_facts, parameter_facts, trainable_counts
+from ghosttune.models.quantizing import weight_bytes
 from ghosttune.registry import STRATEGIES
 from ghosttune.run.directory import RunDir, write_csv, write_folder, write_text
 from ghosttune.run.recording import Record
@@ -163,11 +164,12 @@ def adapted_model(prepared: Prepared) -> Adapted:
     kind = prepared.task.kind(prepared.encoder.tokenizer)
     base = load_model(config.model, config.train.seed, kind)
     limit = longest_input(base)
+    limit = None if limit is None else limit - getattr(config.method, "num_virtual_tokens", 0)
     longest = max(row.positions for row in [*prepared.train.features, *prepared.dev.features, *prepared.guide.features])
     if limit is not None and longest > limit:
         message = f"lets rows of {longest} tokens through, and the model reads at most {limit}; set it to {limit}"
         raise ConfigError([config.problem("data.max_length", message)])
-    if prepared.template is not None:
+    if prepared.template is not None and config.method.type != "full":
         _require_learned_stop_token(base, prepared.template, prepared)
     facts = module_facts(base)
     with config.placing():
@@ -194,12 +196,16 @@ def _require_learned_stop_token(base: Any, template: Template, prepared: Prepare
     method = prepared.config.method
     stop = template.tokenizer.convert_tokens_to_ids(template.stop_token)
     twins = untrained_twins(base, [stop])
-    if twins and stop not in (getattr(method, "trainable_token_indices", None) or []):
-        message = (
-            f"must hold {stop}: the base never learned the stop token {template.stop_token}, whose row is the same as "
-            f"that of {twins[stop]} other tokens, so that answers could not learn to stop"
-        )
-        raise ConfigError([prepared.config.problem("method.trainable_token_indices", message)])
+    if not twins or stop in (getattr(method, "trainable_token_indices", None) or []):
+        return
+    message = (
+        f"the base never learned the stop token {template.stop_token}, whose row is the same as that of {twins[stop]} "
+        "other tokens, so that answers could not learn to stop"
+    )
+    if hasattr(method, "trainable_token_indices"):
+        raise ConfigError([prepared.config.problem("method.trainable_token_indices", f"must hold {stop}: {message}")])
+    remedy = f"use lora with trainable_token_indices: [{stop}], or full"
+    raise ConfigError([prepared.config.problem("method.type", f"cannot be {method.type}: {message}; {remedy}")])
 
 
 def measurement_of(run: RunDir, prepared: Prepared, adapted: Adapted, phasing: Phasing | None) -> Measurement:
@@ -238,6 +244,7 @@ def _begin(run: RunDir, prepared: Prepared, adapted: Adapted) -> Record:
             "name": prepared.config.model.name,
             "revision": revision_of(adapted.model),
             "trainable_parameters": adapted.counts,
+            "weight_bytes": weight_bytes(adapted.model),
         },
         data={
             "fingerprints": prepared.fingerprints,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from ghosttune.config.checking import RULES, conflicts
@@ -9,6 +11,14 @@ from ghosttune.config.loading import load_config, with_values
 from ghosttune.config.schema import section_class
 
 BASE = load_config({"data": {"train": {"path": "builtin:rows"}}})
+
+
+def method(name: str, **settings: Any) -> Any:
+    """The settings of a method."""
+    return section_class("method", name)(**settings)
+
+
+OTHER = {"method": method("lora")}
 PHASES = section_class("phases", "plan")(plan="both@0-400")
 GUIDED = section_class("phases", "guided")()
 
@@ -28,6 +38,34 @@ CASES = {
             "train.warmup_steps",
             {"train.lr_scheduler_type": "constant_with_warmup"},
         ),
+    ],
+    "_what_quantization_leaves": [
+        ({"model.quantization": "nf4", "model.init": "random"}, "model.init", {"model.init": "pretrained"}),
+        *[
+            ({"model.quantization": "nf4", "method": method(name)}, "model.quantization", OTHER)
+            for name in ("full", "layernorm", "bitfit", "loha", "lokr")
+        ],
+    ],
+    "_what_the_method_cannot_do": [
+        (
+            {"method": method("lora", init_lora_weights="pissa"), "model.quantization": "int8"},
+            "method.init_lora_weights",
+            OTHER,
+        ),
+        ({"method": method("lora", use_dora=True, init_lora_weights="pissa")}, "method.init_lora_weights", OTHER),
+        ({"method": method("adalora", init_r=4)}, "method.target_r", OTHER),
+        ({"method": method("adalora", tfinal=300)}, "method.tfinal", {"train.max_steps": 301}),
+        ({"method": method("adalora", tinit=300)}, "method.tinit", {"train.max_steps": 301}),
+        ({"method": method("adalora"), "phases": PHASES, "train.max_steps": 400}, "method.type", OTHER),
+        (
+            {"method": method("prefix_tuning"), "train.activation_checkpointing": True},
+            "train.activation_checkpointing",
+            OTHER,
+        ),
+        *[
+            ({"method": method(name), "model.dtype": "bfloat16"}, "model.dtype", OTHER)
+            for name in ("full", "layernorm", "bitfit")
+        ],
     ],
     "_intervals_inside_the_run": [
         ({"train.logging_steps": 301}, "train.logging_steps", {"train.logging_steps": 300}),

@@ -85,7 +85,7 @@ def test_an_unknown_group_is_one_problem_however_much_it_holds(problems):
         ("run.name", "../elsewhere", "must be a name without slashes"),
         ("run.name", "'..'", "must be a name without slashes"),
         ("evaluate.limit", "-1", "must be at least 0 (got -1)"),
-        ("method.type", "lorra", "no method is called 'lorra'; did you mean lora? (known: lora"),
+        ("method.type", "lorra", "no method is called 'lorra'; did you mean lora? (known: adalora, bitfit"),
         ("method.type", "[lora]", "no method is called"),
         ("method.type", "null", "no method is called"),
         ("task.type", "causal", "no task is called 'causal'; did you mean causal_lm?"),

@@ -62,12 +62,17 @@ VALUES: dict[str, st.SearchStrategy] = {
     "model.init": st.sampled_from(["pretrained", "random"]),
     "model.revision": TEXT,
     "model.dtype": st.sampled_from(["float32", "bfloat16"]),
+    "model.quantization": st.sampled_from(["none", "int8", "nf4"]),
     "model.device": st.sampled_from(["auto", "cpu", "cuda", "cuda:3"]),
     "model.trust_remote_code": st.booleans(),
     "method.type": st.just("lora"),
     "method.r": COUNT,
     "method.lora_alpha": POSITIVE,
     "method.lora_dropout": BELOW_ONE,
+    "method.use_rslora": st.booleans(),
+    "method.use_dora": st.booleans(),
+    "method.init_lora_weights": st.sampled_from(["default", "gaussian", "orthogonal"]),
+    "method.loraplus_lr_ratio": st.floats(1, 100),
     "method.target_modules": st.one_of(st.sampled_from(["mlp", "all_linear"]), st.lists(TEXT, min_size=1, max_size=3)),
     "method.trainable_token_indices": st.lists(st.integers(0, 10**6), max_size=3),
     "task.type": st.just("causal_lm"),
@@ -139,6 +144,8 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
         flat.pop("train.warmup_steps", None)
     if "train.early_stopping_threshold" in flat:
         flat.setdefault("train.early_stopping_patience", 2)
+    if flat.get("model.quantization", "none") != "none":
+        flat.pop("model.init", None)
     if "model.revision" in flat:
         flat["model.name"] = "org/model"
     if flat.get("data.dev.split") == "train":

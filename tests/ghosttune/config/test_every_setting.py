@@ -33,6 +33,7 @@ def world(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     _model(folder / "model", "the quick brown fox asks what colour the answer has", 280)
     _model(folder / "other", "entirely different words merge into other tokens here", 290)
+    _model(folder / "biased", "the quick brown fox asks what colour the answer has", 280, attention_bias=True)
     rows = [
         {
             "prompt": f"what colour is number {n % 20} " + "please " * (n % 7),
@@ -71,7 +72,7 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _model(folder: Path, text: str, vocabulary: int) -> None:
+def _model(folder: Path, text: str, vocabulary: int, **shape: Any) -> None:
     import torch
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast
@@ -83,8 +84,8 @@ def _model(folder: Path, text: str, vocabulary: int) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, pad_token="<pad>", eos_token="<eos>")
     tokenizer.save_pretrained(folder)
     torch.manual_seed(vocabulary)
-    shape = {"num_hidden_layers": 1, "max_position_embeddings": 512, "eos_token_id": 1, "pad_token_id": 0}
-    small_llama(vocabulary, **shape).save_pretrained(folder)
+    shape |= {"num_hidden_layers": 1, "max_position_embeddings": 512, "eos_token_id": 1, "pad_token_id": 0}
+    small_llama(vocabulary, hidden_size=32, intermediate_size=64, **shape).save_pretrained(folder)
 
 
 def configured(world: Path, settings: dict[str, Any]) -> RunConfig:
@@ -153,6 +154,7 @@ def loading(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
     calls: list[Any] = []
     patch.setattr(loading, "_is_cached", lambda name, revision: True)
     patch.setattr(loading, "_require_causal", lambda settings, model: None)
+    patch.setattr(loading, "prepared_for_training", lambda model: model)
 
     def recorder(kind: str) -> Callable[..., Any]:
         def record(*positional: Any, **named: Any) -> Any:
@@ -177,8 +179,10 @@ def adapter(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
     from ghosttune.models.loading import add_adapter, load_model
 
     model = add_adapter(load_model(config.model, config.train.seed), config.method, config.train.seed)
-    settings = {name: str(value) for name, value in model.peft_config["default"].to_dict().items()}
-    settings["target_modules"] = str(sorted(model.peft_config["default"].target_modules))  # type: ignore[arg-type]
+    configuration = getattr(model, "peft_config", {}).get("default")
+    settings = {name: str(value) for name, value in configuration.to_dict().items()} if configuration else {}
+    settings["target_modules"] = str(sorted(getattr(configuration, "target_modules", None) or []))
+    settings["feedforward_modules"] = str(sorted(getattr(configuration, "feedforward_modules", None) or []))
     weights = {name: p.tolist() for name, p in model.named_parameters() if p.requires_grad}
     return (
         settings,
@@ -274,6 +278,15 @@ def phases(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
     return [(phase.start, phase.end, str(phase.selection), phase.choice) for phase in schedule.phases], rates
 
 
+def optimizer_groups(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
+    """The learning rates of a run's optimizer."""
+    from ghosttune.training import checkpoints
+    from ghosttune.workflows.train import train
+
+    checkpoint = train(config, folder / "run").folder.checkpoint(4)
+    return [group["initial_lr"] for group in json.loads((checkpoint / checkpoints.STATE).read_text())["groups"]]
+
+
 def run_folder(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
     """Where a run without --out goes."""
     from ghosttune.workflows.prepare import default_run_folder
@@ -318,6 +331,25 @@ BRIEF = {
     "data.guide.rows": 4,
     "evaluate.limit": 0,
 }
+
+LINEAR = {"target_modules": ["q_proj"]}
+METHOD_VALUES: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "layernorm": {},
+    "full": {},
+    "adalora": LINEAR
+    | {"init_r": 9, "target_r": 3, "lora_alpha": 2.0, "lora_dropout": 0.5, "tinit": 3, "tfinal": 3, "deltaT": 2}
+    | {"orth_reg_weight": 0.1},
+    "vera": LINEAR | {"r": 9, "vera_dropout": 0.5, "d_initial": 0.5},
+    "loha": LINEAR | {"r": 3, "alpha": 2, "module_dropout": 0.5},
+    "lokr": LINEAR | {"r": 3, "alpha": 2, "module_dropout": 0.5, "decompose_both": True, "decompose_factor": 4},
+    "oft": LINEAR | {"oft_block_size": 8, "module_dropout": 0.5},
+    "ia3": LINEAR,
+    "prompt_tuning": {"num_virtual_tokens": 3, "prompt_tuning_init": "random"},
+    "p_tuning": {"num_virtual_tokens": 3, "encoder_hidden_size": 9},
+    "prefix_tuning": {"num_virtual_tokens": 3, "encoder_hidden_size": 9},
+}
+"""Method -> a second value of each of its settings, which the adapter itself shows."""
 
 SHORT = {"data.max_length": 56, "data.truncated_share": 1.0}
 
@@ -368,14 +400,27 @@ CASES: dict[str, Case] = {
     "model.init": Case(loading, "random"),
     "model.revision": Case(loading, "v2", {"model.name": "org/model"}),
     "model.dtype": Case(loading, "bfloat16"),
+    "model.quantization": Case(loading, "nf4"),
     "model.device": Case(device, "cuda:1"),
     "model.trust_remote_code": Case(loading, True),
-    "method(lora).type": Case(adapter, "another"),
+    **{f"method({name}).type": Case(adapter, "another", {"method.type": name}) for name in METHOD_VALUES},
+    "method(bitfit).type": Case(adapter, "another", {"method.type": "bitfit", "model.name": "@biased"}),
+    **{
+        f"method({name}).{changed}": Case(adapter, value, {"method.type": name})
+        for name, values in METHOD_VALUES.items()
+        for changed, value in values.items()
+    },
     "method(lora).r": Case(adapter, 4),
     "method(lora).lora_alpha": Case(adapter, 8),
     "method(lora).lora_dropout": Case(adapter, 0.5),
     "method(lora).trainable_token_indices": Case(adapter, [2]),
     "method(lora).target_modules": Case(adapter, ["q_proj"]),
+    "method(lora).use_rslora": Case(adapter, True),
+    "method(lora).use_dora": Case(adapter, True),
+    "method(lora).init_lora_weights": Case(adapter, "pissa"),
+    "method(lora).loraplus_lr_ratio": Case(
+        optimizer_groups, 4.0, BRIEF | {"measure.ledger": None, "data.guide.rows": None}
+    ),
     "task(causal_lm).type": Case(task, "another"),
     "task(sequence_classification).type": Case(task, "another", LABELLED),
     "task(sequence_classification).labels": Case(rows, ["yes", "no"], LABELLED),
@@ -481,10 +526,10 @@ def one_more_method_and_task(monkeypatch):
     class AnotherTask(TaskSettings):
         type: Literal["another"] = setting("another")
 
-    def build(settings: AnotherMethod, targets: list[str], transposed: bool) -> Any:
+    def build(settings: AnotherMethod, targets: Any) -> Any:
         import peft
 
-        return peft.IA3Config(target_modules=targets, feedforward_modules=targets, task_type="CAUSAL_LM")
+        return peft.IA3Config(target_modules=targets.linear, feedforward_modules=targets.linear)
 
     for registry, settings, function in ((METHODS, AnotherMethod, build), (TASKS, AnotherTask, lambda settings: None)):
         registry.names()

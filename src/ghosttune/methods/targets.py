@@ -1,0 +1,16 @@
+"""The setting that methods on linear layers share."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ghosttune.config.schema import MethodSettings, Names, setting
+
+
+class LinearSettings(MethodSettings):
+    """What every method on linear layers has."""
+
+    target_modules: Literal["attention_qv", "attention", "mlp", "all_linear"] | Names = setting(
+        "all_linear", critical=True, why="adapting all linear layers, the MLP above all, usually beats attention alone"
+    )
+    """Which linear layers: a group, or a list of names and patterns (`[q_proj, "*.layers.0.*"]`); each must match."""
