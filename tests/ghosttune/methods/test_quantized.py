@@ -80,7 +80,8 @@ def test_an_adapter_learns_on_it_and_fits_the_unquantized_base(method_config, me
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("case", QUANTIZED.values(), ids=QUANTIZED)
 def test_methods_train_on_it(method_config, tmp_path, case, bits):
-    run = train(method_config(case, model__quantization=bits, train__max_steps=6, train__eval_steps=6), tmp_path / "run")
+    config = method_config(case, model__quantization=bits, train__max_steps=6, train__eval_steps=6)
+    run = train(config, tmp_path / "run")
     losses = [event["loss"] for event in run.events if event["event"] == "log"]
     assert losses[-1] < losses[0]
     assert run.pipeline().model is not None

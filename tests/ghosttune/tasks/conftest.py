@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from task_cases import CASES
-from task_models import TARGETS, model_folder
+from task_models import model_folder
 
 from ghosttune.config.loading import load_config
 from ghosttune.config.schema import RunConfig
@@ -35,7 +35,6 @@ def task_config(families, tmp_path_factory) -> Callable[..., RunConfig]:
             "model.name": str(families(family)),
             "model.device": "cpu",
             "data.train.path": str(path),
-            "method.target_modules": TARGETS.get(family, "all_linear"),
             "data.max_length": 32,
             "train.per_device_train_batch_size": 4,
             "train.warmup_steps": 0,

@@ -117,13 +117,6 @@ FAMILIES: dict[str, tuple[Callable[[Any], Any], bool]] = {
 """How a family's model is made, and whether its tokenizer frames texts with marks."""
 
 
-TARGETS = {
-    "t5": ["q", "k", "v", "o", "wi", "wo"],
-    "bart": ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"],
-}
-"""Linear layers of encoder and decoder."""
-
-
 def model_folder(family: str, folder: Path) -> Path:
     """A folder with the family's bare model, without a head for any task, and its tokenizer."""
     build, pair_marks = FAMILIES[family]
