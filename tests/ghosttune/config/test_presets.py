@@ -76,12 +76,12 @@ def test_the_e2e_rows_fit_the_length_of_their_presets():
 
     from tokenizers import ByteLevelBPETokenizer
 
-    from ghosttune.data.known.e2e import PROMPT
+    from ghosttune.data.known.e2e import E2E
 
     vocabulary = shared / "models" / "tokenizers" / "gpt2"
     tokenizer = ByteLevelBPETokenizer.from_file(str(vocabulary / "vocab.json"), str(vocabulary / "merges.txt"))
     with gzip.open(shared / "data" / "e2e" / "devset.csv.gz", "rt", encoding="utf-8") as file:
-        texts = [PROMPT.format(mr=row["mr"]) + row["ref"] for row in csv.DictReader(file)]
+        texts = [E2E.prompt.format(mr=row["mr"]) + row["ref"] for row in csv.DictReader(file)]
     longest = max(len(encoding.ids) + 1 for encoding in tokenizer.encode_batch(texts))
     assert longest > 128
     assert 1.5 * longest <= load_config(preset="e2e_mlp").data.max_length, "room for a smaller vocabulary"

@@ -111,7 +111,7 @@ CASES = {
     "pairs": TaskCase("sequence_classification", pairs, segmented_loss, settings={"labels": ["0", "1", "2"]}),
     "tags": TaskCase("token_classification", tagged, mean_loss, ("bert", "llama")),
     "questions": TaskCase("question_answering", questions, span_loss, ("bert", "distilbert"), {"stride": 8}),
-    "rewriting": TaskCase("seq2seq_lm", rewritten, mean_loss, ("t5", "bart"), rate=0.03),
+    "rewriting": TaskCase("seq2seq_lm", rewritten, mean_loss, ("t5", "bart"), rate=0.01),
     "regression": TaskCase("regression", numbers, squared_loss),
 }
 

@@ -88,7 +88,7 @@ def t5(tokenizer: Any) -> Any:
 
     shape = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "dropout_rate": 0.0}
     special = {"pad_token_id": 0, "eos_token_id": 3, "decoder_start_token_id": 0}
-    return T5ForConditionalGeneration(T5Config(vocab_size=len(tokenizer), **shape, **special))
+    return confident(T5ForConditionalGeneration(T5Config(vocab_size=len(tokenizer), **shape, **special)))
 
 
 def bart(tokenizer: Any) -> Any:
@@ -104,7 +104,14 @@ def bart(tokenizer: Any) -> Any:
         "init_std": 0.2,
         "forced_eos_token_id": None,
     }
-    return BartForConditionalGeneration(BartConfig(vocab_size=len(tokenizer), **shape, **special))
+    return confident(BartForConditionalGeneration(BartConfig(vocab_size=len(tokenizer), **shape, **special)))
+
+
+def confident(model: Any) -> Any:
+    """The model with longer rows in its output layer, which stays frozen: short ones cannot say a word is certain."""
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(5)
+    return model
 
 
 FAMILIES: dict[str, tuple[Callable[[Any], Any], bool]] = {
