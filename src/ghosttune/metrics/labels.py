@@ -125,7 +125,10 @@ def auc(corpus: Corpus) -> Score:
 
     def value(counts: np.ndarray) -> np.ndarray:
         both = (counts @ truth > 0) & (counts @ ~truth > 0)
-        rows = [roc_auc_score(truth, margins, sample_weight=row) if ok else np.nan for row, ok in zip(counts, both, strict=True)]
+        rows = [
+            roc_auc_score(truth, margins, sample_weight=row) if ok else np.nan
+            for row, ok in zip(counts, both, strict=True)
+        ]
         return np.array(rows)
 
     return Score(value, len(margins), details={"positive": second})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,25 +25,30 @@ def exact_match(corpus: Corpus) -> Score:
     )
 
 
-@METRICS.register("bleu", Metric("0 to 100", "sacrebleu, tokenizer 13a, exponential smoothing"))
-def bleu(corpus: Corpus) -> Score:
-    """BLEU over the corpus with all references; 1- to 4-gram precisions, brevity penalty and signature beside it."""
-    from sacrebleu.metrics.bleu import BLEU
+def _bleu(lowercase: bool, meaning: str) -> Callable[[Corpus], Score]:
+    def bleu(corpus: Corpus) -> Score:
+        from sacrebleu.metrics.bleu import BLEU
 
-    metric = BLEU()
-    score = _sacrebleu(metric, corpus)
-    whole: Any = metric.corpus_score(corpus.outputs, _streams(corpus.items))
-    return Score(
-        score.of_counts,
-        score.n,
-        score.rows,
-        details={
+        metric = BLEU(lowercase=lowercase, force=True)
+        score = _sacrebleu(metric, corpus)
+        whole: Any = metric.corpus_score(corpus.outputs, _streams(corpus.items))
+        details = {
             "precisions": whole.precisions,
             "brevity_penalty": whole.bp,
             "lengths": {"answers": whole.sys_len, "references": whole.ref_len},
             "signature": str(metric.get_signature()),
-        },
-    )
+        }
+        return replace(score, details=details)
+
+    bleu.__doc__ = meaning
+    return bleu
+
+
+for _name, _lowercase, _meaning in (
+    ("bleu", False, "BLEU over the corpus with all references; n-gram precisions and signature beside it."),
+    ("bleu_lowercase", True, "BLEU in lower case, as mteval-v13a has it and the E2E challenge published it."),
+):
+    METRICS.register(_name, Metric("0 to 100", "sacrebleu, tokenizer 13a"))(_bleu(_lowercase, _meaning))
 
 
 @METRICS.register("chrf", Metric("0 to 100", "sacrebleu, character 6-grams, beta 2"))
@@ -53,7 +59,7 @@ def chrf(corpus: Corpus) -> Score:
     metric = CHRF()
     score = _sacrebleu(metric, corpus)
     metric.corpus_score(corpus.outputs, _streams(corpus.items))
-    return Score(score.of_counts, score.n, score.rows, details={"signature": str(metric.get_signature())})
+    return replace(score, details={"signature": str(metric.get_signature())})
 
 
 def _sacrebleu(metric: Any, corpus: Corpus) -> Score:
