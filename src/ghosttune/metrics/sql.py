@@ -14,7 +14,7 @@ AGGREGATES = ("", "MAX", "MIN", "COUNT", "SUM", "AVG")
 OPERATORS = ("=", ">", "<")
 
 _STATEMENT = re.compile(
-    rf"SELECT\s+(?:(?P<aggregate>{'|'.join(AGGREGATES[1:])})\s*\(\s*(?P<inner>.+?)\s*\)|(?P<column>.+?))"
+    rf"SELECT\s+(?:(?P<aggregate>{'|'.join(AGGREGATES[1:])})\s*\(\s*(?P<inner>.*?)\s*\)|(?P<column>.+?))"
     r"\s+FROM\s+(?P<table>\"[^\"]+\"|`[^`]+`|\S+)(?:\s+WHERE\s+(?P<conditions>.+))?",
     re.IGNORECASE | re.DOTALL,
 )
@@ -52,13 +52,16 @@ def parse(text: str) -> Query | None:
     conditions = _conditions(found["conditions"] or "")
     if conditions is None:
         return None
-    return Query(_name(found["inner"] or found["column"]), (found["aggregate"] or "").upper(), conditions)
+    column = found["column"] if found["inner"] is None else found["inner"]
+    return Query(_name(column), (found["aggregate"] or "").upper(), conditions)
 
 
 def first_statement(text: str) -> str:
-    """Up to the end of the line, or a semicolon that ends it."""
+    """Up to the end of the line, or the first semicolon outside quotes."""
     lines = text.strip().splitlines()
-    return re.split(r";(?:\s|$)", lines[0])[0].strip() if lines else ""
+    line = lines[0] if lines else ""
+    ends = (at for at, letter in enumerate(line) if letter == ";" and line[:at].count("'") % 2 == 0)
+    return line[: next(ends, len(line))].strip()
 
 
 def _conditions(text: str) -> tuple[tuple[str, str, str], ...] | None:
