@@ -39,6 +39,8 @@ class KnownDataset:
     columns: tuple[str, ...]
     group: str
     anchor: str
+    metrics: tuple[str, ...] = ()
+    """What `evaluate.metrics: auto` takes."""
 
     def locate(self, name: str, path: str | None) -> dict[str, Path]:
         """Split -> file, in the given folder or the cache; DataError lists all expected files when one is missing."""

@@ -102,11 +102,11 @@ def _registered(prefix: str, needs: str, read: Reader, how: str) -> None:
             METRICS.register(f"{prefix}{average}_{kind}", Metric("0 to 1", "scikit-learn", needs))(averaged)
 
 
-_registered("", "answers", _generated, "as the answer names it")
+_registered("", "labels", _generated, "as the answer names it")
 _registered("likelihood_", "label likelihoods", _likeliest, "the likeliest of all")
 
 
-@METRICS.register("unparsed", Metric("share of questions", "own", lower_is_better=True))
+@METRICS.register("unparsed", Metric("share of questions", "own", "labels", lower_is_better=True))
 def unparsed(corpus: Corpus) -> Score:
     """Answers that name no label, or several."""
     return of_hits([_generated(item, corpus.labels) == UNPARSED for item in corpus.items])

@@ -23,6 +23,8 @@ class Item:
     output: str
     references: tuple[str, ...]
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    stopped: bool = True
+    """Whether the answer ended by itself."""
     nats: float = 0.0
     """Negative log-likelihood of the first reference, where a metric needs it."""
     targets: int = 0
@@ -55,7 +57,8 @@ class Metric:
     source: str
     """The implementation it is, or is tested against."""
     needs: str = "answers"
-    """`answers` (generated), `likelihood` of the reference, or `label likelihoods`."""
+    """`answers`, `labels` (answers, and which are possible), `endings`, `likelihood` of the reference, or
+    `label likelihoods`."""
     lower_is_better: bool = False
 
 

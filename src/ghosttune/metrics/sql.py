@@ -19,7 +19,7 @@ _STATEMENT = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _CONDITION = re.compile(
-    r"\s*(?P<column>\"[^\"]+\"|`[^`]+`|.+?)\s*(?P<operator>[=><])\s*"
+    r"\s*(?P<column>\"(?:[^\"]|\"\")+\"|`[^`]+`|.+?)\s*(?P<operator>[=><])\s*"
     r"(?P<value>'.*?'(?=\s+AND\s|\s*$)|\".*?\"(?=\s+AND\s|\s*$)|.+?)(?:\s+AND\s+|\s*$)",
     re.IGNORECASE | re.DOTALL,
 )
@@ -82,7 +82,9 @@ def _name(text: str) -> str:
 
 def _unquoted(text: str) -> str:
     text = text.strip()
-    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"`" else text
+    quote = text[:1]
+    is_quoted = len(text) > 1 and quote == text[-1] and quote in "'\"`"
+    return text[1:-1].replace(quote * 2, quote) if is_quoted else text
 
 
 def normalised(text: str) -> str:

@@ -104,6 +104,16 @@ class Table:
         return ([], "too many rows") if len(rows) > ROWS else ([value for (value,) in rows], "")
 
 
+def _places(header: Sequence[Any]) -> dict[str, int]:
+    """Name in lower case -> column; the second of two equal names is called `name 2`."""
+    places: dict[str, int] = {}
+    for at, title in enumerate(header):
+        name = " ".join(str(title).lower().split())
+        same = sum(" ".join(str(other).lower().split()) == name for other in header[:at])
+        places.setdefault(f"{name} {same + 1}" if same else name, at)
+    return places
+
+
 def _database(fields: Mapping[str, Any]) -> sqlite3.Connection:
     """The rows in memory: numbers where the column is real, text in lower case; closed to every further write."""
     database = sqlite3.connect(":memory:", isolation_level=None)

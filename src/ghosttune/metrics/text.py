@@ -25,6 +25,12 @@ def exact_match(corpus: Corpus) -> Score:
     )
 
 
+@METRICS.register("stopped", Metric("share of questions", "own", "endings"))
+def stopped(corpus: Corpus) -> Score:
+    """The answer ends by itself, at a stop token, within evaluate.max_new_tokens."""
+    return of_hits([item.stopped for item in corpus.items])
+
+
 def _bleu(lowercase: bool, meaning: str) -> Callable[[Corpus], Score]:
     def bleu(corpus: Corpus) -> Score:
         from sacrebleu.metrics.bleu import BLEU
@@ -72,7 +78,7 @@ def _sacrebleu(metric: Any, corpus: Corpus) -> Score:
     return of_sums(statistics, value, value(statistics).tolist())
 
 
-def _streams(items: Sequence[Item]) -> list[list[str | None]]:
+def _streams(items: Sequence[Item]) -> Any:
     """References as sacrebleu takes them: the first of every question, then the second, None where there is none."""
     most = max(len(item.references) for item in items)
     return [[item.references[at] if at < len(item.references) else None for item in items] for at in range(most)]

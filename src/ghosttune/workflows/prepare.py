@@ -7,15 +7,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ghosttune.config.loading import value_at
 from ghosttune.config.resolve import Facts, resolve_sources, resolve_steps
-from ghosttune.config.schema import RunConfig, SourceSettings
+from ghosttune.config.schema import EVALUATION_FILES, RunConfig, SourceSettings
 from ghosttune.data.encoding import Collator, Encoded, Encoder
+from ghosttune.data.questions import questions_of
 from ghosttune.data.records import Record
 from ghosttune.data.sources import Source, open_source, read_source, refuse_repeated, source_files
 from ghosttune.data.splitting import sample, shared_groups, split_off, split_off_rows
 from ghosttune.data.templates import Template
 from ghosttune.errors import ConfigError, DataError, listed
+from ghosttune.metrics.judging import labels_of
 from ghosttune.models.loading import load_tokenizer
+from ghosttune.run.directory import RunDir
 from ghosttune.training.processes import processes
 
 
@@ -29,6 +33,8 @@ class Prepared:
     train_records: list[Record]
     dev_records: list[Record]
     guide_records: list[Record]
+    dev_pool: list[Record]
+    """The dev rows with those beyond data.dev.limit: further references of the same prompts."""
     train: Encoded
     dev: Encoded
     guide: Encoded
@@ -46,11 +52,13 @@ class Prepared:
 def prepare(config: RunConfig) -> Prepared:
     """Reads, splits and encodes the rows of a run; raises ConfigError, DataError or ModelError, and writes nothing."""
     _require_trackers(config)
+    _require_evaluation_files(config)
     tokenizer = load_tokenizer(config.model)
     source = open_source(config.data.train)
     config = resolve_sources(config, _facts(source, tokenizer))
-    dev_source = _dev_source(config)
+    dev_source = dev_source_of(config)
     drawn = split_records(config, source, dev_source)
+    _require_evaluable(config, drawn)
     config = resolve_steps(config, len(drawn.train), processes())
     encoder = Encoder(Template(config.data.template, tokenizer), config.data.max_length, config.data.loss_on)
     return Prepared(
@@ -60,6 +68,7 @@ def prepare(config: RunConfig) -> Prepared:
         train_records=drawn.train,
         dev_records=drawn.dev,
         guide_records=drawn.guide,
+        dev_pool=drawn.dev_pool,
         train=encoder.encode(drawn.train, config.data.truncated_share),
         dev=encoder.encode(drawn.dev, config.data.truncated_share),
         guide=encoder.encode(drawn.guide, config.data.truncated_share),
@@ -75,6 +84,7 @@ class Drawn:
     train: list[Record]
     dev: list[Record]
     guide: list[Record]
+    dev_pool: list[Record]
     left_out: dict[str, int]
     """Rows of the source that the run does not use, by reason."""
 
@@ -108,7 +118,7 @@ def split_records(config: RunConfig, source: Source, dev_source: Source | None) 
     _refuse_shared("dev", judges, kept, "dev would reward memory")
     _refuse_shared("guide", guides, kept, "the guide gradient would reward memory")
     _refuse_shared("dev", judges, guides, "the two would not judge independently", other="guide")
-    return Drawn(kept, dev_records, guides, {reason: count for reason, count in left_out.items() if count})
+    return Drawn(kept, dev_records, guides, judges, {reason: count for reason, count in left_out.items() if count})
 
 
 def _guide_records(config: RunConfig, source: Source, kept: list[Record]) -> tuple[list[Record], list[Record], int]:
@@ -147,6 +157,33 @@ def _require_trackers(config: RunConfig) -> None:
         raise ConfigError([config.problem("run.trackers", message)])
 
 
+def _require_evaluation_files(config: RunConfig) -> None:
+    """ConfigError when a file that only the end of the run reads is not there."""
+    missing = {name: path for name in EVALUATION_FILES if (path := value_at(config, name)) and not Path(path).exists()}
+    if missing:
+        raise ConfigError([config.problem(name, f"{path} does not exist") for name, path in missing.items()])
+
+
+def _require_evaluable(config: RunConfig, drawn: Drawn) -> None:
+    """ConfigError or DataError when the chosen metrics cannot judge the dev rows, now and not after training."""
+    chosen = config.evaluate.metrics
+    if chosen == "auto" or config.evaluate.limit == 0:
+        return
+    questions, _ = questions_of(drawn.dev, drawn.dev_pool, config.evaluate.limit, config.train.seed)
+    if not questions:
+        message = "needs dev rows with an answer, and these are plain text; leave it out"
+        raise ConfigError([config.problem("evaluate.metrics", message)])
+    labels_of([question.references for question in questions], chosen)
+
+
+def require_same_data(run: RunDir, fingerprints: dict[str, str]) -> None:
+    """DataError when the files of a run are not those it was started with."""
+    before = run.read_record()["data"]["fingerprints"]
+    changed = [name for name, digest in fingerprints.items() if before.get(name) != digest]
+    if changed:
+        raise DataError(f"{', '.join(changed)} changed since {run.path} was started; restore it, or start a new run")
+
+
 def _facts(source: Source, tokenizer: Any) -> Facts:
     import torch
 
@@ -160,7 +197,7 @@ def _facts(source: Source, tokenizer: Any) -> Facts:
     )
 
 
-def _dev_source(config: RunConfig) -> Source | None:
+def dev_source_of(config: RunConfig) -> Source | None:
     """The rows of `data.dev.path`, one file, named and read like the training rows."""
     path = config.data.dev.path
     if path is None:

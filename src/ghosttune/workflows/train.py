@@ -18,7 +18,7 @@ from ghosttune.config.facts import ParameterFacts
 from ghosttune.config.loading import load_config
 from ghosttune.config.rendering import plain_yaml
 from ghosttune.config.schema import RunConfig
-from ghosttune.errors import ConfigError, DataError, GhosttuneError, RunError
+from ghosttune.errors import ConfigError, GhosttuneError, RunError
 from ghosttune.metrics.intervals import FEWEST_ROWS, mean_ratio, verdict
 from ghosttune.models.loading import add_adapter, device_of, load_model, longest_input, revision_of, untrained_twins
 from ghosttune.models.modules import module_facts, parameter_facts, trainable_counts
@@ -42,9 +42,9 @@ from ghosttune.training.phasing import Phasing
 from ghosttune.training.processes import processes, rank
 from ghosttune.training.trainer import RunTrainer
 from ghosttune.training.watching import Listener, Watch, ignore
-from ghosttune.workflows.answering import answer_dev_rows
+from ghosttune.workflows.evaluate import evaluate_dev_rows
 from ghosttune.workflows.launching import own_folder
-from ghosttune.workflows.prepare import Prepared, default_run_folder, prepare
+from ghosttune.workflows.prepare import Prepared, default_run_folder, prepare, require_same_data
 from ghosttune.workflows.runs import Run
 
 
@@ -99,7 +99,7 @@ def _resume(run: RunDir, listen: Listener) -> Run:
     prepared = prepare(config)
     steps = run.checkpoint_steps()
     checkpoint = run.checkpoint(steps[-1]) if steps else None
-    _require_same_data(run, prepared)
+    require_same_data(run, prepared.fingerprints)
     if checkpoint is not None:
         checkpoints.verify(checkpoint)
         run.require_events(steps[-1], checkpoints.read_counters(checkpoint)["events"])
@@ -241,13 +241,6 @@ def _digest(config: RunConfig) -> str:
     return hashlib.sha256(plain_yaml(config).encode()).hexdigest()
 
 
-def _require_same_data(run: RunDir, prepared: Prepared) -> None:
-    before = run.read_record()["data"]["fingerprints"]
-    changed = [name for name, digest in prepared.fingerprints.items() if before.get(name) != digest]
-    if changed:
-        raise DataError(f"{', '.join(changed)} changed since {run.path} was started; restore it, or start a new run")
-
-
 def _run_stages(
     run: RunDir,
     record: Record,
@@ -301,7 +294,7 @@ def _run_stages(
         _write_adapters(run, prepared, model, watch)
     with record.stage("evaluate"):
         judged = _judge(trainer, prepared, watch)
-        answer_dev_rows(run, prepared, model, listen)
+        evaluate_dev_rows(run, prepared, model, listen)
     record.end("finished", verdict=judged)
     listen({"event": "end", "verdict": judged})
 

@@ -33,6 +33,7 @@ E2E = KnownDataset(
     columns=("mr", "ref"),
     group="mr",
     anchor="GPT-2 M with LoRA: BLEU 70.4 (arXiv 2106.09685, table 3)",
+    metrics=("bleu_lowercase", "bleu", "rouge_l", "meteor", "chrf"),
 )
 
 PROMPT = (
