@@ -43,7 +43,7 @@ class Tables:
     def of(self, metadata: Mapping[str, Any]) -> Table:
         """The table a row asks about; DataError when the row names none, or one that is not there."""
         name = metadata.get("table_id")
-        if name not in self._known:
+        if not isinstance(name, str) or name not in self._known:
             what = "a row has no table_id" if name is None else f"table {name} is not in {self._source}"
             raise DataError(f"sql_execution: {what}; give evaluate.tables the tables of these rows")
         if name not in self._open:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,19 +55,16 @@ def answered(
     """The system's greedy answers to the questions, scored by the named metrics."""
     asked, labels = needs(names), labels_of([question.references for question in questions], names)
     answers = system.pipeline.generate([question.prompt for question in questions], adapter=system.adapter)
-    references = _nats(system, [(q, q.references[0]) for q in questions]) if "likelihood" in asked else None
-    likelihoods = _label_nats(system, questions, labels) if "label likelihoods" in asked else None
     items = [
-        Item(
-            answer.text,
-            question.references,
-            question.metadata,
-            answer.stopped,
-            *(references[at] if references else (0.0, 0)),
-            label_nats=likelihoods[at] if likelihoods else {},
-        )
-        for at, (answer, question) in enumerate(zip(answers, questions, strict=True))
+        Item(answer.text, question.references, question.metadata, answer.stopped)
+        for answer, question in zip(answers, questions, strict=True)
     ]
+    if "likelihood" in asked:
+        pairs = _nats(system, [(question, question.references[0]) for question in questions])
+        items = [replace(item, nats=nats, targets=n) for item, (nats, n) in zip(items, pairs, strict=True)]
+    if "label likelihoods" in asked:
+        likelihoods = _label_nats(system, questions, labels)
+        items = [replace(item, label_nats=found) for item, found in zip(items, likelihoods, strict=True)]
     corpus = Corpus(items, labels, _path(settings.synonyms), _path(settings.tables))
     found = [
         faults(answer.text, question.text, question.references, answer.stopped)
