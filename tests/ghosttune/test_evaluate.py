@@ -167,6 +167,7 @@ def test_a_model_is_judged_on_rows_and_against_another(run, tiny_model, tmp_path
     [
         ({"split": "test"}, RunError, "it has train, dev"),
         ({"data": "nowhere.jsonl"}, DataError, "nowhere"),
+        ({"overrides": ["evaluate.limit=0", "evaluate.metrics=auto"]}, InputError, "give --limit"),
         ({"overrides": ["train.max_steps=3"]}, InputError, "only settings of `evaluate`"),
         ({"overrides": ["evaluate.metrics=[blue]"]}, ConfigError, "did you mean bleu"),
         ({"overrides": ["evaluate.metrics=[sql_execution]"]}, ConfigError, r"evaluate\.tables"),

@@ -171,9 +171,11 @@ class Display:
         """Every number with its interval, and what it is against the baselines."""
         if "questions" in result:
             left_out = f", {result['left_out']:,} left out" if result["left_out"] else ""
-            self.line(f"{name + ' ':<10} {result['questions']:,} prompts{left_out}, greedy answers")
+            prompts = f"{result['questions']:,} prompt{'s' if result['questions'] != 1 else ''}"
+            self.line(f"{name + ' ':<10} {prompts}{left_out}, greedy answers")
+        width = max(map(len, result.get("metrics", {})), default=0)
         for metric, description in result.get("metrics", {}).items():
-            self.line(_scored(metric, description["scale"], result))
+            self.line(f"{metric:<{width}} {_scored(metric, description['scale'], result)}")
         for system, found in result.get("degenerate", {}).items():
             if found["faults"]:
                 counted = ", ".join(f"{count} {fault}" for fault, count in found["faults"].items())
@@ -218,11 +220,11 @@ class Display:
 
 
 def _scored(metric: str, scale: str, result: dict[str, Any]) -> str:
-    """`bleu 41.2 (38.9 to 43.4), base 3.1: better, constant 12.0: better`."""
+    """`41.2 (38.9 to 43.4), base 3.1: better, constant 12.0: better`."""
     systems = [*result["degenerate"], "constant"]
     found = result[systems[0]][metric]
     value, low, high = (_number(found[bound], scale) for bound in ("value", "low", "high"))
-    shown = f"{metric:<16} {value} ({low} to {high})"
+    shown = f"{value} ({low} to {high})"
     for other in systems[1:]:
         against = result["comparison"].get(other, {}).get(metric)
         if metric in result[other]:

@@ -77,6 +77,8 @@ def evaluate(
     """
     run = RunDir(run_or_model) if RunDir(run_or_model).exists else None
     config = _configured(run, str(run_or_model), list(overrides))
+    if config.evaluate.limit == 0:
+        raise InputError(f"{run_or_model} has evaluate.limit: 0, so that nothing would be asked; give --limit")
     rows = _rows(run, config, None if data is None else str(data), split)
     systems = _systems(run, str(run_or_model), baseline, config, device)
     result, predictions = _evaluated(systems, rows, config)
