@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from ghosttune.metrics.intervals import RESAMPLES, Interval, share
 
 BLOCK = 100
-"""Resamplings held at once: bounds memory whatever the number of rows is."""
+"""Resamplings that are drawn, and computed with, at once: bounds memory."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,9 @@ class Score:
     @cached_property
     def resampled(self) -> np.ndarray:
         """[RESAMPLES] values; equal positions of two scores with the same n are of the same rows."""
-        return np.concatenate([self.of_counts(counts) for counts in _resamplings(self.n)])
+        counts = _counts(self.n)
+        blocks = (counts[start : start + BLOCK].astype(float) for start in range(0, RESAMPLES, BLOCK))
+        return np.concatenate([self.of_counts(block) for block in blocks])
 
     @cached_property
     def interval(self) -> Interval:
@@ -93,11 +95,16 @@ class Score:
         return Interval(self.value, float(low), float(high), self.n)
 
 
-def _resamplings(n: int) -> Iterator[np.ndarray]:
-    """Blocks of [BLOCK, n] counts, the same for the same n."""
+@lru_cache(maxsize=1)
+def _counts(n: int) -> np.ndarray:
+    """[RESAMPLES, n] how often each of n rows is drawn, the same for the same n; over 255 times never happens."""
     random = np.random.default_rng(0)
-    for _ in range(0, RESAMPLES, BLOCK):
-        yield random.multinomial(n, np.full(n, 1 / n), BLOCK)
+    starts = n * np.arange(BLOCK)[:, None]  # tells the rows of one resampling from those of the next
+    blocks = [
+        np.bincount((random.integers(0, n, (BLOCK, n)) + starts).ravel(), minlength=BLOCK * n).astype(np.uint8)
+        for _ in range(0, RESAMPLES, BLOCK)
+    ]
+    return np.concatenate(blocks).reshape(RESAMPLES, n)
 
 
 def of_sums(
