@@ -13,6 +13,7 @@ from ghosttune.version import __version__
 if TYPE_CHECKING:
     from ghosttune.config.loading import load_config
     from ghosttune.inference.pipeline import Pipeline
+    from ghosttune.workflows.evaluate import evaluate
     from ghosttune.workflows.quickstart import quickstart
     from ghosttune.workflows.runs import Run, open_run
     from ghosttune.workflows.train import train
@@ -20,13 +21,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "load_config": "ghosttune.config.loading",
     "train": "ghosttune.workflows.train",
+    "evaluate": "ghosttune.workflows.evaluate",
     "quickstart": "ghosttune.workflows.quickstart",
     "open_run": "ghosttune.workflows.runs",
     "Run": "ghosttune.workflows.runs",
     "Pipeline": "ghosttune.inference.pipeline",
 }
 
-__all__ = ["Pipeline", "Run", "__version__", "load_config", "open_run", "quickstart", "train"]
+__all__ = ["Pipeline", "Run", "__version__", "evaluate", "load_config", "open_run", "quickstart", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -37,6 +37,10 @@ Set = Annotated[
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse critical settings that nobody chose.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+RunOrModel = Annotated[
+    str, typer.Argument(metavar="RUN_OR_MODEL", help="Run directory, model folder, hub id or builtin:tiny.")
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", show_default=True)]
 
 
 INTERRUPTED = 130
@@ -110,7 +114,7 @@ def init(
 
 @app.command()
 def show(
-    kind: Annotated[str, typer.Argument(help="presets, profiles, datasets, methods, tasks or settings.")],
+    kind: Annotated[str, typer.Argument(help="presets, profiles, datasets, methods, tasks, metrics or settings.")],
     name: Annotated[str | None, typer.Argument(help="One of them, such as `train.learning_rate`.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -208,12 +212,41 @@ def train(
 
 
 @app.command()
+def evaluate(
+    run_or_model: RunOrModel,
+    data: Annotated[
+        str | None, typer.Option("--data", help="File, folder or known dataset; else the run's own.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="Which rows: dev, test, train, guide …; dev where there are splits.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Prompts at most; else evaluate.limit.")] = None,
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", help="base (the untouched one, a run's default), another run or model.")
+    ] = None,
+    set_: Set = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Where results go; a run keeps its own.")] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Score answers: intervals, the untouched base and a constant answer beside them."""
+    from ghosttune.cli.display import Display
+    from ghosttune.workflows.evaluate import evaluate as evaluated
+
+    overrides = [*(set_ or []), *([] if limit is None else [f"evaluate.limit={limit}"])]
+    result = evaluated(run_or_model, data, split=split, baseline=baseline, overrides=overrides, out=out, device=device)
+    if as_json:
+        typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
+    else:
+        for name, found in result.items():
+            Display().evaluation(name, found)
+
+
+@app.command()
 def chat(
-    run_or_model: Annotated[
-        str, typer.Argument(metavar="RUN_OR_MODEL", help="Run directory, model folder, hub id or builtin:tiny.")
-    ],
+    run_or_model: RunOrModel,
     prompt: Annotated[str, typer.Option("--prompt", help="What to ask.")],
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", show_default=True)] = "auto",
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Answer one prompt, greedily, with the template the run was trained with."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ghosttune.config.schema import DEFAULT, KINDS, RunConfig, leaf_fields
 from ghosttune.errors import InputError, Problem
-from ghosttune.registry import DATASETS, STRATEGIES
+from ghosttune.registry import DATASETS, METRICS, STRATEGIES
 
 Found = Iterator[tuple[str, str]]
 
@@ -248,6 +248,38 @@ def _a_known_dataset(config: RunConfig) -> Found:
     for setting, is_given in (("format", train.format != "auto"), ("columns", train.columns is not None)):
         if is_given:
             yield f"data.train.{setting}", f"does nothing for the known dataset {train.name}, which brings its own"
+
+
+@rule()
+def _known_metrics(config: RunConfig) -> Found:
+    chosen = [] if config.evaluate.metrics == "auto" else config.evaluate.metrics
+    for name in chosen:
+        try:
+            METRICS[name]
+        except InputError as error:
+            yield "evaluate.metrics", str(error)
+    if len(set(chosen)) < len(chosen):
+        yield "evaluate.metrics", "names a metric twice; once is enough"
+
+
+@rule("evaluate.metrics")
+def _files_of_metrics(config: RunConfig) -> Found:
+    if config.evaluate.metrics == "auto":
+        return
+    if "sql_execution" in config.evaluate.metrics and config.evaluate.tables is None:
+        yield "evaluate.tables", "is missing: sql_execution runs queries on the rows' own tables"
+    for name, metric in (("synonyms", "meteor"), ("tables", "sql_execution")):
+        if getattr(config.evaluate, name) is not None and metric not in config.evaluate.metrics:
+            yield f"evaluate.{name}", f"does nothing without {metric} in evaluate.metrics"
+
+
+@rule("evaluate.limit")
+def _evaluation_at_all(config: RunConfig) -> Found:
+    if config.evaluate.limit != 0:
+        return
+    for name, off in (("metrics", "auto"), ("synonyms", None), ("tables", None)):
+        if getattr(config.evaluate, name) != off:
+            yield f"evaluate.{name}", "does nothing with evaluate.limit: 0"
 
 
 @rule()

@@ -15,6 +15,7 @@ from ghosttune.config.reading import Leaf, SettingPath, overlap
 from ghosttune.config.schema import (
     ALTERNATIVES,
     DEFAULT,
+    EVALUATION_FILES,
     IDLE_DEFAULTS,
     KINDS,
     SECTIONS,
@@ -28,7 +29,7 @@ from ghosttune.errors import ConfigError, InputError, Problem, listed, nearest
 
 __all__ = ["load_config", "shipped", "value_at", "with_values"]
 
-DATA_PATHS = ("data.train.path", "data.dev.path")
+DATA_PATHS = ("data.train.path", "data.dev.path", *EVALUATION_FILES)
 
 
 def load_config(

@@ -264,10 +264,28 @@ class MeasureSettings(Section):
 
 
 class EvaluateSettings(Section):
-    limit: Annotated[int, Field(ge=0)] | None = setting(100, unit="rows", cost="one generated answer per row, twice")
-    """Dev rows answered at the end by the base and by the adapter; null for all, 0 for none."""
+    metrics: Literal["auto"] | Names = setting("auto", why="each number comes with n, an interval and its baselines")
+    """Metrics of the answers (`ghosttune show metrics`), or `auto`: those of the known dataset, else `exact_match` and
+    `chrf`. `stopped` always stands beside them."""
+    limit: Annotated[int, Field(ge=0)] | None = setting(
+        100, unit="prompts", cost="one generated answer per prompt, twice"
+    )
+    """Dev prompts answered at the end by the base and by the adapter; null for all, 0 for none. Rows with the same
+    prompt are one, with all their references."""
     max_new_tokens: Count = setting(128, unit="tokens")
     """Longest generated answer."""
+    synonyms: Text | None = setting(None, why="METEOR without them compares words and stems only")
+    """Folder with `*synonyms.tsv` (lines of synset, tab, words) for `meteor`."""
+    tables: Text | None = setting(None)
+    """File or folder of `*.tables.jsonl` in WikiSQL's form, on which `sql_execution` runs queries."""
+    general_text: Text | None = setting(
+        None, why="shows what tuning made the model forget", cost="two forward passes over 16,384 tokens"
+    )
+    """File of general text (rows of `text`), whose loss is compared before and after."""
+
+
+EVALUATION_FILES = ("evaluate.synonyms", "evaluate.tables", "evaluate.general_text")
+"""Settings that name files which only an evaluation reads."""
 
 
 class RunSettings(Section):

@@ -49,3 +49,14 @@ def verdict(change: Interval) -> str:
     if change.n < FEWEST_ROWS or change.low <= 0 <= change.high:
         return "not distinguishable"
     return "better" if change.high < 0 else "worse"
+
+
+def mcnemar(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Exact two-sided p of McNemar's test (1947): the chance of such an uneven split of the rows on which they differ.
+
+    [N] bool each, whether a row is right.
+    """
+    only_ours, only_theirs = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    n, fewer = only_ours + only_theirs, min(only_ours, only_theirs)
+    tail = sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n
+    return min(1.0, 2 * tail)

@@ -10,6 +10,7 @@ from pydantic import Field
 from ghosttune.config.facts import ModelKind
 from ghosttune.config.schema import Count, DataSettings, TaskSettings, setting
 from ghosttune.data.records import Record
+from ghosttune.metrics.scoring import Item
 from ghosttune.registry import TASKS
 from ghosttune.tasks.labels import padding_entry
 from ghosttune.tasks.protocol import PredictingTask, Prediction, model_inputs, precise, read_rows
@@ -70,12 +71,11 @@ class ExtractionTask(PredictingTask):
             best[name] = max(best.get(name, (-float("inf"), "")), (score, window.written((first, last), texts[name])))
         return [Prediction(best[record.example_id][1], {"score": best[record.example_id][0]}) for record in records]
 
-    def reference(self, record: Record) -> str:
-        return record.columns["answers"]["text"][0].strip()
+    def metrics(self) -> list[str]:
+        return ["squad_em", "squad_f1"]
 
-    def is_right(self, prediction: Prediction, record: Record) -> bool:
-        """Whether it is one of the row's answers, letter by letter."""
-        return prediction.output in [text.strip() for text in record.columns["answers"]["text"]]
+    def item(self, prediction: Prediction, record: Record) -> Item:
+        return Item(prediction.output, tuple(text.strip() for text in record.columns["answers"]["text"]))
 
 
 def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

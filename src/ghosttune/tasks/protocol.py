@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ghosttune.metrics.intervals import Interval, share
-
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -15,6 +13,7 @@ if TYPE_CHECKING:
     from ghosttune.config.schema import DataSettings
     from ghosttune.data.encoding import RowEncoder, RowFeatures
     from ghosttune.data.records import Record
+    from ghosttune.metrics.scoring import Item
 
 ROWS_AT_ONCE = 32
 """Rows of one batch when a model predicts."""
@@ -63,17 +62,13 @@ class PredictingTask:
         """What the model says of each record, in order, without dropout."""
         raise NotImplementedError
 
-    def reference(self, record: Record) -> Any:
-        """What it should say."""
+    def metrics(self) -> list[str]:
+        """What `evaluate.metrics: auto` takes."""
         raise NotImplementedError
 
-    def is_right(self, prediction: Prediction, record: Record) -> bool:
-        return prediction.output == self.reference(record)
-
-    def scores(self, predictions: Sequence[Prediction], records: Sequence[Record]) -> dict[str, Interval]:
-        """How good the predictions are, with intervals over rows."""
-        pairs = zip(predictions, records, strict=True)
-        return {"exact_match": share([self.is_right(prediction, record) for prediction, record in pairs])}
+    def item(self, prediction: Prediction, record: Record) -> Item:
+        """A prediction beside what is right, as metrics read it."""
+        raise NotImplementedError
 
 
 def model_inputs(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ghosttune.config.facts import ModelKind
 from ghosttune.config.schema import Count, DataSettings, TaskSettings, setting
 from ghosttune.data.records import Record
-from ghosttune.metrics.intervals import Interval, share
+from ghosttune.metrics.scoring import Item
 from ghosttune.registry import TASKS
 from ghosttune.tasks.protocol import PredictingTask, Prediction, model_inputs, precise, read_rows, unwrapped
 
@@ -74,13 +74,11 @@ class RewriteTask(PredictingTask):
 
         return read_rows(model, encoder, encoder.encode(records).features, read)
 
-    def reference(self, record: Record) -> str:
-        return (record.reference or "").strip()
+    def metrics(self) -> list[str]:
+        return ["exact_match", "chrf", "stopped"]
 
-    def scores(self, predictions: Sequence[Prediction], records: Sequence[Record]) -> dict[str, Interval]:
-        """Answers that equal the reference, and those that end by themselves."""
-        stopped = share([prediction.details["stopped"] for prediction in predictions])
-        return super().scores(predictions, records) | {"stopped": stopped}
+    def item(self, prediction: Prediction, record: Record) -> Item:
+        return Item(prediction.output, ((record.reference or "").strip(),), stopped=prediction.details["stopped"])
 
 
 def _behind_start(labels: Tensor, config: Any) -> Tensor:

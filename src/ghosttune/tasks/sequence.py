@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
 
 from ghosttune.config.facts import ModelKind
 from ghosttune.config.schema import DataSettings, Names, TaskSettings, setting
 from ghosttune.data.columns import label_name, number_of
 from ghosttune.data.records import Record
-from ghosttune.metrics.intervals import Interval, mean_ratio
+from ghosttune.metrics.scoring import Item
 from ghosttune.registry import TASKS
 from ghosttune.tasks.labels import found_labels, label_entries, padding_entry, place_of
 from ghosttune.tasks.protocol import PredictingTask, Prediction, model_inputs, precise, read_rows
@@ -20,6 +19,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ghosttune.data.labelling import LabelEncoder
+
+
+SMALLEST = 1e-300
+"""A share that rounds to 0 is taken for this one, so that it has nats."""
 
 
 class SequenceSettings(TaskSettings):
@@ -78,8 +81,12 @@ class SequenceTask(PredictingTask):
 
         return read_rows(model, encoder, encoder.encode(records).features, read)
 
-    def reference(self, record: Record) -> str:
-        return label_name(record.columns["label"])
+    def metrics(self) -> list[str]:
+        return ["likelihood_accuracy", "likelihood_macro_f1", *(["auc"] if len(self.labels or []) == 2 else [])]
+
+    def item(self, prediction: Prediction, record: Record) -> Item:
+        nats = {label: -math.log(max(share, SMALLEST)) for label, share in prediction.details["scores"].items()}
+        return Item(prediction.output, (label_name(record.columns["label"]),), label_nats=nats)
 
 
 @TASKS.register("regression", RegressionSettings)
@@ -113,11 +120,8 @@ class RegressionTask(PredictingTask):
 
         return read_rows(model, encoder, encoder.encode(records).features, read)
 
-    def reference(self, record: Record) -> float:
-        return number_of(record.columns["label"])
+    def metrics(self) -> list[str]:
+        return ["mae", "rmse", "r2"]
 
-    def scores(self, predictions: Sequence[Prediction], records: Sequence[Record]) -> dict[str, Interval]:
-        """How far the numbers are off."""
-        pairs = zip(predictions, records, strict=True)
-        errors = np.array([abs(prediction.output - self.reference(record)) for prediction, record in pairs])
-        return {"mean_absolute_error": mean_ratio(errors, np.ones(len(errors)))}
+    def item(self, prediction: Prediction, record: Record) -> Item:
+        return Item(repr(prediction.output), (repr(number_of(record.columns["label"])),))

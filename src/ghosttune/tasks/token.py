@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
 
 from ghosttune.config.facts import ModelKind
 from ghosttune.config.schema import DataSettings, Names, TaskSettings, setting
 from ghosttune.data.records import Record
-from ghosttune.metrics.intervals import Interval, mean_ratio
+from ghosttune.metrics.scoring import Item
 from ghosttune.registry import TASKS
 from ghosttune.tasks.labels import found_labels, label_entries, padding_entry, place_of
 from ghosttune.tasks.protocol import PredictingTask, Prediction, model_inputs, precise, read_rows
@@ -19,6 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ghosttune.data.tagging import TagEncoder
+
+
+CUT_OFF = "?"
+"""Stands for the tag of a word that `data.max_length` cut off; never right."""
 
 
 class TokenSettings(TaskSettings):
@@ -76,14 +79,10 @@ class TokenTask(PredictingTask):
             predictions.append(Prediction(tags + [None] * (len(record.columns["tokens"]) - len(tags))))
         return predictions
 
-    def reference(self, record: Record) -> list[str]:
-        return record.columns["tags"]
+    def metrics(self) -> list[str]:
+        """Entities are counted where the tags say where one begins and ends."""
+        entities = all(re.fullmatch(r"O|[BIES]-\S+", label) for label in self.labels or [])
+        return ["tag_accuracy", "exact_match", *(["entity_f1"] if entities else [])]
 
-    def scores(self, predictions: Sequence[Prediction], records: Sequence[Record]) -> dict[str, Interval]:
-        """Rows with every tag right, and the share of words."""
-        right = [
-            sum(said == tag for said, tag in zip(prediction.output, self.reference(record), strict=True))
-            for prediction, record in zip(predictions, records, strict=True)
-        ]
-        words = [len(record.columns["tokens"]) for record in records]
-        return super().scores(predictions, records) | {"words": mean_ratio(np.array(right), np.array(words))}
+    def item(self, prediction: Prediction, record: Record) -> Item:
+        return Item(" ".join(tag or CUT_OFF for tag in prediction.output), (" ".join(record.columns["tags"]),))

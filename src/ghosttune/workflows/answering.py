@@ -1,55 +1,89 @@
-"""The dev rows answered by the untouched base and by the adapter, at the end of a run."""
+"""Who answers questions, and everything that metrics have to know of the answers."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-from ghosttune.data.encoding import Encoder
-from ghosttune.data.records import Record
-from ghosttune.data.splitting import sample
+from ghosttune.config.schema import EvaluateSettings
+from ghosttune.data.questions import Question
 from ghosttune.inference.generating import Answer
+from ghosttune.inference.likelihood import answer_nats
 from ghosttune.inference.pipeline import Pipeline
-from ghosttune.metrics.intervals import share
-from ghosttune.run.directory import RunDir, write_json, write_jsonl
-from ghosttune.training.watching import Listener
-from ghosttune.workflows.prepare import Prepared
+from ghosttune.metrics.degenerate import faults
+from ghosttune.metrics.judging import labels_of, needs, scores_of
+from ghosttune.metrics.scoring import Corpus, Item, Score
 
 
-def answer_dev_rows(run: RunDir, prepared: Prepared, model: Any, listen: Listener) -> None:
-    """Writes predictions/dev.jsonl and evaluation.json: exact match and share of answers that end by themselves."""
-    settings = prepared.config.evaluate
-    asked = [record for record in prepared.dev_records if record.reference is not None]
-    records = sample(asked, settings.limit, prepared.config.train.seed)
-    if not records:
-        return
-    pipeline = Pipeline(model, cast(Encoder, prepared.encoder), settings.max_new_tokens)
-    answers = pipeline.generate([record.prompt for record in records])
-    base = pipeline.generate([record.prompt for record in records], adapter=False)
-    rows = [
-        {
-            "example_id": record.example_id,
-            "prompt": record.prompt[-1].content,
+@dataclass(frozen=True)
+class System:
+    """A model that answers, with its adapter or as the untouched base."""
+
+    name: str
+    pipeline: Pipeline
+    adapter: bool = True
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a system said to the questions, and how it scores."""
+
+    answers: list[Answer]
+    corpus: Corpus
+    scores: dict[str, Score]
+    faults: list[list[str]]
+    """Of each answer, why it is degenerate."""
+
+    def row(self, at: int) -> dict[str, Any]:
+        """What predictions/*.jsonl says of one answer."""
+        answer = self.answers[at]
+        scored = {name: score.rows[at] for name, score in self.scores.items() if score.rows is not None}
+        return {
             "output": answer.text,
-            "reference": record.reference,
-            "base_output": untouched.text,
-            "exact_match": _is_exact(answer, record),
+            "scores": scored,
             "stopped": answer.stopped,
             "tokens": answer.tokens,
+            "faults": self.faults[at],
         }
-        for record, answer, untouched in zip(records, answers, base, strict=True)
+
+
+def answered(
+    system: System, questions: Sequence[Question], names: Sequence[str], settings: EvaluateSettings
+) -> Answered:
+    """The system's greedy answers to the questions, scored by the named metrics."""
+    asked, labels = needs(names), labels_of([question.references for question in questions], names)
+    answers = system.pipeline.generate([question.prompt for question in questions], adapter=system.adapter)
+    items = [
+        Item(answer.text, question.references, question.metadata, answer.stopped)
+        for answer, question in zip(answers, questions, strict=True)
     ]
-    write_jsonl(run.predictions("dev"), rows)
-    scores = {"adapter": _scores(answers, records), "base": _scores(base, records)}
-    write_json(run.evaluation, {"dev": scores, "left_out": len(asked) - len(records)})
-    listen({"event": "answers", "scores": scores, "rows": rows})
+    if "likelihood" in asked:
+        pairs = _nats(system, [(question, question.references[0]) for question in questions])
+        items = [replace(item, nats=nats, targets=n) for item, (nats, n) in zip(items, pairs, strict=True)]
+    if "label likelihoods" in asked:
+        likelihoods = _label_nats(system, questions, labels)
+        items = [replace(item, label_nats=found) for item, found in zip(items, likelihoods, strict=True)]
+    corpus = Corpus(items, labels, _path(settings.synonyms), _path(settings.tables))
+    found = [
+        faults(answer.text, question.text, question.references, answer.stopped)
+        for answer, question in zip(answers, questions, strict=True)
+    ]
+    return Answered(answers, corpus, scores_of(corpus, names), found)
 
 
-def _scores(answers: list[Answer], records: list[Record]) -> dict[str, Any]:
-    """Shares of answers that equal the reference, and that end by themselves, with intervals."""
-    exact = [_is_exact(answer, record) for answer, record in zip(answers, records, strict=True)]
-    stopped = [answer.stopped for answer in answers]
-    return {"exact_match": share(exact).as_dict(), "stopped": share(stopped).as_dict()}
+def _path(name: str | None) -> Path | None:
+    return None if name is None else Path(name)
 
 
-def _is_exact(answer: Answer, record: Record) -> bool:
-    return answer.text == (record.reference or "").strip()
+def _nats(system: System, pairs: Sequence[tuple[Question, str]]) -> list[tuple[float, int]]:
+    """(nats, tokens) of each answer to its question."""
+    asked = [(question.prompt, answer) for question, answer in pairs]
+    return answer_nats(system.pipeline.model, system.pipeline.encoder, asked, system.adapter)
+
+
+def _label_nats(system: System, questions: Sequence[Question], labels: Sequence[str]) -> list[dict[str, float]]:
+    """Label -> nats, for each question."""
+    found = iter(_nats(system, [(question, label) for question in questions for label in labels]))
+    return [{label: next(found)[0] for label in labels} for _ in questions]

@@ -8,18 +8,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ghosttune.config.loading import with_values
+from ghosttune.config.loading import value_at, with_values
 from ghosttune.config.resolve import Facts, resolve_sources, resolve_steps
-from ghosttune.config.schema import RunConfig, SourceSettings
+from ghosttune.config.schema import EVALUATION_FILES, RunConfig, SourceSettings
 from ghosttune.data.encoding import Encoded, Encoder, RowEncoder
 from ghosttune.data.hub import is_hub_id
+from ghosttune.data.questions import questions_of
 from ghosttune.data.records import Record
 from ghosttune.data.sources import Source, open_source, read_source, refuse_repeated, source_files
 from ghosttune.data.splitting import sample, shared_groups, split_off, split_off_rows
 from ghosttune.data.templates import Template
 from ghosttune.errors import ConfigError, DataError, listed
+from ghosttune.metrics.judging import labels_of
 from ghosttune.models.loading import load_tokenizer
 from ghosttune.registry import TASKS
+from ghosttune.run.directory import RunDir
 from ghosttune.training.processes import processes
 
 
@@ -34,6 +37,8 @@ class Prepared:
     train_records: list[Record]
     dev_records: list[Record]
     guide_records: list[Record]
+    dev_pool: list[Record]
+    """The dev rows with those beyond data.dev.limit: further references of the same prompts."""
     train: Encoded
     dev: Encoded
     guide: Encoded
@@ -61,16 +66,18 @@ def task_of(config: RunConfig) -> Any:
 def prepare(config: RunConfig) -> Prepared:
     """Reads, splits and encodes the rows of a run; raises ConfigError, DataError or ModelError, and writes nothing."""
     _require_trackers(config)
+    _require_evaluation_files(config)
     tokenizer = load_tokenizer(config.model)
     task = task_of(config)
     _require_format(config, task)
-    source = _opened(config.data.train, config, task, tokenizer)
+    source = source_of(config, tokenizer)
     config = resolve_sources(config, _facts(config, source, tokenizer))
-    dev_source = _dev_source(config, task, tokenizer)
+    dev_source = dev_source_of(config, tokenizer)
     drawn = split_records(config, source, dev_source)
     derived = {f"task.{name}": value for name, value in task.derived(drawn.train).items()}
     config = with_values(config, derived, "derived")
     task = task_of(config)
+    _require_evaluable(config, task, drawn)
     encoder = task.encoder(tokenizer, config.data)
     train, dev, guide = (
         encoder.encode(records, config.data.truncated_share) for records in (drawn.train, drawn.dev, drawn.guide)
@@ -86,6 +93,7 @@ def prepare(config: RunConfig) -> Prepared:
         train_records=drawn.train,
         dev_records=drawn.dev,
         guide_records=drawn.guide,
+        dev_pool=drawn.dev_pool,
         train=train,
         dev=dev,
         guide=guide,
@@ -101,6 +109,7 @@ class Drawn:
     train: list[Record]
     dev: list[Record]
     guide: list[Record]
+    dev_pool: list[Record]
     left_out: dict[str, int]
     """Rows of the source that the run does not use, by reason."""
 
@@ -134,7 +143,7 @@ def split_records(config: RunConfig, source: Source, dev_source: Source | None) 
     _refuse_shared("dev", judges, kept, "dev would reward memory")
     _refuse_shared("guide", guides, kept, "the guide gradient would reward memory")
     _refuse_shared("dev", judges, guides, "the two would not judge independently", other="guide")
-    return Drawn(kept, dev_records, guides, {reason: count for reason, count in left_out.items() if count})
+    return Drawn(kept, dev_records, guides, judges, {reason: count for reason, count in left_out.items() if count})
 
 
 def _guide_records(config: RunConfig, source: Source, kept: list[Record]) -> tuple[list[Record], list[Record], int]:
@@ -180,6 +189,33 @@ def _require_trackers(config: RunConfig) -> None:
         raise ConfigError([config.problem("run.trackers", message)])
 
 
+def _require_evaluation_files(config: RunConfig) -> None:
+    """ConfigError when a file that only the end of the run reads is not there."""
+    missing = {name: path for name in EVALUATION_FILES if (path := value_at(config, name)) and not Path(path).exists()}
+    if missing:
+        raise ConfigError([config.problem(name, f"{path} does not exist") for name, path in missing.items()])
+
+
+def _require_evaluable(config: RunConfig, task: Any, drawn: Drawn) -> None:
+    """ConfigError or DataError when the chosen metrics cannot judge the dev rows, now and not after training."""
+    chosen = config.evaluate.metrics
+    if chosen == "auto" or config.evaluate.limit == 0 or config.task.type != "causal_lm":
+        return
+    questions, _ = questions_of(drawn.dev, drawn.dev_pool, config.evaluate.limit, config.train.seed)
+    if not questions:
+        message = "needs dev rows with an answer, and these are plain text; leave it out"
+        raise ConfigError([config.problem("evaluate.metrics", message)])
+    labels_of([question.references for question in questions], chosen)
+
+
+def require_same_data(run: RunDir, fingerprints: dict[str, str]) -> None:
+    """DataError when the files of a run are not those it was started with."""
+    before = run.read_record()["data"]["fingerprints"]
+    changed = [name for name, digest in fingerprints.items() if before.get(name) != digest]
+    if changed:
+        raise DataError(f"{', '.join(changed)} changed since {run.path} was started; restore it, or start a new run")
+
+
 def _facts(config: RunConfig, source: Source, tokenizer: Any) -> Facts:
     import torch
 
@@ -194,15 +230,19 @@ def _facts(config: RunConfig, source: Source, tokenizer: Any) -> Facts:
     )
 
 
-def _opened(settings: SourceSettings, config: RunConfig, task: Any, tokenizer: Any) -> Source:
-    """The source in a format of the task, a corpus in blocks of the run's length."""
-    source = open_source(settings, task.formats)
+def source_of(config: RunConfig, tokenizer: Any) -> Source:
+    """The rows of `data.train` in a format of the task, a corpus in blocks of the run's length."""
+    return _opened(config.data.train, config, tokenizer)
+
+
+def _opened(settings: SourceSettings, config: RunConfig, tokenizer: Any) -> Source:
+    source = open_source(settings, task_of(config).formats)
     if source.in_blocks is None:
         return source
     return replace(source, records=source.in_blocks(tokenizer, config.data.max_length))
 
 
-def _dev_source(config: RunConfig, task: Any, tokenizer: Any) -> Source | None:
+def dev_source_of(config: RunConfig, tokenizer: Any) -> Source | None:
     """The rows of `data.dev.path`, one file, named and read like the training rows."""
     path = config.data.dev.path
     if path is None:
@@ -213,9 +253,9 @@ def _dev_source(config: RunConfig, task: Any, tokenizer: Any) -> Source | None:
     settings = SourceSettings(path=path, format=train.format, columns=train.columns)
     try:
         if train.name is not None and not is_hub_id(train.name):
-            return _opened(SourceSettings(name=train.name, path=path), config, task, tokenizer)
+            return _opened(SourceSettings(name=train.name, path=path), config, tokenizer)
         (file,) = source_files(Path(path)).values()
-        return read_source({"dev": file}, settings, task.formats)
+        return read_source({"dev": file}, settings, task_of(config).formats)
     except DataError as error:
         raise DataError(f"data.dev.path: {error}") from error
 

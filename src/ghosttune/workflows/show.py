@@ -10,7 +10,7 @@ from ghosttune.config.rendering import first_sentence, inline
 from ghosttune.config.schema import KINDS as SECTION_KINDS
 from ghosttune.config.schema import Section, leaf_fields
 from ghosttune.errors import InputError, listed, nearest
-from ghosttune.registry import DATASETS, METHODS, STRATEGIES, TASKS, Registry
+from ghosttune.registry import DATASETS, METHODS, METRICS, STRATEGIES, TASKS, Registry
 
 Described = tuple[str, Any]
 """Text for a person, and the same as plain data."""
@@ -56,6 +56,15 @@ def _registered(registry: Registry) -> Callable[[str | None], Described]:
 
 def _one_line(value: Any) -> str:
     return listed(value) if isinstance(value, list) else str(value).replace("\n", "\\n")
+
+
+def _metrics(name: str | None) -> Described:
+    if name is None:
+        meanings = {entry.name: entry.meaning for entry in METRICS}
+        return _table(meanings), meanings
+    entry = METRICS[name]
+    facts = {key: str(value) for key, value in vars(entry.settings).items()}
+    return f"{entry.name}: {entry.meaning}\n\n{_table(facts)}", {"name": entry.name, "meaning": entry.meaning, **facts}
 
 
 def _settings(name: str | None) -> Described:
@@ -111,5 +120,6 @@ KINDS: dict[str, Callable[[str | None], Described]] = {
     "methods": _registered(METHODS),
     "tasks": _registered(TASKS),
     "strategies": _registered(STRATEGIES),
+    "metrics": _metrics,
     "settings": _settings,
 }

@@ -22,7 +22,7 @@ from ghosttune.config.schema import RunConfig
 from ghosttune.data.encoding import RowFeatures
 from ghosttune.data.records import Record as RowRecord
 from ghosttune.data.templates import Template
-from ghosttune.errors import ConfigError, DataError, GhosttuneError, RunError
+from ghosttune.errors import ConfigError, GhosttuneError, RunError
 from ghosttune.metrics.intervals import FEWEST_ROWS, mean_ratio, verdict
 from ghosttune.models.loading import add_adapter, device_of, load_model, longest_input, revision_of, untrained_twins
 from ghosttune.models.modules import module_facts, parameter_facts, trainable_counts
@@ -49,10 +49,10 @@ from ghosttune.training.processes import processes, rank
 from ghosttune.training.rotation import CONTRAST_COLUMNS, Rotation
 from ghosttune.training.trainer import RunTrainer
 from ghosttune.training.watching import Listener, Watch, ignore
-from ghosttune.workflows.answering import answer_dev_rows
+from ghosttune.workflows.evaluate import evaluate_dev_rows
 from ghosttune.workflows.launching import own_folder
 from ghosttune.workflows.predicting import predict_dev_rows
-from ghosttune.workflows.prepare import Prepared, default_run_folder, prepare
+from ghosttune.workflows.prepare import Prepared, default_run_folder, prepare, require_same_data
 from ghosttune.workflows.runs import Run
 
 
@@ -107,7 +107,7 @@ def _resume(run: RunDir, listen: Listener) -> Run:
     prepared = prepare(config)
     steps = run.checkpoint_steps()
     checkpoint = run.checkpoint(steps[-1]) if steps else None
-    _require_same_data(run, prepared)
+    require_same_data(run, prepared.fingerprints)
     if checkpoint is not None:
         checkpoints.verify(checkpoint)
         run.require_events(steps[-1], checkpoints.read_counters(checkpoint)["events"])
@@ -271,13 +271,6 @@ def _digest(config: RunConfig) -> str:
     return hashlib.sha256(plain_yaml(config).encode()).hexdigest()
 
 
-def _require_same_data(run: RunDir, prepared: Prepared) -> None:
-    before = run.read_record()["data"]["fingerprints"]
-    changed = [name for name, digest in prepared.fingerprints.items() if before.get(name) != digest]
-    if changed:
-        raise DataError(f"{', '.join(changed)} changed since {run.path} was started; restore it, or start a new run")
-
-
 def _run_stages(
     run: RunDir,
     record: Record,
@@ -330,7 +323,7 @@ def _run_stages(
         _write_adapters(run, prepared, model, watch)
     with record.stage("evaluate"):
         judged = _judge(trainer, prepared, watch)
-        (answer_dev_rows if prepared.template is not None else predict_dev_rows)(run, prepared, model, listen)
+        (evaluate_dev_rows if prepared.template is not None else predict_dev_rows)(run, prepared, model, listen)
     record.end("finished", verdict=judged)
     listen({"event": "end", "verdict": judged})
 

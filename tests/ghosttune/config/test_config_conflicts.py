@@ -148,6 +148,23 @@ CASES = {
             {"data.train.columns": None},
         ),
     ],
+    "_known_metrics": [
+        ({"evaluate.metrics": ["blue"]}, "evaluate.metrics", {"evaluate.metrics": ["bleu"]}),
+        ({"evaluate.metrics": ["bleu", "bleu"]}, "evaluate.metrics", {"evaluate.metrics": ["bleu", "chrf"]}),
+    ],
+    "_files_of_metrics": [
+        ({"evaluate.metrics": ["sql_execution"]}, "evaluate.tables", {"evaluate.tables": "tables"}),
+        (
+            {"evaluate.metrics": ["bleu"], "evaluate.synonyms": "wordnet"},
+            "evaluate.synonyms",
+            {"evaluate.metrics": ["meteor"]},
+        ),
+        ({"evaluate.metrics": ["bleu"], "evaluate.tables": "t"}, "evaluate.tables", {"evaluate.metrics": "auto"}),
+    ],
+    "_evaluation_at_all": [
+        ({"evaluate.limit": 0, "evaluate.metrics": ["bleu"]}, "evaluate.metrics", {"evaluate.limit": 1}),
+        ({"evaluate.limit": 0, "evaluate.tables": "t"}, "evaluate.tables", {"evaluate.tables": None}),
+    ],
     "_each_column_once": [
         (
             {"data.train.columns": {"prompt": "a", "completion": "a"}},

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 from small_llama import small_llama
 
@@ -61,6 +62,12 @@ def world(tmp_path_factory) -> Path:
     judges = ["guide" if n % 20 == 3 else split for n, split in enumerate(splits)]
     _write(folder / "guide.jsonl", [{**row, "split": split} for row, split in zip(rows, judges, strict=True)])
     _write(folder / "split.jsonl", [{**row, "split": split} for row, split in zip(rows, splits, strict=True)])
+    _write(folder / "queries.jsonl", [{**row, "completion": "SELECT a FROM table", "table_id": "1"} for row in rows])
+    for name, value in (("own", "x"), ("other", "y")):
+        table = {"id": "1", "header": ["a", "b"], "types": ["text", "text"], "rows": [["x", value]]}
+        _write(folder / f"{name}.tables.jsonl", [table])
+    (folder / "wordnet").mkdir()
+    (folder / "wordnet" / "own_synonyms.tsv").write_text("1-n\tanswer reply\n")
     (folder / "e2e").mkdir()
     for name in ("trainset", "devset", "testset_w_refs"):
         lines = [f'"name[{name} {n}], food[fox]",{name} {n} serves a fox' for n in range(12)]
@@ -235,25 +242,28 @@ def kept(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
 
 
 def answers(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
-    """How many dev rows are answered at the end, and how long an answer may be."""
+    """How many dev prompts are answered at the end, how long an answer may be, and every number made of them."""
     from ghosttune.inference.generating import Answer
     from ghosttune.run.directory import RunDir
-    from ghosttune.workflows import answering
+    from ghosttune.workflows import evaluate, forgetting
     from ghosttune.workflows.prepare import prepare
 
     asked: list[Any] = []
 
     class FakePipeline:
         def __init__(self, model: Any, encoder: Any, max_new_tokens: int):
+            self.model, self.encoder = model, encoder
             asked.append(max_new_tokens)
 
         def generate(self, prompts: Any, adapter: bool = True) -> list[Answer]:
             asked.append(len(prompts))
-            return [Answer("fox", 1, True) for _ in prompts]
+            return [Answer("SELECT b FROM table\nthe reply is 1", 1, True) for _ in prompts]
 
-    patch.setattr(answering, "Pipeline", FakePipeline)
-    answering.answer_dev_rows(RunDir(folder), prepare(config), None, lambda event: None)
-    return asked
+    patch.setattr(evaluate, "Pipeline", FakePipeline)
+    patch.setattr(forgetting, "nats", lambda model, blocks, adapter: np.array([row.targets for row in blocks]))
+    run = RunDir(folder)
+    evaluate.evaluate_dev_rows(run, prepare(config), None, lambda event: None)
+    return asked, json.loads(run.evaluation.read_text())
 
 
 def measured(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
@@ -350,6 +360,11 @@ METHOD_VALUES: dict[str, dict[str, Any]] = {
     "prefix_tuning": {"num_virtual_tokens": 3, "encoder_hidden_size": 9},
 }
 """Method -> a second value of each of its settings, which the adapter itself shows."""
+TABLES = {
+    "data.train.path": "@queries.jsonl",
+    "evaluate.metrics": ["sql_execution"],
+    "evaluate.tables": "@own.tables.jsonl",
+}
 
 SHORT = {"data.max_length": 56, "data.truncated_share": 1.0}
 
@@ -476,6 +491,10 @@ CASES: dict[str, Case] = {
     "measure.ledger.guide_every": Case(measured, 2, BRIEF),
     "measure.ledger.guide_subset": Case(measured, 4, BRIEF | {"data.guide.rows": 8}),
     "measure.ledger.values": Case(measured, "sgd", BRIEF),
+    "evaluate.metrics": Case(answers, ["rouge_1"]),
+    "evaluate.synonyms": Case(answers, "@wordnet", {"evaluate.metrics": ["meteor"]}),
+    "evaluate.tables": Case(answers, "@other.tables.jsonl", TABLES),
+    "evaluate.general_text": Case(answers, "@dev.jsonl"),
     "evaluate.limit": Case(answers, 2),
     "evaluate.max_new_tokens": Case(answers, 9),
     "run.name": Case(run_folder, "mine"),

@@ -78,9 +78,11 @@ def test_the_run_directory_says_what_was_learned(measured) -> None:
     assert evaluations[0] == pytest.approx(sum(losses) / targets, rel=1e-5), "the untouched base"
     assert len(run.predictions) == len(prepared.dev_records)
     assert {row["example_id"] for row in run.predictions} == {record.example_id for record in prepared.dev_records}
-    assert (
-        run.evaluation is not None and run.evaluation["dev"]["adapter"].keys() == run.evaluation["dev"]["base"].keys()
-    )
+    assert run.evaluation is not None
+    scored = run.evaluation["dev"]
+    assert list(scored["adapter"]) == list(scored["base"]) == prepared.task.metrics()
+    assert scored["comparison"].keys() == {"base", "constant"}
+    assert all(scored["adapter"][name]["n"] == len(prepared.dev_records) for name in scored["adapter"])
 
 
 def test_only_the_adapter_and_a_new_head_move(measured) -> None:
@@ -173,7 +175,8 @@ def test_four_rows_are_learned_by_heart(case: str, family: str, task_config) -> 
     assert all(torch.equal(p, frozen[name]) for name, p in model.named_parameters() if name in frozen)
     said = prepared.task.predict(model, prepared.encoder, prepared.train_records)
     if case != "regression":
-        assert all(map(prepared.task.is_right, said, prepared.train_records))
+        items = map(prepared.task.item, said, prepared.train_records)
+        assert all(item.output in item.references for item in items)
 
 
 def test_a_stopped_run_continues_to_the_same_bytes(task_config, tmp_path: Path) -> None:

@@ -1,0 +1,54 @@
+"""Rows as questions: what is asked once, and everything that would be right."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ghosttune.data.records import Record, Turn
+from ghosttune.data.splitting import sample
+
+
+@dataclass(frozen=True)
+class Question:
+    """One prompt with all its references."""
+
+    example_id: str
+    """Of the first row that asks it."""
+    prompt: tuple[Turn, ...]
+    references: tuple[str, ...]
+    metadata: Mapping[str, Any]
+
+    @property
+    def text(self) -> str:
+        """The prompt as one text; roles are named where there is more than the user's one turn."""
+        if len(self.prompt) == 1:
+            return self.prompt[0].content
+        return "\n".join(f"{turn.role}: {turn.content}" for turn in self.prompt)
+
+
+def questions_of(
+    records: Sequence[Record], among: Sequence[Record], limit: int | None, seed: int
+) -> tuple[list[Question], int]:
+    """(at most `limit` questions that the records ask, drawn by id; how many were left out).
+
+    Rows with the same prompt are one question, and so are all references that any row `among` gives to it. Rows of
+    plain text ask nothing.
+    """
+    references: defaultdict[tuple[Turn, ...], dict[str, None]] = defaultdict(dict)
+    for record in [*records, *among]:
+        if record.reference is not None:
+            references[record.prompt][record.reference] = None
+    first: dict[tuple[Turn, ...], Record] = {}
+    for record in records:
+        if record.reference is not None:
+            first.setdefault(record.prompt, record)
+    asked = list(first.values())
+    chosen = sample(asked, limit, seed)
+    questions = [
+        Question(record.example_id, record.prompt, tuple(references[record.prompt]), record.metadata)
+        for record in chosen
+    ]
+    return questions, len(asked) - len(chosen)

@@ -1,0 +1,216 @@
+"""Answers judged: at the end of a run and alone, by the same functions and with the same numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from ghosttune.config.loading import load_config
+from ghosttune.config.schema import RunConfig, SourceSettings
+from ghosttune.data.encoding import Encoder
+from ghosttune.data.questions import Question, questions_of
+from ghosttune.data.records import Record
+from ghosttune.data.sources import BUILTIN_ROWS, open_source
+from ghosttune.errors import DataError, InputError, RunError, listed
+from ghosttune.inference.pipeline import Pipeline
+from ghosttune.metrics.degenerate import alarm
+from ghosttune.metrics.judging import CONSTANT, constant, for_constant, judged, scores_of
+from ghosttune.models.loading import load_tokenizer
+from ghosttune.registry import DATASETS
+from ghosttune.run.directory import RunDir, write_json, write_jsonl
+from ghosttune.training.watching import Listener
+from ghosttune.workflows.answering import Answered, System, answered
+from ghosttune.workflows.forgetting import forgetting
+from ghosttune.workflows.prepare import Prepared, dev_source_of, require_same_data, source_of, split_records
+
+AUTO = ("exact_match", "chrf")
+"""Metrics of rows that come from no known dataset."""
+
+BASE = "base"
+"""Name of the untouched base."""
+
+Evaluation = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows to be judged by."""
+
+    name: str
+    """Under which evaluation.json and predictions/ keep the results."""
+    records: list[Record]
+    pool: list[Record]
+    """Rows that may hold further references of the same prompts."""
+    dataset: str | None
+    """The known dataset they are of."""
+
+
+def evaluate_dev_rows(run: RunDir, prepared: Prepared, model: Any, listen: Listener) -> None:
+    """Writes predictions/dev.jsonl and evaluation.json at the end of a run: the adapter beside the untouched base."""
+    config = prepared.config
+    pipeline = Pipeline(model, cast(Encoder, prepared.encoder), config.evaluate.max_new_tokens)
+    rows = Rows("dev", prepared.dev_records, prepared.dev_pool, config.data.train.name)
+    systems = [System("adapter", pipeline), System(BASE, pipeline, adapter=False)]
+    result, predictions = _evaluated(systems, rows, config)
+    if result:
+        write_evaluation(run, rows.name, result, predictions)
+        listen({"event": "answers", "evaluation": result, "rows": predictions})
+
+
+def evaluate(
+    run_or_model: str | Path,
+    data: str | Path | None = None,
+    *,
+    split: str | None = None,
+    baseline: str | None = None,
+    overrides: Iterable[str] = (),
+    out: str | Path | None = None,
+    device: str = "auto",
+) -> Evaluation:
+    """What a run or model scores on rows, with intervals, beside a baseline and the best constant answer.
+
+    `data` is a file, a folder or a known dataset; left out, it is the data of the run, of which `split` defaults to the
+    dev rows. `baseline` is another run or model, or `base`, the untouched base, which is a run's default. `overrides`
+    are settings of the `evaluate` section, such as `evaluate.limit=500`. A run's results are written into the run
+    unless `out` names another folder; a model's only there. Raises InputError when any of this cannot be had.
+    """
+    run = RunDir(run_or_model) if RunDir(run_or_model).exists else None
+    config = _configured(run, str(run_or_model), list(overrides))
+    if config.evaluate.limit == 0:
+        raise InputError(f"{run_or_model} has evaluate.limit: 0, so that nothing would be asked; give --limit")
+    rows = _rows(run, config, None if data is None else str(data), split)
+    systems = _systems(run, str(run_or_model), baseline, config, device)
+    result, predictions = _evaluated(systems, rows, config)
+    if not result:
+        raise DataError(f"{rows.name} has no row with an answer to compare with; give rows with prompt and completion")
+    folder = RunDir(out) if out is not None else run
+    if folder is not None:
+        with folder.locked():
+            write_evaluation(folder, rows.name, result, predictions)
+    return {rows.name: result}
+
+
+def _configured(run: RunDir | None, name: str, overrides: Sequence[str]) -> RunConfig:
+    """The run's configuration, or the defaults for a model, with other settings for the evaluation."""
+    if others := [text for text in overrides if not text.startswith("evaluate.")]:
+        raise InputError(
+            f"{listed(others)}: only settings of `evaluate` can be replaced here, such as evaluate.limit=500"
+        )
+    if run is not None:
+        return load_config(run.config, overrides=overrides)
+    return load_config({"model": {"name": name}, "data": {"train": {"path": BUILTIN_ROWS}}}, overrides=overrides)
+
+
+def _systems(run: RunDir | None, name: str, baseline: str | None, config: RunConfig, device: str) -> list[System]:
+    """Who answers: the run or model, then what it is compared with."""
+    pipeline = Pipeline.open(name, device)
+    pipeline.max_new_tokens = config.evaluate.max_new_tokens
+    first = System("adapter" if run else "model", pipeline)
+    if baseline == BASE and run is None:
+        raise InputError(f"{name} is no run and has no base below it; give --baseline another run or model, or none")
+    if baseline is None and run is None:
+        return [first]
+    if baseline in (None, BASE):
+        return [first, System(BASE, pipeline, adapter=False)]
+    other = Pipeline.open(str(baseline), device)
+    other.max_new_tokens = config.evaluate.max_new_tokens
+    return [first, System("baseline", other)]
+
+
+def _rows(run: RunDir | None, config: RunConfig, data: str | None, split: str | None) -> Rows:
+    if data is None and run is None:
+        raise InputError("a model has no rows of its own; say with --data on which it is to be judged")
+    return _own_rows(run, config, split or "dev") if run and data is None else _given_rows(config, str(data), split)
+
+
+def _own_rows(run: RunDir, config: RunConfig, split: str) -> Rows:
+    """Rows of the run's own data: those that chose its checkpoints, trained it, guided it, or any other split."""
+    tokenizer = load_tokenizer(config.model)
+    source, dev_source = source_of(config, tokenizer), dev_source_of(config, tokenizer)
+    require_same_data(run, source.fingerprints | (dev_source.fingerprints if dev_source else {}))
+    drawn = split_records(config, source, dev_source)
+    drawn_rows = {"dev": (drawn.dev, drawn.dev_pool), "train": (drawn.train, []), "guide": (drawn.guide, [])}
+    others = {name: [row for row in source.records if row.split == name] for name in source.splits}
+    known = {name: (rows, rows) for name, rows in others.items()} | drawn_rows
+    if not known.get(split, ([], []))[0]:
+        raise RunError(
+            f"{run.path} has no rows of a split {split!r}; it has {listed(k for k, v in known.items() if v[0])}"
+        )
+    records, pool = known[split]
+    return Rows(split, records, pool, config.data.train.name)
+
+
+def _given_rows(config: RunConfig, data: str, split: str | None) -> Rows:
+    """Rows of a file, a folder or a known dataset, all of them where they name no splits."""
+    is_known = not Path(data).exists() and data != BUILTIN_ROWS and data in DATASETS.names()
+    columns = config.data.train.columns
+    source = open_source(SourceSettings(name=data) if is_known else SourceSettings(path=data, columns=columns))
+    if split is None and source.splits:
+        if "dev" not in source.splits:
+            raise DataError(f"{data} has the splits {listed(source.splits)}; choose one with --split")
+        split = "dev"
+    records = [record for record in source.records if record.split == split]
+    if not records:
+        raise DataError(f"{data} has no split {split!r}; it has {listed(source.splits) or 'no splits'}")
+    stem = data.replace("builtin:", "builtin-") if is_known or data == BUILTIN_ROWS else Path(data).name.split(".")[0]
+    return Rows("-".join(["data", stem, *([split] if split else [])]), records, records, data if is_known else None)
+
+
+def metrics_of(config: RunConfig, dataset: str | None) -> list[str]:
+    """The names of the metrics: those chosen, else those of the known dataset, else AUTO; `stopped` besides."""
+    chosen = config.evaluate.metrics
+    if chosen == "auto":
+        known = DATASETS[dataset].settings.metrics if dataset in DATASETS.names() else ()
+        chosen = [name for name in known or AUTO if name != "sql_execution" or config.evaluate.tables is not None]
+    return list(dict.fromkeys([*chosen, "stopped"]))
+
+
+def _evaluated(systems: Sequence[System], rows: Rows, config: RunConfig) -> tuple[Evaluation, list[dict[str, Any]]]:
+    """(numbers, predictions); both are empty where nothing is asked."""
+    settings = config.evaluate
+    questions, left_out = questions_of(rows.records, rows.pool, settings.limit, config.train.seed)
+    result: Evaluation = {}
+    predictions: list[dict[str, Any]] = []
+    if questions:
+        names = metrics_of(config, rows.dataset)
+        said = {system.name: answered(system, questions, names, settings) for system in systems}
+        best = constant(next(iter(said.values())).corpus)
+        scores = {name: found.scores for name, found in said.items()}
+        result = judged(scores | {CONSTANT: scores_of(best, for_constant(names))}, names)
+        result["constant_answer"] = best.items[0].output
+        result["degenerate"] = {name: _alarm(found, questions) for name, found in said.items()}
+        result |= {"questions": len(questions), "left_out": left_out}
+        result["generation"] = {"decoding": "greedy", "max_new_tokens": settings.max_new_tokens}
+        predictions = _predictions(questions, said)
+    if settings.general_text is not None:
+        result["forgetting"] = forgetting(systems, Path(settings.general_text))
+    return result, predictions
+
+
+def _alarm(found: Answered, questions: Sequence[Question]) -> dict[str, Any]:
+    return alarm([(question.example_id, faults) for question, faults in zip(questions, found.faults, strict=True)])
+
+
+def _predictions(questions: Sequence[Question], said: Mapping[str, Answered]) -> list[dict[str, Any]]:
+    """A row per question: the first system's answer under plain names, each other's under its own."""
+    first, *others = said
+    return [
+        {
+            "example_id": question.example_id,
+            "prompt": question.text,
+            "references": list(question.references),
+            **said[first].row(at),
+            **{f"{name}_{key}": value for name in others for key, value in said[name].row(at).items()},
+        }
+        for at, question in enumerate(questions)
+    ]
+
+
+def write_evaluation(folder: RunDir, name: str, result: Evaluation, predictions: Sequence[dict[str, Any]]) -> None:
+    """Puts one evaluation beside those that are there."""
+    before = json.loads(folder.evaluation.read_text(encoding="utf-8")) if folder.evaluation.is_file() else {}
+    write_jsonl(folder.predictions(name), predictions)
+    write_json(folder.evaluation, before | {name: result})
