@@ -37,6 +37,17 @@ Set = Annotated[
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse critical settings that nobody chose.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+RunOrModel = Annotated[
+    str, typer.Argument(metavar="RUN_OR_MODEL", help="Run directory, model folder, hub id or builtin:tiny.")
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", show_default=True)]
+MaxNewTokens = Annotated[
+    int | None, typer.Option("--max-new-tokens", min=1, help="Longest answer; the run's own limit if not given.")
+]
+Temperature = Annotated[float, typer.Option("--temperature", help="0 for the likeliest answer, higher for others.")]
+TopP = Annotated[float, typer.Option("--top-p", help="Draw from the likeliest tokens with this probability together.")]
+TopK = Annotated[int, typer.Option("--top-k", help="Draw from so many of the likeliest tokens; 0 for all.")]
+Seed = Annotated[int, typer.Option("--seed", help="Equal seeds give equal answers.")]
 
 
 INTERRUPTED = 130
@@ -208,12 +219,58 @@ def train(
 
 
 @app.command()
+def infer(
+    run_or_model: RunOrModel,
+    source: Annotated[Path, typer.Option("--input", help="JSONL rows that ask: prompt, messages or instruction.")],
+    output: Annotated[Path, typer.Option("--output", help="JSONL; an unfinished one is continued.")],
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    seed: Seed = 0,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Answer every row of a file, in order; rows that cannot be answered are named and cost no other."""
+    from ghosttune.inference.sampling import Sampling
+    from ghosttune.workflows.infer import infer as inferred
+
+    sampling = Sampling(temperature, top_p, top_k, seed)
+    progress = (lambda done, rows: None) if as_json else lambda done, rows: typer.echo(f"{done} of {rows} rows")
+    done = inferred(
+        run_or_model, source, output, max_new_tokens=max_new_tokens, sampling=sampling, device=device, progress=progress
+    )
+    if as_json:
+        typer.echo(json.dumps(vars(done), ensure_ascii=False))
+    else:
+        typer.echo(f"{done.output}: {done.rows} rows, {done.already} of them already there")
+        for fault in done.faults:
+            typer.echo(f"not answered: {fault}", err=True)
+    raise typer.Exit(1 if done.faults else 0)
+
+
+@app.command()
+def merge(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    out: Annotated[Path, typer.Option("--out", help="New folder for the model.")],
+    as_json: Json = False,
+) -> None:
+    """Add a run's adapter into its base: a model folder that transformers alone can load."""
+    from ghosttune.workflows.merge import merge as merged
+
+    done = merged(run, out)
+    typer.echo(
+        json.dumps(done)
+        if as_json
+        else f"{done['merged']}: logits moved by {done['moved']:.1e} of the largest (accepted {done['tolerance']:.0e})"
+    )
+
+
+@app.command()
 def chat(
-    run_or_model: Annotated[
-        str, typer.Argument(metavar="RUN_OR_MODEL", help="Run directory, model folder, hub id or builtin:tiny.")
-    ],
+    run_or_model: RunOrModel,
     prompt: Annotated[str, typer.Option("--prompt", help="What to ask.")],
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", show_default=True)] = "auto",
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Answer one prompt, greedily, with the template the run was trained with."""
