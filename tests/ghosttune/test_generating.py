@@ -178,13 +178,13 @@ def test_drawing_follows_the_shares_that_top_k_and_top_p_leave() -> None:
 
     def shares(**settings: Any) -> list[float]:
         choose = chooser(Sampling(temperature=1.0, seed=1, **settings))
-        tokens = torch.cat([choose(logits, [0]) for _ in range(3000)])
-        return (tokens.bincount(minlength=4) / 3000).tolist()
+        tokens = torch.cat([choose(logits, [0]) for _ in range(1000)])
+        return (tokens.bincount(minlength=4) / 1000).tolist()
 
-    # 3,000 draws: the standard error of a share is under 0.01
-    assert shares() == pytest.approx([0.1, 0.5, 0.15, 0.25], abs=0.04)
-    assert shares(top_k=2) == pytest.approx([0, 2 / 3, 0, 1 / 3], abs=0.04)
-    assert shares(top_p=0.8) == pytest.approx([0, 0.5 / 0.9, 0.15 / 0.9, 0.25 / 0.9], abs=0.04)
+    # 1,000 draws: the standard error of a share is under 0.016
+    assert shares() == pytest.approx([0.1, 0.5, 0.15, 0.25], abs=0.06)
+    assert shares(top_k=2) == pytest.approx([0, 2 / 3, 0, 1 / 3], abs=0.06)
+    assert shares(top_p=0.8) == pytest.approx([0, 0.5 / 0.9, 0.15 / 0.9, 0.25 / 0.9], abs=0.06)
     assert shares(top_p=0.4) == [0, 1, 0, 0]
 
 

@@ -50,6 +50,8 @@ TopK = Annotated[int, typer.Option("--top-k", help="Draw from so many of the lik
 Seed = Annotated[int, typer.Option("--seed", help="Equal seeds give equal answers.")]
 
 
+LOCAL = "127.0.0.1"
+
 INTERRUPTED = 130
 """Exit code that typer gives to Ctrl-C."""
 
@@ -269,15 +271,52 @@ def merge(
 @app.command()
 def chat(
     run_or_model: RunOrModel,
-    prompt: Annotated[str, typer.Option("--prompt", help="What to ask.")],
+    prompt: Annotated[str | None, typer.Option("--prompt", help="What to ask, for one answer.")] = None,
+    system: Annotated[str | None, typer.Option("--system", help="A message above the conversation.")] = None,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    seed: Seed = 0,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Answer one prompt, greedily, with the template the run was trained with."""
+    """Talk with a run or model, with the template it was trained with; /help lists the commands."""
+    if as_json and prompt is None:
+        raise typer.BadParameter("prints one answer: give --prompt", param_hint="--json")
+    from ghosttune.cli.talking import Talk
+    from ghosttune.inference.chatting import Conversation
     from ghosttune.inference.pipeline import Pipeline
+    from ghosttune.inference.sampling import Sampling
 
-    answer = Pipeline.open(run_or_model, device).generate([prompt])[0]
+    sampling = Sampling(temperature, top_p, top_k, seed)
+    pipeline = Pipeline.open(run_or_model, device)
+    talk = Conversation(sampling, max_new_tokens or pipeline.max_new_tokens, system)
+    if prompt is None:
+        Talk(pipeline, run_or_model, talk, device).run()
+        return
+    answer = pipeline.generate([talk.asking(prompt)], max_new_tokens=talk.max_new_tokens, sampling=sampling)[0]
     typer.echo(json.dumps(vars(answer), ensure_ascii=False) if as_json else answer.text)
+
+
+@app.command()
+def serve(
+    run_or_model: RunOrModel,
+    host: Annotated[str, typer.Option("--host", help="Address to listen at; 127.0.0.1 is this machine only.")] = LOCAL,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 for any that is free.")] = 8000,
+    api_key: Annotated[
+        str | None, typer.Option("--api-key", envvar="GHOSTTUNE_API_KEY", help="What clients must show; none if unset.")
+    ] = None,
+    waiting: Annotated[int, typer.Option("--waiting", min=0, help="Requests that may wait; more get 429.")] = 16,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", min=1, help="Longest answer that may be asked for.")
+    ] = 1024,
+    device: Device = "auto",
+) -> None:
+    """Answer OpenAI's chat and completion calls over HTTP, and show a page to talk in."""
+    from ghosttune.cli.listening import listen
+
+    listen(run_or_model, host, port, api_key, waiting, max_tokens, device)
 
 
 def _load(

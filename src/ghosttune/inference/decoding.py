@@ -119,13 +119,14 @@ def _write(
 def _state_of(state: dict[str, Any], places: torch.Tensor, count: int) -> dict[str, Any]:
     """The state of some rows of the batch: its tensors with one entry per row, and the cache."""
     import torch
+    from transformers import Cache
 
     kept = dict(state)
     for name, value in state.items():
         if isinstance(value, torch.Tensor) and value.dim() > 1 and len(value) == count:
             kept[name] = value[places]
-        elif hasattr(value, "reorder_cache"):
-            value.reorder_cache(places)
+        elif isinstance(value, Cache):
+            value.reorder_cache(places)  # type: ignore[arg-type]
     return kept
 
 

@@ -49,20 +49,21 @@ class Pipeline:
         return cls(model, encoder_of(config), config.evaluate.max_new_tokens)
 
     @classmethod
-    def from_model(cls, name: str, max_new_tokens: int = 128, device: str = "auto") -> Pipeline:
+    def from_model(cls, name: str, max_new_tokens: int | None = None, device: str = "auto") -> Pipeline:
         """An untouched model (hub id, folder or `builtin:tiny`), or what `ghosttune merge` wrote.
 
         A merged folder answers with the template and limits of its run, as far as they are not given.
         """
-        config = load_config({"model": {"name": name}, "data": {"train": {"path": "builtin:rows"}}})
-        tokenizer = load_tokenizer(config.model)
         answering = answering_of(Path(name))
+        model = {"name": name, "dtype": answering.dtype} if answering else {"name": name}
+        config = load_config({"model": model, "data": {"train": {"path": "builtin:rows"}}})
+        tokenizer = load_tokenizer(config.model)
         if answering is None:
             template = Template("chat" if tokenizer.chat_template else "plain", tokenizer)
-            return cls(_base(config, device), Encoder(template, config.data.max_length, "completion"), max_new_tokens)
+            encoder = Encoder(template, config.data.max_length, "completion")
+            return cls(_base(config, device), encoder, max_new_tokens or config.evaluate.max_new_tokens)
         encoder = Encoder(Template(answering.template, tokenizer), answering.max_length, "completion")
-        config = load_config({"model": {"name": name, "dtype": answering.dtype}})
-        return cls(_base(config, device), encoder, answering.max_new_tokens)
+        return cls(_base(config, device), encoder, max_new_tokens or answering.max_new_tokens)
 
     @classmethod
     def open(cls, run_or_model: str | Path, device: str = "auto") -> Pipeline:
@@ -111,7 +112,7 @@ class Pipeline:
             return reply(self.model, template.tokenizer, ids, template.stop_token_ids, wanted, sampling, stops, tell)
 
     def prompt_ids(self, prompt: Prompt, max_new_tokens: int | None = None) -> list[int]:
-        """Token ids of a prompt, shortened where it and its answer are too long; the cue stays. Ids stay as they are."""
+        """Token ids of a prompt, shortened where it is too long; the cue stays. Ids stay as they are."""
         if not isinstance(prompt, str) and prompt and isinstance(prompt[0], int):
             return list(prompt)  # type: ignore[arg-type]
         room = self.room(max_new_tokens or self.max_new_tokens)

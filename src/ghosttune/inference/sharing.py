@@ -1,9 +1,9 @@
-"""What all prompts of a batch begin with, computed once: instructions and system messages are often half of a prompt."""
+"""What all prompts of a batch begin with, computed once: instructions are often half of a prompt."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 SHORTEST = 16
@@ -12,7 +12,8 @@ SHORTEST = 16
 
 def shared_start(prompts: Sequence[list[int]]) -> int:
     """How many tokens could be computed once; 0 where it would not pay. Every prompt keeps a token of its own."""
-    length = len(os.path.commonprefix([prompt[:-1] for prompt in prompts]))
+    same = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*(prompt[:-1] for prompt in prompts), strict=False))
+    length = sum(1 for _ in same)
     return length if len(prompts) > 1 and length >= SHORTEST else 0
 
 
