@@ -161,3 +161,13 @@ def test_every_command_opens_what_training_and_merging_wrote(run, tmp_path) -> N
     assert yaml.safe_load((run / "config.yaml").read_text())["data"]["template"] == "turns"
     with pytest.raises(InputError, match="neither a run"):
         infer(str(tmp_path), tmp_path / "rows.jsonl", tmp_path / "out.jsonl")
+    with pytest.raises(InputError, match="none does not exist; give a run directory, a model folder"):
+        Pipeline.open(tmp_path / "none")
+
+
+def test_a_prompt_and_its_answer_must_fit_into_the_model() -> None:
+    pipeline = Pipeline.open("builtin:tiny", "cpu")
+    long = "word " * 600
+    assert len(pipeline.prompt_ids(long, 100)) == 412, "the oldest context goes"
+    with pytest.raises(DataError, match=r"the longest answer 600, and the model has 512 positions"):
+        pipeline.generate(["Hello"], max_new_tokens=600)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,4 +31,5 @@ def listen(
         raise InputError(f"{host}:{port} cannot be listened at; give another --port or --host") from None
     address = f"http://{host}:{opened.getsockname()[1]}"
     print(f"{name} answers at {address} (OpenAI clients: {address}/v1). Ctrl-C ends.", flush=True)  # noqa: T201
-    uvicorn.Server(config).run(sockets=[opened])
+    with suppress(KeyboardInterrupt):  # the way it ends
+        uvicorn.Server(config).run(sockets=[opened])

@@ -234,6 +234,7 @@ def infer(
     as_json: Json = False,
 ) -> None:
     """Answer every row of a file, in order; rows that cannot be answered are named and cost no other."""
+    from ghosttune.data.files import listed_faults
     from ghosttune.inference.sampling import Sampling
     from ghosttune.workflows.infer import infer as inferred
 
@@ -246,8 +247,9 @@ def infer(
         typer.echo(json.dumps(vars(done), ensure_ascii=False))
     else:
         typer.echo(f"{done.output}: {done.rows} rows, {done.already} of them already there")
-        for fault in done.faults:
-            typer.echo(f"not answered: {fault}", err=True)
+        if done.faults:
+            title = f"{len(done.faults)} of {done.rows} rows could not be answered"
+            typer.echo(listed_faults(title, done.faults), err=True)
     raise typer.Exit(1 if done.faults else 0)
 
 
@@ -359,7 +361,10 @@ def main() -> None:
     except SystemExit as end:
         if end.code != INTERRUPTED:
             raise
-        typer.echo("interrupted; a run that had started continues with `ghosttune train --resume --out RUN`", err=True)
+        typer.echo(
+            "interrupted; a run that had started continues with `ghosttune train --resume --out RUN`, and `infer` when it is given again",
+            err=True,
+        )
         sys.exit(1)
     except GhosttuneError as error:
         if debug:

@@ -12,7 +12,7 @@ from ghosttune.config.schema import RunConfig
 from ghosttune.data.encoding import Encoder
 from ghosttune.data.records import Turn
 from ghosttune.data.templates import Template
-from ghosttune.errors import RunError
+from ghosttune.errors import DataError, RunError
 from ghosttune.inference.embedding import embed
 from ghosttune.inference.generating import Answer, generate
 from ghosttune.inference.sampling import GREEDY, Sampling
@@ -68,6 +68,11 @@ class Pipeline:
     @classmethod
     def open(cls, run_or_model: str | Path, device: str = "auto") -> Pipeline:
         """Whichever of the two `run_or_model` is."""
+        path = Path(run_or_model).expanduser()
+        if str(run_or_model).startswith(("/", ".", "~")) and not path.exists():
+            raise RunError(
+                f"{run_or_model} does not exist; give a run directory, a model folder, a hub id or builtin:tiny"
+            )
         is_run = RunDir(run_or_model).exists
         if not is_run and Path(run_or_model).is_dir() and not (Path(run_or_model) / "config.json").is_file():
             raise RunError(f"{run_or_model} is neither a run (no run.json) nor a model folder (no config.json)")
@@ -112,11 +117,21 @@ class Pipeline:
             return reply(self.model, template.tokenizer, ids, template.stop_token_ids, wanted, sampling, stops, tell)
 
     def prompt_ids(self, prompt: Prompt, max_new_tokens: int | None = None) -> list[int]:
-        """Token ids of a prompt, shortened where it is too long; the cue stays. Ids stay as they are."""
+        """Token ids of a prompt, shortened where it is too long; the cue stays. Ids stay as they are.
+
+        DataError when what must stay and the longest answer do not fit into the model's positions.
+        """
+        wanted, positions = max_new_tokens or self.max_new_tokens, longest_input(self.model)
         if not isinstance(prompt, str) and prompt and isinstance(prompt[0], int):
-            return list(prompt)  # type: ignore[arg-type]
-        room = self.room(max_new_tokens or self.max_new_tokens)
-        return self.encoder.prompt_ids(turns_of(prompt), room=room)  # type: ignore[arg-type]
+            ids: list[int] = list(prompt)  # type: ignore[arg-type]
+        else:
+            ids = self.encoder.prompt_ids(turns_of(prompt), room=self.room(wanted))  # type: ignore[arg-type]
+        if positions is not None and len(ids) + wanted > positions:
+            raise DataError(
+                f"the prompt needs {len(ids)} tokens and the longest answer {wanted}, and the model has {positions} "
+                "positions; shorten the prompt, or lower max_new_tokens"
+            )
+        return ids
 
     def chat(self, prompt: Prompt) -> str:
         """The answer to a message, or to the last turn of a conversation."""
