@@ -41,7 +41,16 @@ RunOrModel = Annotated[
     str, typer.Argument(metavar="RUN_OR_MODEL", help="Run directory, model folder, hub id or builtin:tiny.")
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", show_default=True)]
+MaxNewTokens = Annotated[
+    int | None, typer.Option("--max-new-tokens", min=1, help="Longest answer; the run's own limit if not given.")
+]
+Temperature = Annotated[float, typer.Option("--temperature", help="0 for the likeliest answer, higher for others.")]
+TopP = Annotated[float, typer.Option("--top-p", help="Draw from the likeliest tokens with this probability together.")]
+TopK = Annotated[int, typer.Option("--top-k", help="Draw from so many of the likeliest tokens; 0 for all.")]
+Seed = Annotated[int, typer.Option("--seed", help="Equal seeds give equal answers.")]
 
+
+LOCAL = "127.0.0.1"
 
 INTERRUPTED = 130
 """Exit code that typer gives to Ctrl-C."""
@@ -243,17 +252,104 @@ def evaluate(
 
 
 @app.command()
-def chat(
+def infer(
     run_or_model: RunOrModel,
-    prompt: Annotated[str, typer.Option("--prompt", help="What to ask.")],
+    source: Annotated[Path, typer.Option("--input", help="JSONL rows that ask: prompt, messages or instruction.")],
+    output: Annotated[Path, typer.Option("--output", help="JSONL; an unfinished one is continued.")],
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    seed: Seed = 0,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Answer one prompt, greedily, with the template the run was trained with."""
-    from ghosttune.inference.pipeline import Pipeline
+    """Answer every row of a file, in order; rows that cannot be answered are named and cost no other."""
+    from ghosttune.data.files import listed_faults
+    from ghosttune.inference.sampling import Sampling
+    from ghosttune.workflows.infer import infer as inferred
 
-    answer = Pipeline.open(run_or_model, device).generate([prompt])[0]
+    sampling = Sampling(temperature, top_p, top_k, seed)
+    progress = (lambda done, rows: None) if as_json else lambda done, rows: typer.echo(f"{done} of {rows} rows")
+    done = inferred(
+        run_or_model, source, output, max_new_tokens=max_new_tokens, sampling=sampling, device=device, progress=progress
+    )
+    if as_json:
+        typer.echo(json.dumps(vars(done), ensure_ascii=False))
+    else:
+        typer.echo(f"{done.output}: {done.rows} rows, {done.already} of them already there")
+        if done.faults:
+            title = f"{len(done.faults)} of {done.rows} rows could not be answered"
+            typer.echo(listed_faults(title, done.faults), err=True)
+    raise typer.Exit(1 if done.faults else 0)
+
+
+@app.command()
+def merge(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    out: Annotated[Path, typer.Option("--out", help="New folder for the model.")],
+    as_json: Json = False,
+) -> None:
+    """Add a run's adapter into its base: a model folder that transformers alone can load."""
+    from ghosttune.workflows.merge import merge as merged
+
+    done = merged(run, out)
+    typer.echo(
+        json.dumps(done)
+        if as_json
+        else f"{done['merged']}: logits moved by {done['moved']:.1e} of the largest (accepted {done['tolerance']:.0e})"
+    )
+
+
+@app.command()
+def chat(
+    run_or_model: RunOrModel,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="What to ask, for one answer.")] = None,
+    system: Annotated[str | None, typer.Option("--system", help="A message above the conversation.")] = None,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    seed: Seed = 0,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Talk with a run or model, with the template it was trained with; /help lists the commands."""
+    if as_json and prompt is None:
+        raise typer.BadParameter("prints one answer: give --prompt", param_hint="--json")
+    from ghosttune.cli.talking import Talk
+    from ghosttune.inference.chatting import Conversation
+    from ghosttune.inference.pipeline import Pipeline
+    from ghosttune.inference.sampling import Sampling
+
+    sampling = Sampling(temperature, top_p, top_k, seed)
+    pipeline = Pipeline.open(run_or_model, device)
+    talk = Conversation(sampling, max_new_tokens or pipeline.max_new_tokens, system)
+    if prompt is None:
+        Talk(pipeline, run_or_model, talk, device).run()
+        return
+    answer = pipeline.generate([talk.asking(prompt)], max_new_tokens=talk.max_new_tokens, sampling=sampling)[0]
     typer.echo(json.dumps(vars(answer), ensure_ascii=False) if as_json else answer.text)
+
+
+@app.command()
+def serve(
+    run_or_model: RunOrModel,
+    host: Annotated[str, typer.Option("--host", help="Address to listen at; 127.0.0.1 is this machine only.")] = LOCAL,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 for any that is free.")] = 8000,
+    api_key: Annotated[
+        str | None, typer.Option("--api-key", envvar="GHOSTTUNE_API_KEY", help="What clients must show; none if unset.")
+    ] = None,
+    waiting: Annotated[int, typer.Option("--waiting", min=0, help="Requests that may wait; more get 429.")] = 16,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", min=1, help="Longest answer that may be asked for.")
+    ] = 1024,
+    device: Device = "auto",
+) -> None:
+    """Answer OpenAI's chat and completion calls over HTTP, and show a page to talk in."""
+    from ghosttune.cli.listening import listen
+
+    listen(run_or_model, host, port, api_key, waiting, max_tokens, device)
 
 
 def _load(
@@ -296,7 +392,11 @@ def main() -> None:
     except SystemExit as end:
         if end.code != INTERRUPTED:
             raise
-        typer.echo("interrupted; a run that had started continues with `ghosttune train --resume --out RUN`", err=True)
+        typer.echo(
+            "interrupted; a run that had started continues with `ghosttune train --resume --out RUN`, and `infer` when it "
+            "is given again",
+            err=True,
+        )
         sys.exit(1)
     except GhosttuneError as error:
         if debug:

@@ -171,8 +171,8 @@ class Encoder:
         """
         turns = tuple(record_or_turns.prompt if isinstance(record_or_turns, Record) else record_or_turns)
         parts, ids = self._prompt(turns)
-        while len(ids) + room > self.max_length and len(shorter := _without_oldest_exchange(turns)) < len(turns):
-            turns = shorter
+        if len(ids) + room > self.max_length:
+            turns = self.recent_turns(turns, room)
             parts, ids = self._prompt(turns)
         excess = len(ids) + room - self.max_length
         if excess > 0:
@@ -183,6 +183,19 @@ class Encoder:
                 f"{self.max_length}; shorten its system message or its last line, or raise data.max_length"
             )
         return ids.tolist()
+
+    def recent_turns(self, turns: tuple[Turn, ...], room: int = 0) -> tuple[Turn, ...]:
+        """The turns without the oldest exchanges that do not fit; the system message and the last question stay."""
+        while self.prompt_length(turns) + room > self.max_length:
+            shorter = _without_oldest_exchange(turns)
+            if len(shorter) == len(turns):
+                break
+            turns = shorter
+        return turns
+
+    def prompt_length(self, turns: Sequence[Turn]) -> int:
+        """Tokens of the whole prompt, before anything is cut."""
+        return len(self._prompt(turns)[1])
 
     def _prompt(self, turns: Sequence[Turn]) -> tuple[list[Part], np.ndarray]:
         parts = self.template.prompt(turns)

@@ -122,6 +122,24 @@ def _renamed(fields: Fields, columns: dict[str, str]) -> Fields:
     return own | {ours: fields[theirs] for ours, theirs in columns.items() if theirs in fields}
 
 
+def turns_of(fields: Fields, row_format: str) -> tuple[Turn, ...]:
+    """The turns of a row of this format; RowFault says why it has none."""
+    return _READ_TURNS[row_format](fields)
+
+
+def prompt_of(fields: Fields) -> tuple[Turn, ...]:
+    """The turns that a row asks with; its answer, where it has one, is left out. RowFault says why there are none."""
+    messages = next(
+        (fields[name] for name in ("messages", "conversations") if isinstance(fields.get(name), list)), None
+    )
+    if messages is not None:
+        asks = not messages or not isinstance(messages[-1], dict) or _role(messages[-1]) != "assistant"
+        return _messages({"messages": [*messages, _SOME_ANSWER] if asks else messages})[:-1]
+    if "instruction" in fields:
+        return _alpaca({**fields, "output": _SOME_ANSWER["content"]})[:-1]
+    return (Turn("user", text_of(fields, "prompt")),)
+
+
 def used_columns(row_format: str) -> set[str]:
     """Columns that carry what the task reads, the id or the split; the others are metadata."""
     return {name for columns in READ_COLUMNS[row_format] for name in columns} | {"split", *ID_COLUMNS}
@@ -194,15 +212,22 @@ def _messages(fields: Fields) -> tuple[Turn, ...]:
 def _message(message: Any, position: int) -> Turn:
     if not isinstance(message, dict):
         raise RowFault(f"message {position} must be an object with role and content, is {shown(message)}")
-    role = message.get("role", message.get("from"))
+    role = _role(message)
     content = message.get("content", message.get("value"))
-    role = OTHER_ROLE_NAMES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
         raise RowFault(f"message {position} has role {shown(role)}; known are {listed(ROLES)}")
     if not isinstance(content, str) or not content.strip():
         raise RowFault(f"message {position} ({role}) must have text, has {shown(content)}")
     return Turn(role, content)
 
+
+def _role(message: Fields) -> Any:
+    role = message.get("role", message.get("from"))
+    return OTHER_ROLE_NAMES.get(role, role) if isinstance(role, str) else role
+
+
+_SOME_ANSWER = {"role": "assistant", "content": "…"}
+"""Stands for the answer where a row only asks, so that rows that ask and rows that answer are read alike."""
 
 _MARKS = re.compile(r"^(User|Assistant|System):[ \t]*", re.MULTILINE)
 

@@ -1,4 +1,4 @@
-"""Greedy answers in batches: left padding, like lengths together, only new tokens decoded."""
+"""Answers to many prompts: like lengths together, only new tokens decoded."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ghosttune.models.loading import prompt_length, without_upstream_warnings
+from ghosttune.inference.decoding import decode, text_of
+from ghosttune.inference.sampling import GREEDY, Sampling, chooser
+from ghosttune.models.loading import prompt_length
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
 BATCH_TOKENS = 8192
@@ -28,51 +29,45 @@ class Answer:
 
 
 def generate(
-    model: PreTrainedModel, tokenizer: Any, prompts: Sequence[list[int]], stop_token_ids: list[int], max_new_tokens: int
+    model: PreTrainedModel,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    stop_token_ids: list[int],
+    max_new_tokens: int,
+    sampling: Sampling = GREEDY,
 ) -> list[Answer]:
-    """The greedy answer to each prompt (token ids), in order; the same whether asked alone or in a batch."""
-    answers: dict[int, Answer] = {}
+    """The answer to each prompt (token ids), in order; the same whether asked alone or in a batch.
+
+    Drawn ones too: prompt n of the list draws with `sampling.seed + n`. Equal prompts have one greedy answer, which is
+    computed once.
+    """
+    asked = [list(prompt) for prompt in dict.fromkeys(map(tuple, prompts))] if sampling.is_greedy else list(prompts)
+    written: dict[int, list[int]] = {}
     one_length = prompt_length(model) > 0  # padding would stand between a learned prompt and the row
-    for positions in _batches(prompts, one_length):
-        rows = _generate_batch(model, [prompts[position] for position in positions], stop_token_ids, max_new_tokens)
-        for position, row in zip(positions, rows, strict=True):
-            answers[position] = _answer(tokenizer, row, stop_token_ids)
-    return [answers[position] for position in range(len(prompts))]
+    for positions in batches(asked, one_length):
+        rows = [asked[position] for position in positions]
+        new = decode(model, rows, stop_token_ids, max_new_tokens, chooser(sampling, positions))
+        written.update(zip(positions, new, strict=True))
+    answers = [answer_of(tokenizer, written[position], stop_token_ids) for position in range(len(asked))]
+    if not sampling.is_greedy:
+        return answers
+    answer_to = {tuple(prompt): answer for prompt, answer in zip(asked, answers, strict=True)}
+    return [answer_to[tuple(prompt)] for prompt in prompts]
 
 
-def _batches(prompts: Sequence[list[int]], one_length: bool) -> list[list[int]]:
-    batches: list[list[int]] = []
+def batches(prompts: Sequence[list[int]], one_length: bool = False) -> list[list[int]]:
+    """Positions of the prompts that are answered together, the longest first; only equal lengths where asked for."""
+    found: list[list[int]] = []
     for position in sorted(range(len(prompts)), key=lambda position: -len(prompts[position])):
-        width = len(prompts[batches[-1][0]]) if batches else 0
+        width = len(prompts[found[-1][0]]) if found else 0
         differs = one_length and len(prompts[position]) != width
-        if not batches or differs or (len(batches[-1]) + 1) * width > BATCH_TOKENS:
-            batches.append([])
-        batches[-1].append(position)
-    return batches
+        if not found or differs or (len(found[-1]) + 1) * width > BATCH_TOKENS:
+            found.append([])
+        found[-1].append(position)
+    return found
 
 
-def _generate_batch(
-    model: Any, prompts: list[list[int]], stop_token_ids: list[int], max_new_tokens: int
-) -> list[list[int]]:
-    import torch
-    from transformers import GenerationConfig
-
-    width = max(len(prompt) for prompt in prompts)
-    padding = stop_token_ids[0]  # masked on the left, cut off on the right: any token serves
-    ids = torch.tensor([[padding] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
-    greedy = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=padding, eos_token_id=stop_token_ids
-    )
-    was_training = model.training
-    model.eval()
-    with torch.no_grad(), without_upstream_warnings():
-        output: torch.Tensor = model.generate(input_ids=ids, attention_mask=mask, generation_config=greedy)
-    model.train(was_training)
-    return output[:, width:].tolist()
-
-
-def _answer(tokenizer: Any, row: list[int], stop_token_ids: list[int]) -> Answer:
-    end = next((place for place, token in enumerate(row) if token in stop_token_ids), None)
-    text = tokenizer.decode(row[:end], skip_special_tokens=True)
-    return Answer(text.strip(), len(row) if end is None else end + 1, end is not None)
+def answer_of(tokenizer: Any, ids: list[int], stop_token_ids: list[int]) -> Answer:
+    """The new tokens as an answer."""
+    stopped = bool(ids) and ids[-1] in stop_token_ids
+    return Answer(text_of(tokenizer, ids[:-1] if stopped else ids).strip(), len(ids), stopped)

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ghosttune.config.loading import load_config
 from ghosttune.config.schema import RunConfig
 from ghosttune.data.encoding import Encoder
 from ghosttune.data.records import Turn
 from ghosttune.data.templates import Template
-from ghosttune.errors import RunError
+from ghosttune.errors import DataError, RunError
+from ghosttune.inference.embedding import embed
 from ghosttune.inference.generating import Answer, generate
+from ghosttune.inference.sampling import GREEDY, Sampling
+from ghosttune.inference.streaming import Reply, Tell, reply
 from ghosttune.models.loading import inference_device, load_adapter, load_model, load_tokenizer, longest_input
+from ghosttune.models.merging import answering_of
 from ghosttune.run.directory import RunDir
+
+if TYPE_CHECKING:
+    import torch
+
+Prompt = str | Sequence[Turn] | Sequence[int]
+"""A message, the turns of a conversation, or token ids."""
 
 
 class Pipeline:
@@ -33,56 +43,136 @@ class Pipeline:
         `device` is where it answers, whatever it was trained on; `auto` takes the GPU where there is one.
         """
         run = RunDir(path).open()
-        folder = run.last if which == "last" else run.adapter
-        if not folder.is_dir():
-            finished = run.read_record()["status"] == "finished"
-            way_out = "restore it, or train again" if finished else f"finish the run with `{run.resume_command}`"
-            raise RunError(f"{run.path} has no {folder.name}/; {way_out}")
+        folder = adapter_folder(run, which)
         config = load_config(run.config)
         model = load_adapter(_base(config, device), folder)
         return cls(model, encoder_of(config), config.evaluate.max_new_tokens)
 
     @classmethod
-    def from_model(cls, name: str, max_new_tokens: int = 128, device: str = "auto") -> Pipeline:
-        """An untouched model: hub id, folder or `builtin:tiny`."""
-        config = load_config({"model": {"name": name}, "data": {"train": {"path": "builtin:rows"}}})
+    def from_model(cls, name: str, max_new_tokens: int | None = None, device: str = "auto") -> Pipeline:
+        """An untouched model (hub id, folder or `builtin:tiny`), or what `ghosttune merge` wrote.
+
+        A merged folder answers with the template and limits of its run, as far as they are not given.
+        """
+        answering = answering_of(Path(name))
+        model = {"name": name, "dtype": answering.dtype} if answering else {"name": name}
+        config = load_config({"model": model, "data": {"train": {"path": "builtin:rows"}}})
         tokenizer = load_tokenizer(config.model)
-        template = Template("chat" if tokenizer.chat_template else "plain", tokenizer)
-        return cls(_base(config, device), Encoder(template, config.data.max_length, "completion"), max_new_tokens)
+        if answering is None:
+            template = Template("chat" if tokenizer.chat_template else "plain", tokenizer)
+            encoder = Encoder(template, config.data.max_length, "completion")
+            return cls(_base(config, device), encoder, max_new_tokens or config.evaluate.max_new_tokens)
+        encoder = Encoder(Template(answering.template, tokenizer), answering.max_length, "completion")
+        return cls(_base(config, device), encoder, max_new_tokens or answering.max_new_tokens)
 
     @classmethod
     def open(cls, run_or_model: str | Path, device: str = "auto") -> Pipeline:
         """Whichever of the two `run_or_model` is."""
+        path = Path(run_or_model).expanduser()
+        if str(run_or_model).startswith(("/", ".", "~")) and not path.exists():
+            raise RunError(
+                f"{run_or_model} does not exist; give a run directory, a model folder, a hub id or builtin:tiny"
+            )
         is_run = RunDir(run_or_model).exists
         if not is_run and Path(run_or_model).is_dir() and not (Path(run_or_model) / "config.json").is_file():
             raise RunError(f"{run_or_model} is neither a run (no run.json) nor a model folder (no config.json)")
         return cls.from_run(run_or_model, device=device) if is_run else cls.from_model(str(run_or_model), device=device)
 
+    @property
+    def has_adapter(self) -> bool:
+        """Whether there is an untouched base to compare with."""
+        return hasattr(self.model, "disable_adapter")
+
     def generate(
-        self, prompts: Sequence[str | Sequence[Turn]], *, max_new_tokens: int | None = None, adapter: bool = True
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int | None = None,
+        adapter: bool = True,
+        sampling: Sampling = GREEDY,
     ) -> list[Answer]:
-        """The greedy answer to each prompt: a text, or the turns of a conversation.
+        """The answer to each prompt: a text, the turns of a conversation, or token ids.
 
         `adapter=False` asks the untouched base. Prompts too long for `data.max_length` lose their oldest context.
         """
-        wanted = max_new_tokens or self.max_new_tokens
-        turns = [(Turn("user", prompt),) if isinstance(prompt, str) else tuple(prompt) for prompt in prompts]
-        ids = [self.encoder.prompt_ids(row, room=self._room(wanted)) for row in turns]
-        template = self.encoder.template
-        untouched = (
-            nullcontext() if adapter or not hasattr(self.model, "disable_adapter") else self.model.disable_adapter()
-        )
-        with untouched:
-            return generate(self.model, template.tokenizer, ids, template.stop_token_ids, wanted)
+        ids = [self.prompt_ids(prompt, max_new_tokens) for prompt in prompts]
+        template, wanted = self.encoder.template, max_new_tokens or self.max_new_tokens
+        with self._asked(adapter):
+            return generate(self.model, template.tokenizer, ids, template.stop_token_ids, wanted, sampling)
 
-    def _room(self, wanted: int) -> int:
+    def reply(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int | None = None,
+        adapter: bool = True,
+        sampling: Sampling = GREEDY,
+        stops: Sequence[str] = (),
+        tell: Tell | None = None,
+    ) -> Reply:
+        """One answer, told piece by piece to `tell`, which ends it by returning True; the text of `generate`."""
+        ids = self.prompt_ids(prompt, max_new_tokens)
+        template, wanted = self.encoder.template, max_new_tokens or self.max_new_tokens
+        with self._asked(adapter):
+            return reply(self.model, template.tokenizer, ids, template.stop_token_ids, wanted, sampling, stops, tell)
+
+    def prompt_ids(self, prompt: Prompt, max_new_tokens: int | None = None) -> list[int]:
+        """Token ids of a prompt, shortened where it is too long; the cue stays. Ids stay as they are.
+
+        DataError when what must stay and the longest answer do not fit into the model's positions.
+        """
+        wanted, positions = max_new_tokens or self.max_new_tokens, longest_input(self.model)
+        if not isinstance(prompt, str) and prompt and isinstance(prompt[0], int):
+            ids: list[int] = list(prompt)  # type: ignore[arg-type]
+        else:
+            ids = self.encoder.prompt_ids(turns_of(prompt), room=self.room(wanted))  # type: ignore[arg-type]
+        if positions is not None and len(ids) + wanted > positions:
+            raise DataError(
+                f"the prompt needs {len(ids)} tokens and the longest answer {wanted}, and the model has {positions} "
+                "positions; shorten the prompt, or lower max_new_tokens"
+            )
+        return ids
+
+    def chat(self, prompt: Prompt) -> str:
+        """The answer to a message, or to the last turn of a conversation."""
+        return self.generate([prompt])[0].text
+
+    def embed(self, texts: Sequence[str], *, pooling: str = "mean", layer: int = -1) -> torch.Tensor:
+        """One vector per text, [B, width] float32 on the CPU: the hidden states of a layer over the text's tokens.
+
+        `pooling` is `mean`, `cls` (the first token) or `max`; padding counts in none of them. Texts longer than the
+        model's positions raise DataError.
+        """
+        return embed(self.model, self.encoder.template, texts, pooling, layer)
+
+    def room(self, wanted: int) -> int:
         """By how much a prompt must stay below `max_length` so that the answer fits into the model's positions."""
         positions = longest_input(self.model)
         return 0 if positions is None else max(0, self.encoder.max_length + wanted - positions)
 
-    def chat(self, prompt: str) -> str:
-        """The answer to one message."""
-        return self.generate([prompt])[0].text
+    @contextmanager
+    def _asked(self, adapter: bool) -> Iterator[None]:
+        """With the adapter, or the untouched base where there is one."""
+        if adapter or not self.has_adapter:
+            yield
+        else:
+            with self.model.disable_adapter():
+                yield
+
+
+def turns_of(prompt: str | Sequence[Turn]) -> tuple[Turn, ...]:
+    """A message as the one turn it is; the turns of a conversation as they are."""
+    return (Turn("user", prompt),) if isinstance(prompt, str) else tuple(prompt)
+
+
+def adapter_folder(run: RunDir, which: str = "adapter") -> Path:
+    """Where the best (`which="last"`: the last) adapter lies; RunError says how to get one when there is none."""
+    folder = run.last if which == "last" else run.adapter
+    if not folder.is_dir():
+        finished = run.read_record()["status"] == "finished"
+        way_out = "restore it, or train again" if finished else f"finish the run with `{run.resume_command}`"
+        raise RunError(f"{run.path} has no {folder.name}/; {way_out}")
+    return folder
 
 
 def encoder_of(config: RunConfig) -> Encoder:

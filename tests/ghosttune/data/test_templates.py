@@ -158,7 +158,7 @@ def test_the_pipeline_asks_with_the_training_prompt(monkeypatch: pytest.MonkeyPa
     from ghosttune.inference import pipeline
 
     asked: list[list[int]] = []
-    monkeypatch.setattr(pipeline, "generate", lambda model, tokenizer, prompts, stop, wanted: asked.extend(prompts))
+    monkeypatch.setattr(pipeline, "generate", lambda model, tokenizer, prompts, *_: asked.extend(prompts))
     monkeypatch.setattr(pipeline, "longest_input", lambda model: None)
     encoder = encoder_for("small-chatml", "chat")
     row = question("What is the capital of France?", "Paris")

@@ -17,9 +17,7 @@ pytest.importorskip("bitsandbytes")
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 
 BITS = ("int8", "nf4")
-QUANTIZED = {
-    name: CASES[name] for name in ("lora", "adalora", "vera", "oft", "ia3", "prompt_tuning", "prefix_tuning")
-}
+QUANTIZED = {name: CASES[name] for name in ("lora", "adalora", "vera", "oft", "ia3", "prompt_tuning", "prefix_tuning")}
 
 
 def predicted_bytes(model, bits: str) -> int:

@@ -1,0 +1,107 @@
+"""A conversation as a value: what was said, and how the next answer is drawn. No terminal, no model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ghosttune.data.files import shown
+from ghosttune.data.records import Turn
+from ghosttune.errors import DataError, InputError, listed, nearest
+from ghosttune.inference.sampling import GREEDY, Sampling
+from ghosttune.run.directory import write_json
+
+READERS: dict[str, Callable[[str], Any]] = {
+    "temperature": float,
+    "top_p": float,
+    "top_k": int,
+    "seed": int,
+    "max_new_tokens": int,
+}
+"""What `/set` can change, and how its value is read."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Questions and answers in turn, below an optional system message. Every change gives a new conversation."""
+
+    sampling: Sampling = GREEDY
+    max_new_tokens: int = 128
+    system: str | None = None
+    said: tuple[Turn, ...] = ()
+    """user, assistant, user, assistant, …"""
+
+    def asking(self, question: str) -> tuple[Turn, ...]:
+        """The turns that the model is asked with."""
+        return (*self._opening, *self.said, Turn("user", question))
+
+    def answered(self, question: str, answer: str) -> Conversation:
+        """The conversation with one exchange more."""
+        return replace(self, said=(*self.said, Turn("user", question), Turn("assistant", answer)))
+
+    def without_last(self) -> Conversation:
+        """The conversation before its last exchange; InputError when there is none."""
+        self.last_question  # noqa: B018  # refuses
+        return replace(self, said=self.said[:-2])
+
+    @property
+    def last_question(self) -> str:
+        """InputError when nothing has been asked."""
+        if not self.said:
+            raise InputError("nothing has been said yet")
+        return self.said[-2].content
+
+    def cleared(self) -> Conversation:
+        """Nothing said; system message and settings stay."""
+        return replace(self, said=())
+
+    def with_setting(self, name: str, text: str) -> Conversation:
+        """One setting changed; InputError names what can be set, or what is accepted."""
+        if name not in READERS:
+            raise InputError(f"no setting is called {name!r}{nearest(name, READERS)} (known: {listed(READERS)})")
+        try:
+            value = READERS[name](text)
+        except ValueError:
+            raise InputError(f"{name} is {text!r}, accepted is a number") from None
+        if name != "max_new_tokens":
+            return replace(self, sampling=replace(self.sampling, **{name: value}))
+        if value < 1:
+            raise InputError(f"max_new_tokens is {value}, accepted is 1 or more")
+        return replace(self, max_new_tokens=value)
+
+    @property
+    def settings(self) -> dict[str, float | int]:
+        """What `/set` shows."""
+        return {**asdict(self.sampling), "max_new_tokens": self.max_new_tokens}
+
+    def save(self, path: Path) -> None:
+        """Writes the conversation as JSON: `messages` as every chat format has them, and `settings`."""
+        turns = [{"role": turn.role, "content": turn.content} for turn in (*self._opening, *self.said)]
+        write_json(path, {"messages": turns, "settings": self.settings})
+
+    @classmethod
+    def load(cls, path: Path) -> Conversation:
+        """What `save` wrote; DataError when the file holds no conversation."""
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+            turns = tuple(Turn(str(turn["role"]), str(turn["content"])) for turn in value["messages"])
+            settings = dict(value["settings"])
+            limit = int(settings.pop("max_new_tokens"))
+            sampling = Sampling(**settings)
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} holds no saved conversation: {type(error).__name__}: {error}") from error
+        system = turns[0].content if turns and turns[0].role == "system" else None
+        said = turns if system is None else turns[1:]
+        roles = [turn.role for turn in said]
+        if roles != ["user", "assistant"] * (len(roles) // 2):
+            raise DataError(f"{path} holds no saved conversation: its roles are {shown(roles)}")
+        return cls(sampling, limit, system, said)
+
+    @property
+    def _opening(self) -> tuple[Turn, ...]:
+        return (Turn("system", self.system),) if self.system else ()
