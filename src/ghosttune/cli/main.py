@@ -393,8 +393,8 @@ def main() -> None:
         if end.code != INTERRUPTED:
             raise
         typer.echo(
-            "interrupted; a run that had started continues with `ghosttune train --resume --out RUN`, and `infer` when it "
-            "is given again",
+            "interrupted; a run that had started continues with `ghosttune train --resume --out RUN`, "
+            "and `infer` when it is given again",
             err=True,
         )
         sys.exit(1)

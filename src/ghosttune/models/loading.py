@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+
+# PEFT imports bitsandbytes wherever it is installed; it then complains of faster kernels, and of inputs it casts.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 TWIN_DISTANCE = 1e-2
 """Rows closer than this share of their length are one row: learned tokens are never so close."""

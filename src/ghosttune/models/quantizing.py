@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +23,6 @@ def quantized_loading(settings: ModelSettings) -> dict[str, Any]:
     import torch
     from transformers import BitsAndBytesConfig
 
-    logging.getLogger("bitsandbytes").setLevel(
-        logging.ERROR
-    )  # it says at every layer that inputs are cast, as they are
     if settings.quantization == "int8":
         configuration = BitsAndBytesConfig(load_in_8bit=True)
     else:
