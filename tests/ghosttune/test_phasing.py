@@ -17,7 +17,6 @@ from torch import nn
 from transformers import TrainerCallback
 
 from ghosttune import train
-from ghosttune.config.loading import load_config
 from ghosttune.errors import ConfigError, InputError
 from ghosttune.models.modules import module_facts, parameter_facts
 from ghosttune.registry import STRATEGIES
@@ -428,30 +427,6 @@ def test_a_run_whose_adapter_lacks_the_groups_is_refused_with_the_plan(make_conf
         train(make_config(**{**RUN, "method__target_modules": targets}, phases=phases), tmp_path / "run")
     assert phases in str(error.value) and "^" in str(error.value)
     assert not (tmp_path / "run" / "run.json").exists()
-
-
-PRESETS = {
-    "e2e_attn-mlp-both": ["attention", "mlp", "both"],
-    "e2e_both-mlp-attn": ["both", "mlp", "attention"],
-    "e2e_both-mlp-both": ["both", "mlp", "both"],
-    "e2e_early-late": ["early", "late"],
-}
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_trains_its_phases(preset, tmp_path, tiny_model):
-    """Three updates on E2E's own layout of files."""
-    for name in ("trainset", "devset", "testset_w_refs"):
-        lines = [f'"name[{name} {n}], food[fox]",{name} {n} serves a fox' for n in range(90)]
-        (tmp_path / f"{name}.csv").write_text("\n".join(["mr,ref", *lines]))
-    small = {"model.name": str(tiny_model), "model.dtype": "float32", "model.device": "cpu", "evaluate.limit": 1}
-    small |= {"data.train.path": str(tmp_path), "data.dev.limit": 2, "train.max_steps": 3, "train.warmup_steps": 0}
-    small |= {"train.eval_steps": None, "train.save_steps": None, "evaluate.max_new_tokens": 2, "data.guide.rows": 4}
-    config = load_config(preset=preset, overrides=[f"{path}={json.dumps(value)}" for path, value in small.items()])
-    run = train(config, tmp_path / "run").folder
-    began = [event["trains"] for event in run.events() if event["event"] == "phase"]
-    rows = run.export("phases").read_text().splitlines()[1:]
-    assert began == [row.split(",")[3] for row in rows] == PRESETS[preset]
 
 
 def test_layers_are_said_in_ranges():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ghosttune.inference.sampling import Choose
 from ghosttune.inference.sharing import empty_cache, fill, shared_start
+from ghosttune.models.loading import without_upstream_warnings
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +55,7 @@ def decode(
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), without_upstream_warnings():
             if cache is not None:
                 fill(cache, model, prompts[0][:start], len(prompts))
             model.generate(

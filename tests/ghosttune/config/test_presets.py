@@ -19,9 +19,11 @@ OWN = {"data": {"train": {"path": "builtin:rows"}}}
 
 
 def test_the_promised_ones_are_there():
-    assert {"e2e_attention", "e2e_mlp", "qwen2-1.5b-chat", "tinyllama-module-study"} <= set(PRESETS)
-    assert {"e2e_attn-mlp-both", "e2e_both-mlp-attn", "e2e_both-mlp-both", "e2e_early-late"} <= set(PRESETS)
-    assert {"cpu@1", "gpu-24gb@1"} <= set(PROFILES)
+    assert {"qwen2-1.5b-chat", "tinyllama-module-study", "gpt2-pile-values"} <= set(PRESETS)
+    assert {"classification", "generation", "qa", "prefix_tuning", "prompt_tuning"} <= set(PRESETS)
+    arms = ("attention", "mlp", "attn-mlp-both", "both-mlp-attn", "both-mlp-both", "early-late")
+    assert {f"{data}_{arm}" for data in ("e2e", "samsum") for arm in arms} <= set(PRESETS)
+    assert {"cpu@1", "gpu-24gb@1", "quick@1", "standard@1", "intensive@1"} <= set(PROFILES)
     assert all(re.fullmatch(r"[^@]+@[1-9][0-9]*", name) for name in PROFILES), "a profile has a version"
 
 
@@ -29,7 +31,7 @@ def test_the_promised_ones_are_there():
 def test_a_preset_is_complete_and_can_run(name):
     config = load_config(preset=name, strict=True)
     config = resolve_sources(config, Facts(1, ("train", "dev", "test"), has_chat_template=True))
-    config = resolve_steps(config, 500)
+    config = resolve_steps(config, 40_000)
     assert config.train.warmup_steps < (config.train.max_steps or 0)
     assert load_config(config.model_dump()) == config
 
@@ -56,7 +58,8 @@ def test_a_preset_says_how_to_run_it_and_what_to_change(name):
     header = PRESETS[name].read_text(encoding="utf-8").split("\nmodel:")[0]
     assert f"ghosttune train --preset {name}" in header and "The key to change is" in header
     for key in re.findall(r"--set (\S+)=", header):
-        load_config(preset=name, overrides=[f"{key}=float32" if key == "model.dtype" else f"{key}=elsewhere"])
+        value = {"model.dtype": "float32", "model.init": "random"}.get(key, "elsewhere")
+        load_config(preset=name, overrides=[f"{key}={value}"])
 
 
 def test_the_two_e2e_presets_differ_in_the_modules_alone():
