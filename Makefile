@@ -20,7 +20,7 @@ check: .venv/tests
 	$(BIN)/python -m pytest -q tests/ghosttune/test_layers.py
 
 test: .venv/tests
-	$(PYTEST) -m "not slow" --timeout=300
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile -m "not slow" --timeout=300
 
 proofs: .venv/tests
 	$(PYTEST) -m slow --timeout=600

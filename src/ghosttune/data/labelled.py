@@ -69,6 +69,9 @@ LABELLED_COLUMNS: dict[str, tuple[str, ...]] = {
 }
 """Columns of each format."""
 
+SAID = ("label", "tags", "answers")
+"""Of these columns, those that a model is to say."""
+
 READ_LABELLED: dict[str, Callable[[Fields], Content]] = {
     "question_answering": _question_answering,
     "tagged_tokens": _tagged_tokens,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ghosttune.config.facts import CAUSAL_LM, ModelKind
 from ghosttune.config.loading import load_config
 from ghosttune.config.schema import RunConfig
-from ghosttune.data.encoding import Encoder
-from ghosttune.data.records import Turn
+from ghosttune.data.encoding import Encoder, RowEncoder
+from ghosttune.data.records import Record, Turn
 from ghosttune.data.templates import Template
 from ghosttune.errors import DataError, RunError
 from ghosttune.inference.embedding import embed
@@ -19,7 +20,9 @@ from ghosttune.inference.sampling import GREEDY, Sampling
 from ghosttune.inference.streaming import Reply, Tell, reply
 from ghosttune.models.loading import inference_device, load_adapter, load_model, load_tokenizer, longest_input
 from ghosttune.models.merging import answering_of
+from ghosttune.registry import TASKS
 from ghosttune.run.directory import RunDir
+from ghosttune.tasks.protocol import Prediction
 
 if TYPE_CHECKING:
     import torch
@@ -29,12 +32,25 @@ Prompt = str | Sequence[Turn] | Sequence[int]
 
 
 class Pipeline:
-    """Answers prompts with the template and limits a run was trained with."""
+    """Answers prompts with the template and limits a run was trained with; other tasks predict what they learned."""
 
-    def __init__(self, model: Any, encoder: Encoder, max_new_tokens: int):
+    def __init__(self, model: Any, reader: RowEncoder, max_new_tokens: int, task: Any = None):
         self.model = model
-        self.encoder = encoder
+        self.reader = reader
+        """What makes rows into the model's inputs."""
         self.max_new_tokens = max_new_tokens
+        self.task = task
+        """None where it is to write."""
+
+    @property
+    def encoder(self) -> Encoder:
+        """What renders prompts; RunError for a model of a task that does not write behind its prompt."""
+        if not isinstance(self.reader, Encoder):
+            raise RunError(
+                "this run's task is not to write behind a prompt; it predicts: `ghosttune infer` and "
+                "Pipeline.predict take its rows, `ghosttune evaluate` judges it"
+            )
+        return self.reader
 
     @classmethod
     def from_run(cls, path: str | Path, which: str = "adapter", device: str = "auto") -> Pipeline:
@@ -45,8 +61,10 @@ class Pipeline:
         run = RunDir(path).open()
         folder = adapter_folder(run, which)
         config = load_config(run.config)
-        model = load_adapter(_base(config, device), folder)
-        return cls(model, encoder_of(config), config.evaluate.max_new_tokens)
+        task, tokenizer = TASKS[config.task.type].build(config.task), load_tokenizer(config.model)
+        model = load_adapter(_base(config, device, task.kind(tokenizer)), folder)
+        encoder = task.encoder(tokenizer, config.data)
+        return cls(model, encoder, config.evaluate.max_new_tokens, None if isinstance(encoder, Encoder) else task)
 
     @classmethod
     def from_model(cls, name: str, max_new_tokens: int | None = None, device: str = "auto") -> Pipeline:
@@ -150,6 +168,36 @@ class Pipeline:
         positions = longest_input(self.model)
         return 0 if positions is None else max(0, self.encoder.max_length + wanted - positions)
 
+    def predict(self, rows: Sequence[Mapping[str, Any]], *, adapter: bool = True) -> list[Prediction]:
+        """What the model says of each row, which has the columns of its task without the answer.
+
+        `text`, or `premise` and `hypothesis`; `tokens`; `question` and `context`; `prompt`. RunError where the task is
+        to write behind a prompt.
+        """
+        if self.task is None:
+            raise RunError("this model writes answers to prompts: use generate or chat")
+        return self.predicted([record_of(str(number), row) for number, row in enumerate(rows)], adapter=adapter)
+
+    def predicted(self, records: Sequence[Record], *, adapter: bool = True) -> list[Prediction]:
+        """`predict` of records."""
+        with self._asked(adapter):
+            return self.task.predict(self.model, self.reader, records)
+
+    def classify(
+        self, texts: Sequence[str | tuple[str, str]], *, top_k: int | None = None, adapter: bool = True
+    ) -> list[dict[str, float]]:
+        """Label -> probability of each text or pair of texts, the likeliest first; `top_k` keeps so many."""
+        rows = [{"text": t} if isinstance(t, str) else {"premise": t[0], "hypothesis": t[1]} for t in texts]
+        found = [prediction.details.get("scores") for prediction in self.predict(rows, adapter=adapter)]
+        if None in found:
+            raise RunError("this run's task gives no labels; use predict")
+        return [dict(sorted(scores.items(), key=lambda one: -one[1])[:top_k]) for scores in found if scores]
+
+    def answer(self, asked: Sequence[tuple[str, str]], *, adapter: bool = True) -> list[str]:
+        """The words of each context that answer its question; asked are (question, context), in windows if too long."""
+        rows = [{"question": question, "context": context} for question, context in asked]
+        return [prediction.output for prediction in self.predict(rows, adapter=adapter)]
+
     @contextmanager
     def _asked(self, adapter: bool) -> Iterator[None]:
         """With the adapter, or the untouched base where there is one."""
@@ -175,12 +223,13 @@ def adapter_folder(run: RunDir, which: str = "adapter") -> Path:
     return folder
 
 
-def encoder_of(config: RunConfig) -> Encoder:
-    """The encoder of a resolved configuration: training, evaluation and chat render with this one."""
-    template = Template(config.data.template, load_tokenizer(config.model))
-    return Encoder(template, config.data.max_length, config.data.loss_on)
+def record_of(name: str, row: Mapping[str, Any]) -> Record:
+    """A row of a task's columns, or of a `prompt`, as a record without an answer."""
+    columns = dict(row)
+    turns = (Turn("user", columns.pop("prompt")),) if "prompt" in columns else ()
+    return Record(name, turns, "", columns=columns)
 
 
-def _base(config: RunConfig, device: str) -> Any:
-    model: Any = load_model(config.model, config.train.seed)
+def _base(config: RunConfig, device: str, kind: ModelKind = CAUSAL_LM) -> Any:
+    model: Any = load_model(config.model, config.train.seed, kind)
     return model.to(inference_device(device)).eval()

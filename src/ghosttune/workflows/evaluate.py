@@ -6,14 +6,14 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from ghosttune.config.loading import load_config
 from ghosttune.config.schema import RunConfig, SourceSettings
-from ghosttune.data.encoding import Encoder
 from ghosttune.data.questions import Question, questions_of
 from ghosttune.data.records import Record
 from ghosttune.data.sources import BUILTIN_ROWS, open_source
+from ghosttune.data.splitting import sample
 from ghosttune.errors import DataError, InputError, RunError, listed
 from ghosttune.inference.pipeline import Pipeline
 from ghosttune.metrics.degenerate import alarm
@@ -24,7 +24,8 @@ from ghosttune.run.directory import RunDir, write_json, write_jsonl
 from ghosttune.training.watching import Listener
 from ghosttune.workflows.answering import Answered, System, answered
 from ghosttune.workflows.forgetting import forgetting
-from ghosttune.workflows.prepare import Prepared, dev_source_of, require_same_data, source_of, split_records
+from ghosttune.workflows.predicting import judged_predictions
+from ghosttune.workflows.prepare import Prepared, dev_source_of, require_same_data, source_of, split_records, task_of
 
 AUTO = ("exact_match", "chrf")
 """Metrics of rows that come from no known dataset."""
@@ -51,7 +52,8 @@ class Rows:
 def evaluate_dev_rows(run: RunDir, prepared: Prepared, model: Any, listen: Listener) -> None:
     """Writes predictions/dev.jsonl and evaluation.json at the end of a run: the adapter beside the untouched base."""
     config = prepared.config
-    pipeline = Pipeline(model, cast(Encoder, prepared.encoder), config.evaluate.max_new_tokens)
+    task = None if prepared.template is not None else prepared.task
+    pipeline = Pipeline(model, prepared.encoder, config.evaluate.max_new_tokens, task)
     rows = Rows("dev", prepared.dev_records, prepared.dev_pool, config.data.train.name)
     systems = [System("adapter", pipeline), System(BASE, pipeline, adapter=False)]
     result, predictions = _evaluated(systems, rows, config)
@@ -147,7 +149,8 @@ def _given_rows(config: RunConfig, data: str, split: str | None) -> Rows:
     """Rows of a file, a folder or a known dataset, all of them where they name no splits."""
     is_known = not Path(data).exists() and data != BUILTIN_ROWS and data in DATASETS.names()
     columns = config.data.train.columns
-    source = open_source(SourceSettings(name=data) if is_known else SourceSettings(path=data, columns=columns))
+    settings = SourceSettings(name=data) if is_known else SourceSettings(path=data, columns=columns)
+    source = open_source(settings, task_of(config).formats)
     if split is None and source.splits:
         if "dev" not in source.splits:
             raise DataError(f"{data} has the splits {listed(source.splits)}; choose one with --split")
@@ -171,6 +174,8 @@ def metrics_of(config: RunConfig, dataset: str | None) -> list[str]:
 def _evaluated(systems: Sequence[System], rows: Rows, config: RunConfig) -> tuple[Evaluation, list[dict[str, Any]]]:
     """(numbers, predictions); both are empty where nothing is asked."""
     settings = config.evaluate
+    if systems[0].pipeline.task is not None:
+        return _predicted(systems, rows, config)
     questions, left_out = questions_of(rows.records, rows.pool, settings.limit, config.train.seed)
     result: Evaluation = {}
     predictions: list[dict[str, Any]] = []
@@ -188,6 +193,18 @@ def _evaluated(systems: Sequence[System], rows: Rows, config: RunConfig) -> tupl
     if settings.general_text is not None:
         result["forgetting"] = forgetting(systems, Path(settings.general_text))
     return result, predictions
+
+
+def _predicted(systems: Sequence[System], rows: Rows, config: RunConfig) -> tuple[Evaluation, list[dict[str, Any]]]:
+    """The same for tasks that do not write behind a prompt; every system must have the first one's task."""
+    task, records = systems[0].pipeline.task, sample(rows.records, config.evaluate.limit, config.train.seed)
+    if not records:
+        return {}, []
+    if strangers := [system.name for system in systems if type(system.pipeline.task) is not type(task)]:
+        raise InputError(f"{listed(strangers)} has another task; give --baseline a run of {config.task.type}, or base")
+    said = {system.name: system.pipeline.predicted(records, adapter=system.adapter) for system in systems}
+    result, lines = judged_predictions(task, said, records, config.evaluate.metrics)
+    return result | {"left_out": len(rows.records) - len(records)}, lines
 
 
 def _alarm(found: Answered, questions: Sequence[Question]) -> dict[str, Any]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ghosttune.data.columns import RowFault, list_of, text_of
 from ghosttune.data.files import fingerprint, shown
-from ghosttune.data.records import ID_COLUMNS, RowFault, Turn, prompt_of
-from ghosttune.errors import DataError, ModelError, RunError
-from ghosttune.inference.pipeline import Pipeline
+from ghosttune.data.labelled import LABELLED_COLUMNS, SAID
+from ghosttune.data.records import ID_COLUMNS, prompt_of
+from ghosttune.errors import DataError, ModelError, RunError, listed
+from ghosttune.inference.pipeline import Pipeline, record_of
 from ghosttune.inference.sampling import GREEDY, Sampling
 from ghosttune.run.directory import explained, write_json
 
@@ -35,7 +37,7 @@ class Inferred:
 @dataclass(frozen=True)
 class _Asked:
     example_id: str
-    turns: tuple[Turn, ...] | None
+    fields: dict[str, Any]
     fault: str = ""
 
 
@@ -51,8 +53,9 @@ def infer(
 ) -> Inferred:
     """Writes one line per row of `source` (JSONL) to `output`: `example_id`, `output`, `tokens`, `stopped`; or `error`.
 
-    A row asks with `prompt`, `messages` or `instruction` (and `input`). An unfinished output is continued when input,
-    model and settings are the same, else RunError; a row that cannot be answered costs no other.
+    A row asks with `prompt`, `messages` or `instruction` (and `input`), or with the columns of the run's task but the
+    label; `output` is then what is predicted, and further entries say how sure. An unfinished output is continued when
+    input, model and settings are the same, else RunError; a row that cannot be answered costs no other.
     """
     rows = list(_read(source))
     settings = {"model": run_or_model, "max_new_tokens": max_new_tokens, **asdict(sampling)}
@@ -62,7 +65,10 @@ def infer(
         for start in range(len(done), len(rows), ROWS_TOGETHER):
             block = rows[start : start + ROWS_TOGETHER]
             drawn = Sampling(**{**asdict(sampling), "seed": sampling.seed + start})
-            _append(output, _answered(pipeline, block, max_new_tokens, drawn))
+            if pipeline.task is None:
+                _append(output, _answered(pipeline, block, max_new_tokens, drawn))
+            else:
+                _append(output, _predicted(pipeline, block))
             progress(start + len(block), len(rows))
     _note(output).unlink(missing_ok=True)
     faults = [f"{line['example_id']}: {line['error']}" for line in _lines(output) if "error" in line]
@@ -86,14 +92,11 @@ def _asked(line: bytes, place: str) -> _Asked:
     try:
         fields = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        return _Asked(place, None, f"not valid JSON: {error}")
+        return _Asked(place, {}, f"not valid JSON: {error}")
     if not isinstance(fields, dict):
-        return _Asked(place, None, f"must be an object, is {shown(fields)}")
+        return _Asked(place, {}, f"must be an object, is {shown(fields)}")
     own = next((fields[name] for name in ID_COLUMNS if fields.get(name) not in (None, "")), place)
-    try:
-        return _Asked(str(own), prompt_of(fields))
-    except RowFault as fault:
-        return _Asked(str(own), None, str(fault))
+    return _Asked(str(own), fields)
 
 
 def _answered(
@@ -104,10 +107,10 @@ def _answered(
     prompts: dict[int, list[int]] = {}
     for place, row in enumerate(rows):
         fault = row.fault
-        if row.turns is not None:
+        if not fault:
             try:
-                prompts[place] = pipeline.prompt_ids(row.turns, max_new_tokens)
-            except (DataError, ModelError) as error:
+                prompts[place] = pipeline.prompt_ids(prompt_of(row.fields), max_new_tokens)
+            except (RowFault, DataError, ModelError) as error:
                 fault = str(error)
         lines.append({"example_id": row.example_id, "error": fault})
     answers = pipeline.generate(list(prompts.values()), max_new_tokens=max_new_tokens, sampling=sampling)
@@ -119,6 +122,37 @@ def _answered(
             "stopped": answer.stopped,
         }
     return lines
+
+
+def _predicted(pipeline: Pipeline, rows: list[_Asked]) -> list[dict[str, Any]]:
+    """The lines of a block for a task that does not write behind a prompt; rows that cannot be read are set aside."""
+    lines: list[dict[str, Any]] = []
+    given: dict[int, dict[str, Any]] = {}
+    for place, row in enumerate(rows):
+        fault = row.fault
+        if not fault:
+            try:
+                given[place] = _given(row.fields, pipeline.task.formats)
+                pipeline.reader.encode([record_of(row.example_id, given[place])])
+            except (RowFault, DataError, ModelError) as error:
+                given.pop(place, None)
+                fault = str(error)
+        lines.append({"example_id": row.example_id, "error": fault})
+    for place, said in zip(given, pipeline.predict(list(given.values())), strict=True):
+        lines[place] = {"example_id": rows[place].example_id, "output": said.output, **said.details}
+    return lines
+
+
+def _given(fields: dict[str, Any], formats: Sequence[str]) -> dict[str, Any]:
+    """The columns that the task reads, of a row without its answer; RowFault says which are missing."""
+    if "prompt_completion" in formats:
+        return {"prompt": "\n".join(turn.content for turn in prompt_of(fields))}
+    ways = [[name for name in LABELLED_COLUMNS[kind] if name not in SAID] for kind in formats]
+    for names in ways:
+        if all(name in fields for name in names):
+            return {name: list_of(fields, name) if name == "tokens" else text_of(fields, name) for name in names}
+    needed = " or ".join(" and ".join(names) for names in ways)
+    raise RowFault(f"has the columns {listed(fields) or 'none'}; needed are {needed}")
 
 
 def _note(output: Path) -> Path:

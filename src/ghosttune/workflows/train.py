@@ -51,7 +51,6 @@ from ghosttune.training.trainer import RunTrainer
 from ghosttune.training.watching import Listener, Watch, ignore
 from ghosttune.workflows.evaluate import evaluate_dev_rows
 from ghosttune.workflows.launching import own_folder
-from ghosttune.workflows.predicting import predict_dev_rows
 from ghosttune.workflows.prepare import Prepared, default_run_folder, prepare, require_same_data
 from ghosttune.workflows.runs import Run
 
@@ -323,7 +322,7 @@ def _run_stages(
         _write_adapters(run, prepared, model, watch)
     with record.stage("evaluate"):
         judged = _judge(trainer, prepared, watch)
-        (evaluate_dev_rows if prepared.template is not None else predict_dev_rows)(run, prepared, model, listen)
+        evaluate_dev_rows(run, prepared, model, listen)
     record.end("finished", verdict=judged)
     listen({"event": "end", "verdict": judged})
 

@@ -10,11 +10,15 @@ import pytest
 import torch
 from task_cases import CASES, MATRIX
 
+from ghosttune.data.labelled import SAID
+from ghosttune.errors import RunError
 from ghosttune.models.loading import load_adapter, load_model
 from ghosttune.run.tables import read_table
 from ghosttune.training import checkpoints
 from ghosttune.training.guide import evaluating
 from ghosttune.training.order import RowOrder, rows_of_steps
+from ghosttune.workflows.evaluate import evaluate
+from ghosttune.workflows.infer import infer
 from ghosttune.workflows.prepare import Prepared, prepare
 from ghosttune.workflows.runs import Run
 from ghosttune.workflows.train import Stopped, adapted_model, resume, train
@@ -83,6 +87,33 @@ def test_the_run_directory_says_what_was_learned(measured) -> None:
     assert list(scored["adapter"]) == list(scored["base"]) == prepared.task.metrics()
     assert scored["comparison"].keys() == {"base", "constant"}
     assert all(scored["adapter"][name]["n"] == len(prepared.dev_records) for name in scored["adapter"])
+
+
+def test_the_commands_say_what_the_run_learned(measured, tmp_path) -> None:
+    """`evaluate` alone gives the numbers of the run's end, and `infer` its predictions, row by row."""
+    case, run, prepared = measured
+    assert run.evaluation is not None
+    again = evaluate(run.path, out=tmp_path / "again", device="cpu")["dev"]
+    assert again == run.evaluation["dev"]
+    columns = [r.columns or {"prompt": r.prompt[0].content} for r in prepared.dev_records]
+    rows = [{name: value for name, value in each.items() if name not in SAID} for each in columns]
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"strange": 1}]))
+    done = infer(str(run.path), source, tmp_path / "out.jsonl", device="cpu")
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    said = {row["example_id"]: row["output"] for row in run.predictions}
+    for record, line in zip(prepared.dev_records, lines, strict=False):
+        expected = said[record.example_id]
+        assert line["output"] == (pytest.approx(expected, rel=1e-4) if isinstance(expected, float) else expected)
+    assert len(lines) == len(rows) + 1 and len(done.faults) == 1 and "strange" in lines[-1]["error"]
+    with pytest.raises(RunError, match=r"Pipeline\.predict"):
+        run.pipeline().generate(["who"])
+    if case == "pairs":
+        (scores,) = run.pipeline().classify([("the film was great", "it was")], top_k=2)
+        assert len(scores) == 2 and list(scores.values()) == sorted(scores.values(), reverse=True)
+    if case == "questions":
+        (words,) = run.pipeline().answer([(rows[0]["question"], rows[0]["context"])])
+        assert words == said[prepared.dev_records[0].example_id]
 
 
 def test_only_the_adapter_and_a_new_head_move(measured) -> None:
