@@ -62,9 +62,10 @@ def load_model(settings: ModelSettings, seed: int, kind: ModelKind = CAUSAL_LM) 
     loader: Any = getattr(transformers, kind.loader)
     torch.manual_seed(seed)
     with _explained(settings, "model"):
+        config = transformers.AutoConfig.from_pretrained(place, **arguments, **kind.entries)
+        build = partial(loader.from_config, config, dtype=dtype, trust_remote_code=settings.trust_remote_code)
         if settings.init == "random":
-            config = transformers.AutoConfig.from_pretrained(place, **arguments, **kind.entries)
-            model = loader.from_config(config, dtype=dtype, trust_remote_code=settings.trust_remote_code)
+            model = build()
         else:
             with _without_upstream_reports():
                 loaded: Any = loader.from_pretrained(
@@ -73,7 +74,7 @@ def load_model(settings: ModelSettings, seed: int, kind: ModelKind = CAUSAL_LM) 
                     use_safetensors=True,
                     ignore_mismatched_sizes=True,  # refused below, by name
                     output_loading_info=True,
-                    **quantized_loading(settings),
+                    **quantized_loading(settings, build if kind.new_head else None),
                     **arguments,
                     **kind.entries,
                 )
