@@ -1,4 +1,4 @@
-"""One tiny model per family, built from its configuration with weights from a seed, and rows for it."""
+"""One tiny model per family, built from its configuration with weights from a seed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import transformers
 
 VOCABULARY = 64
 IMAGE_TOKEN = VOCABULARY - 1
-"""Four of them stand for an image of 8 x 8."""
 COMMON = {
     "hidden_size": 16,
     "intermediate_size": 32,
@@ -26,17 +25,24 @@ GROUPED = {**COMMON, "num_key_value_heads": 2}
 GPT = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2}
 
 
+DECODERS = ("causal_lm", "sequence_classification", "token_classification", "question_answering")
+ENCODERS = DECODERS[1:]
+REWRITERS = ("seq2seq_lm", *ENCODERS)
+
+
 @dataclass(frozen=True)
 class Family:
-    """How a family's tiny model is made, and what it is asked to do: continue rows, tell them apart or rewrite them."""
+    """How a family's tiny model is made, and for which tasks Transformers may have a model of it."""
 
     kind: str
     """Name of the family's classes in Transformers."""
     settings: dict[str, Any]
-    task_type: str = "CAUSAL_LM"
     suffix: str = "ForCausalLM"
+    """Of the class that its published weights are saved from."""
+    tasks: tuple[str, ...] = DECODERS
 
     def model(self) -> Any:
+        """The published model, made small, with weights from a seed."""
         torch.manual_seed(0)
         config = getattr(transformers, f"{self.kind}Config")(**self.settings)
         model = getattr(transformers, f"{self.kind}{self.suffix}")(config).eval()
@@ -44,24 +50,8 @@ class Family:
             for parameter in model.parameters():
                 if parameter.dim() > 1:  # what the families start with is too small to learn from in a few updates
                     parameter.normal_(std=0.2)
-        model.load_again = self.model
-        return model.requires_grad_(False)
+        return model
 
-    def rows(self) -> dict[str, torch.Tensor]:
-        """Four rows of unequal length, with images where the model sees."""
-        random = torch.Generator().manual_seed(1)
-        ids = torch.randint(3, VOCABULARY - 1, (4, 8), generator=random)
-        mask = (torch.arange(8) < torch.tensor([[8], [6], [8], [5]])).long()
-        labels = torch.tensor([0, 1, 0, 1]) if self.task_type == "SEQ_CLS" else ids.masked_fill(mask == 0, -100)
-        seen = {}
-        if "vision_config" in self.settings:
-            ids[:, :4] = IMAGE_TOKEN
-            seen = {"pixel_values": torch.randn(4, 3, 8, 8, generator=random)}
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels, **seen}
-
-
-CLASSIFIES: dict[str, Any] = {"task_type": "SEQ_CLS", "suffix": "ForSequenceClassification"}
-REWRITES: dict[str, Any] = {"task_type": "SEQ_2_SEQ_LM", "suffix": "ForConditionalGeneration"}
 
 FAMILIES: dict[str, Family] = {
     "Llama": Family("Llama", GROUPED),
@@ -72,7 +62,7 @@ FAMILIES: dict[str, Family] = {
     "Gemma": Family("Gemma", {**GROUPED, "head_dim": 4}),
     "Phi": Family("Phi", COMMON),
     "Falcon": Family("Falcon", {k: v for k, v in COMMON.items() if k != "intermediate_size"}),
-    "GPT-2": Family("GPT2", {**GPT, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64}, suffix="LMHeadModel"),
+    "GPT-2": Family("GPT2", {**GPT, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64}, "LMHeadModel"),
     "GPT-Neo": Family(
         "GPTNeo",
         {**GPT, "hidden_size": 16, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 64}
@@ -80,18 +70,20 @@ FAMILIES: dict[str, Family] = {
     ),
     "GPT-J": Family("GPTJ", {**GPT, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 4}),
     "OPT": Family("OPT", {**COMMON, "ffn_dim": 32, "word_embed_proj_dim": 16}),
-    "BERT": Family("Bert", COMMON, **CLASSIFIES),
-    "RoBERTa": Family("Roberta", COMMON, **CLASSIFIES),
+    "BERT": Family("Bert", COMMON, "ForPreTraining", ENCODERS),
+    "RoBERTa": Family("Roberta", COMMON, "ForMaskedLM", ENCODERS),
     "DistilBERT": Family(
         "DistilBert",
         {"dim": 16, "hidden_dim": 32, "n_layers": 2, "n_heads": 4, "vocab_size": VOCABULARY},
-        **CLASSIFIES,
+        "ForMaskedLM",
+        ENCODERS,
     ),
     "T5": Family(
         "T5",
         {"d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 2, "num_heads": 4, "vocab_size": VOCABULARY}
-        | {"decoder_start_token_id": 0},
-        **REWRITES,
+        | {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 2},
+        "ForConditionalGeneration",
+        REWRITERS,
     ),
     "BART": Family(
         "Bart",
@@ -99,7 +91,8 @@ FAMILIES: dict[str, Family] = {
         | {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
         | {"max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
         | {"decoder_start_token_id": 2, "forced_eos_token_id": 2},
-        **REWRITES,
+        "ForConditionalGeneration",
+        REWRITERS,
     ),
     "LLaVA": Family(
         "Llava",
@@ -108,6 +101,6 @@ FAMILIES: dict[str, Family] = {
             "vision_config": {**COMMON, "model_type": "clip_vision_model", "image_size": 8, "patch_size": 4},
             "image_token_index": IMAGE_TOKEN,
         },
-        suffix="ForConditionalGeneration",
+        "ForConditionalGeneration",
     ),
 }

@@ -72,4 +72,4 @@ class Targets:
     norms: list[str]
     """Normalisation layers with a weight of their own."""
     parameters: list[str]
-    """Every parameter, tied ones once."""
+    """Every parameter, tied ones once; without those of a new head, and of a part that sees."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ghosttune.inference.decoding import decode, text_of
 from ghosttune.inference.sampling import GREEDY, Sampling, chooser
-from ghosttune.models.loading import prompt_length
+from ghosttune.models.prompting import prompt_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

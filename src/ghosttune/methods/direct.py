@@ -82,5 +82,5 @@ class FullSettings(OwnParameters):
 
 @METHODS.register("full", FullSettings)
 def full(settings: FullSettings, targets: Targets) -> list[str]:
-    """Every parameter of the model: the most memory (16 bytes each), and a tenth of LoRA's learning rate."""
+    """Every parameter of the model that writes: the most memory (16 bytes each), a tenth of LoRA's learning rate."""
     return targets.parameters

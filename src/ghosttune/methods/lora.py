@@ -53,8 +53,17 @@ class LoraSettings(LinearSettings):
     """Tokens whose rows in the embedding (and in an output layer tied to it) are trained besides."""
 
     def conflicts(self, config: RunConfig) -> Iterator[tuple[str, str]]:
-        if config.model.quantization != "none" and self.init_lora_weights in ("pissa", "olora"):
-            yield "method.init_lora_weights", f"{self.init_lora_weights} decomposes the base weight, which is quantized"
+        bits = config.model.quantization
+        if bits != "none" and self.init_lora_weights in ("pissa", "olora", "orthogonal"):
+            message = (
+                f"{self.init_lora_weights} needs the base weights as they are, and they are quantized; use default"
+            )
+            yield "method.init_lora_weights", message
+        if bits == "int8" and self.use_dora and config.model.device == "cpu":
+            message = (
+                "measures the base weights, which PEFT cannot in int8 on the CPU; use nf4, a GPU, or lora without it"
+            )
+            yield "method.use_dora", message
         if self.use_dora and self.init_lora_weights in ("pissa", "olora"):
             yield (
                 "method.init_lora_weights",

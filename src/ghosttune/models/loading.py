@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import warnings
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -15,7 +15,9 @@ from ghosttune.config.schema import MethodSettings, ModelSettings
 from ghosttune.errors import ConfigError, ModelError, Problem, listed
 from ghosttune.models.builtin import BUILTIN_MODELS, builtin_model_folder
 from ghosttune.models.modules import head_modules, targets_in
+from ghosttune.models.prompting import LEFT_OUT, fit_prompt, prompt_length, try_out
 from ghosttune.models.quantizing import prepared_for_training, quantized_loading
+from ghosttune.models.upstream import without_upstream_reports, without_upstream_warnings
 from ghosttune.registry import METHODS
 
 if TYPE_CHECKING:
@@ -59,27 +61,28 @@ def load_model(settings: ModelSettings, seed: int, kind: ModelKind = CAUSAL_LM) 
     disable_progress_bar()
     dtype = getattr(torch, settings.dtype)
     place, arguments = _located(settings)
-    loader: Any = getattr(transformers, kind.loader)
     torch.manual_seed(seed)
     with _explained(settings, "model"):
+        config = transformers.AutoConfig.from_pretrained(place, **arguments, **kind.entries)
+        loader = _loader(kind, config)
+        build = partial(loader.from_config, config, dtype=dtype, trust_remote_code=settings.trust_remote_code)
         if settings.init == "random":
-            config = transformers.AutoConfig.from_pretrained(place, **arguments, **kind.entries)
-            model = loader.from_config(config, dtype=dtype, trust_remote_code=settings.trust_remote_code)
+            model = build()
         else:
-            with _without_upstream_reports():
+            with without_upstream_reports():
                 loaded: Any = loader.from_pretrained(
                     place,
                     dtype=dtype,
                     use_safetensors=True,
                     ignore_mismatched_sizes=True,  # refused below, by name
                     output_loading_info=True,
-                    **quantized_loading(settings),
+                    **quantized_loading(settings, build if kind.new_head else None),
                     **arguments,
                     **kind.entries,
                 )
             model, found = loaded
             new = head_modules(model) if kind.new_head else []
-            _require_complete(settings, found["missing_keys"], found["mismatched_keys"], new)
+            _require_complete(settings, model, found["missing_keys"], found["mismatched_keys"], new)
     if settings.quantization != "none":
         model = prepared_for_training(model)
     if kind is CAUSAL_LM:
@@ -88,8 +91,20 @@ def load_model(settings: ModelSettings, seed: int, kind: ModelKind = CAUSAL_LM) 
     return model.requires_grad_(False)
 
 
+def _loader(kind: ModelKind, config: Any) -> Any:
+    """The class that loads it; models that see as well write under another one."""
+    import transformers
+
+    sees = type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    also_writes = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    if kind is CAUSAL_LM and sees and not also_writes:
+        return transformers.AutoModelForImageTextToText
+    return getattr(transformers, kind.loader)
+
+
 def _require_complete(
     settings: ModelSettings,
+    model: PreTrainedModel,
     missing: Iterable[str],
     mismatched: Iterable[tuple[str, Any, Any]],
     new: Sequence[str],
@@ -106,6 +121,11 @@ def _require_complete(
             f"{tuple(stored)} and should be {tuple(expected)}"
         )
     names = sorted(name for name in missing if name.split(".")[0] not in new)
+    if new and len(names) >= len(model.base_model.state_dict()):
+        raise ModelError(
+            f"the model that Transformers has of {settings.name} for this task, {type(model).__name__}, reads its "
+            "weights under other names than they have; use another model for the task"
+        )
     if names:
         raise ModelError(
             f"the weights of {settings.name} lack {len(names)} tensors of the model: {listed(names, 5)}; "
@@ -136,22 +156,6 @@ def longest_input(model: PreTrainedModel) -> int | None:
     return limit - prompt_length(model) - (0 if first is None else first + 1)
 
 
-def _try_out(adapted: Any) -> None:
-    """Whether PEFT's guess at the model's shape is right shows only when a row is read."""
-    import torch
-
-    row = torch.tensor([[0, 1]], device=adapted.device)
-    decoder = {"decoder_input_ids": row} if adapted.config.is_encoder_decoder else {}
-    with torch.no_grad():
-        adapted(input_ids=row, attention_mask=torch.ones_like(row), **decoder)
-
-
-def prompt_length(model: Any) -> int:
-    """Positions that a learned prompt takes in front of every row."""
-    adapters = getattr(model, "peft_config", {}).values()
-    return max((getattr(adapter, "num_virtual_tokens", 0) or 0 for adapter in adapters), default=0)
-
-
 def add_adapter(model: Any, settings: MethodSettings, seed: int, kind: ModelKind = CAUSAL_LM) -> Any:
     """The model with an adapter on the modules that the method's settings mean; only it and a new head are trainable.
 
@@ -162,16 +166,18 @@ def add_adapter(model: Any, settings: MethodSettings, seed: int, kind: ModelKind
 
     from ghosttune.models.direct import DirectModel
 
-    targets = targets_in(model, getattr(settings, "target_modules", None))
     heads = head_modules(model) if kind.new_head else []
+    targets = targets_in(model, getattr(settings, "target_modules", None), heads)
     torch.manual_seed(seed)
     built = METHODS[settings.type].build(settings, targets)
     if isinstance(built, list):
         own = [name for name, _ in model.named_parameters() if name.split(".")[0] in heads]
         return DirectModel(model, list(dict.fromkeys([*built, *own])), model.load_again)
-    built.task_type = kind.adapter_task
-    if heads and not built.is_prompt_learning:  # with a learned prompt PEFT finds the head itself
-        built.modules_to_save = heads
+    if built.is_prompt_learning:
+        fit_prompt(built, model, kind)
+    if built.is_prompt_learning or kind.adapter_task != LEFT_OUT:
+        built.task_type = kind.adapter_task
+    built.modules_to_save = heads or None
     return _adapted(model, built)
 
 
@@ -187,7 +193,7 @@ def _adapted(model: PreTrainedModel, configuration: Any) -> Any:
             if weights:
                 keep_base(adapted, weights)
             if configuration.is_prompt_learning:
-                _try_out(adapted)
+                try_out(adapted)
     except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
         kind = configuration.peft_type.value.lower()
         raise ConfigError([Problem("method.type", f"{kind} does not fit this model: {_first_line(error)}")]) from error
@@ -284,33 +290,6 @@ def revision_of(model: PreTrainedModel) -> str | None:
     return getattr(model.config, "_commit_hash", None)
 
 
-@contextmanager
-def _without_upstream_reports() -> Iterator[None]:
-    """Transformers prints tables about weights that we refuse, or that the model does not need."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-
-
-@contextmanager
-def without_upstream_warnings() -> Iterator[None]:
-    """Without what PEFT 0.21 says that nobody could mend.
-
-    An attribute's old name, norms that are not torch's own, and learned prompts that take no position numbers: rows of
-    one length need none.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Position ids are not supported", category=UserWarning)
-        warnings.filterwarnings("ignore", message="Unsupported layer type", category=UserWarning)
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-        yield
-
-
 def _located(settings: ModelSettings) -> tuple[str, dict[str, Any]]:
     """What to hand to `from_pretrained`, and with which arguments; a cached hub id does not touch the network."""
     arguments: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
@@ -373,6 +352,8 @@ def _explained(settings: ModelSettings, what: str) -> Iterator[None]:
             message += "; set model.trust_remote_code: true only after reading that code"
         elif "no file named" in text and "safetensors" in text:
             message = "it has no safetensors weights (pickled ones can run code and are not loaded): convert them first"
+        elif found := re.search(r"(\w+)Config'> for this kind of AutoModel: AutoModelFor(\w+)", text):
+            message = f"Transformers has no {found[1]} model for {found[2]}"
         elif "backend tokenizer" in text:
             message = "there is no tokenizer.json in it, nor an older file that can be converted to one"
         raise ModelError(f"the {what} of {settings.name} cannot be loaded: {message}") from error

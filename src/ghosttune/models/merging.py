@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ghosttune.errors import GhosttuneError, ModelError
+from ghosttune.models.prompting import prompt_length
 
 if TYPE_CHECKING:
     import torch
@@ -55,9 +56,17 @@ def probe_logits(model: Any) -> torch.Tensor:
 
 def merged(model: Any) -> Any:
     """The base model with the adapter in its weights; ModelError for adapters that are not a change of weights."""
-    if model.active_peft_config.is_prompt_learning:
+    from peft.utils import ModulesToSaveWrapper
+
+    if not hasattr(model, "peft_config"):  # its own parameters were trained
+        return model.merge_and_unload()
+    if prompt_length(model):
         kind = model.active_peft_config.peft_type.value.lower()
         raise ModelError(f"a {kind} adapter learns a prompt, not a change of weights: it cannot be merged; use the run")
+    base = model.get_base_model()
+    for name, module in list(base.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):  # PEFT takes every head for one layer with a weight
+            base.set_submodule(name, module.modules_to_save[module.active_adapters[0]])
     try:
         return model.merge_and_unload(safe_merge=True)
     except ValueError as error:  # what safe_merge finds: weights that are not numbers

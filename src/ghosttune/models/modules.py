@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ghosttune.config.facts import ModuleFacts, ParameterFacts, Targets
@@ -92,11 +93,24 @@ def _name_of(model: nn.Module, wanted: nn.Module | None) -> str:
     return next((name for name, module in model.named_modules() if module is wanted), "")
 
 
-def targets_in(model: PreTrainedModel, target_modules: str | list[str] | None) -> Targets:
-    """What a method may act on in the untouched `model`; ConfigError when a target matches nothing."""
+def targets_in(
+    model: PreTrainedModel, target_modules: str | list[str] | None, new_heads: Sequence[str] = ()
+) -> Targets:
+    """What a method may act on in the untouched `model`; ConfigError when a target matches nothing.
+
+    New heads are not among it, which train anyway; nor is the part of a model that sees.
+    """
     from transformers.pytorch_utils import Conv1D
 
-    facts = module_facts(model)
+    base: Any = model
+    sees = base.config.get_text_config() is not base.config
+    writing = (base.get_decoder(), base.get_output_embeddings()) if sees else (base,)
+    parts = tuple(_name_of(base, part) for part in writing)
+
+    def is_target(name: str) -> bool:
+        return name.startswith(parts) and name.split(".")[0] not in new_heads
+
+    facts = [fact for fact in module_facts(model) if is_target(fact.name)]
     linear = [] if target_modules is None else matched_modules(facts, target_modules)
     layers: list[Any] = [model.get_submodule(name) for name in linear]
     shapes = [
@@ -108,8 +122,8 @@ def targets_in(model: PreTrainedModel, target_modules: str | list[str] | None) -
         inputs=[inputs for inputs, _ in shapes],
         outputs=[outputs for _, outputs in shapes],
         inner=[name for name in linear if name in _inner(facts)],
-        norms=[name for name, module in model.named_modules() if _is_norm(module)],
-        parameters=[name for name, _ in model.named_parameters()],
+        norms=[name for name, module in model.named_modules() if _is_norm(module) and is_target(name)],
+        parameters=[name for name, _ in model.named_parameters() if is_target(name)],
     )
 
 

@@ -79,11 +79,11 @@ class ExtractionTask(PredictingTask):
 
 
 def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """[B, T, 2] scores of being the first and the last token; padding cannot be either."""
+    """[B, T, 2] scores of being the first and the last token; padding and learned prompts cannot be either."""
     import torch
 
     output = model(**model_inputs(model, batch))
-    logits = precise(torch.stack([output.start_logits, output.end_logits], -1))
+    logits = precise(torch.stack([output.start_logits, output.end_logits], -1))[:, -batch["input_ids"].shape[1] :]
     return logits.masked_fill(batch["attention_mask"][:, :, None] == 0, torch.finfo(logits.dtype).min)
 
 

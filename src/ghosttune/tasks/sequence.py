@@ -13,7 +13,7 @@ from ghosttune.data.records import Record
 from ghosttune.metrics.scoring import Item
 from ghosttune.registry import TASKS
 from ghosttune.tasks.labels import found_labels, label_entries, padding_entry, place_of
-from ghosttune.tasks.protocol import PredictingTask, Prediction, model_inputs, precise, read_rows
+from ghosttune.tasks.protocol import PredictingTask, Prediction, model_inputs, precise, read_rows, unwrapped
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -67,15 +67,14 @@ class SequenceTask(PredictingTask):
         """Negative log-likelihood of each row's label, in nats: [B], at least float32."""
         from torch.nn.functional import cross_entropy
 
-        logits = model(**model_inputs(model, batch)).logits
-        return cross_entropy(precise(logits), batch["labels"], reduction="none")
+        return cross_entropy(row_outputs(model, batch), batch["labels"], reduction="none")
 
     def predict(self, model: nn.Module, encoder: LabelEncoder, records: Sequence[Record]) -> list[Prediction]:
         """The most probable label, and the probability of each."""
         names = self.labels or []
 
         def read(batch: dict[str, Tensor]) -> list[Prediction]:
-            shares = precise(model(**model_inputs(model, batch)).logits).softmax(-1).tolist()
+            shares = row_outputs(model, batch).softmax(-1).tolist()
             scores = [dict(zip(names, row, strict=True)) for row in shares]
             return [Prediction(max(row, key=row.__getitem__), {"scores": row}) for row in scores]
 
@@ -109,14 +108,14 @@ class RegressionTask(PredictingTask):
 
     def example_loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Half the squared error of each row: nats under a normal distribution of variance 1, up to a constant."""
-        values = precise(model(**model_inputs(model, batch)).logits)[:, 0]
+        values = row_outputs(model, batch)[:, 0]
         return (values - batch["labels"].to(values.dtype)).square() / 2
 
     def predict(self, model: nn.Module, encoder: LabelEncoder, records: Sequence[Record]) -> list[Prediction]:
         """The number."""
 
         def read(batch: dict[str, Tensor]) -> list[Prediction]:
-            return [Prediction(value) for value in model(**model_inputs(model, batch)).logits[:, 0].float().tolist()]
+            return [Prediction(value) for value in row_outputs(model, batch)[:, 0].tolist()]
 
         return read_rows(model, encoder, encoder.encode(records).features, read)
 
@@ -125,3 +124,11 @@ class RegressionTask(PredictingTask):
 
     def item(self, prediction: Prediction, record: Record) -> Item:
         return Item(repr(prediction.output), (repr(number_of(record.columns["label"])),))
+
+
+def row_outputs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """[B, C] what the model says of each row, at least float32."""
+    from ghosttune.models.prompting import reading_last_token
+
+    with reading_last_token(unwrapped(model), batch["attention_mask"]):
+        return precise(model(**model_inputs(model, batch)).logits)

@@ -61,7 +61,7 @@ class TokenTask(PredictingTask):
 
         from ghosttune.data.encoding import IGNORED
 
-        logits = precise(model(**model_inputs(model, batch)).logits)
+        logits = precise(token_outputs(model, batch))
         losses = cross_entropy(logits.transpose(1, 2), batch["labels"], reduction="none", ignore_index=IGNORED)
         return losses.sum(1)
 
@@ -71,7 +71,7 @@ class TokenTask(PredictingTask):
         features: Any = encoder.encode(records).features
 
         def read(batch: dict[str, Tensor]) -> list[list[int]]:
-            return model(**model_inputs(model, batch)).logits.argmax(-1).tolist()
+            return token_outputs(model, batch).argmax(-1).tolist()
 
         predictions = []
         for record, row, places in zip(records, features, read_rows(model, encoder, features, read), strict=True):
@@ -86,3 +86,8 @@ class TokenTask(PredictingTask):
 
     def item(self, prediction: Prediction, record: Record) -> Item:
         return Item(" ".join(tag or CUT_OFF for tag in prediction.output), (" ".join(record.columns["tags"]),))
+
+
+def token_outputs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """[B, T, C] what the model says of each token; learned prompts stand in front and are left out."""
+    return model(**model_inputs(model, batch)).logits[:, -batch["input_ids"].shape[1] :]

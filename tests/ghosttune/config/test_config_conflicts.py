@@ -47,10 +47,18 @@ CASES = {
         ],
     ],
     "_what_the_method_cannot_do": [
+        *[
+            (
+                {"method": method("lora", init_lora_weights=start), "model.quantization": "nf4"},
+                "method.init_lora_weights",
+                OTHER,
+            )
+            for start in ("pissa", "olora", "orthogonal")
+        ],
         (
-            {"method": method("lora", init_lora_weights="pissa"), "model.quantization": "int8"},
-            "method.init_lora_weights",
-            OTHER,
+            {"method": method("lora", use_dora=True), "model.quantization": "int8", "model.device": "cpu"},
+            "method.use_dora",
+            {"model.quantization": "nf4"},
         ),
         ({"method": method("lora", use_dora=True, init_lora_weights="pissa")}, "method.init_lora_weights", OTHER),
         ({"method": method("adalora", init_r=4)}, "method.target_r", OTHER),

@@ -1,4 +1,4 @@
-"""Four rows, and two layers of the built-in model, also with biases; configurations of short runs on them."""
+"""Four rows, and two layers of the built-in model, also wider and with biases; configurations of short runs on them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from ghosttune.config.loading import load_config
 
 @pytest.fixture(scope="session")
 def method_world(tmp_path_factory) -> Path:
-    """rows.jsonl (four rows), more.jsonl, dev.jsonl; `plain`, half the built-in model, and `biased`, with biases."""
+    """rows.jsonl (four rows), more.jsonl, dev.jsonl; `plain`, half the built-in model.
+
+    `biased` is the same with biases, and `wide` with next to nothing up to a width that is a multiple of 64.
+    """
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -29,13 +32,24 @@ def method_world(tmp_path_factory) -> Path:
         rows = [{"prompt": f"Say {word}", "completion": word} for word in words]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     whole = LlamaForCausalLM.from_pretrained(source).state_dict()
-    for name, biased in (("plain", False), ("biased", True)):
-        config = LlamaConfig.from_pretrained(source, num_hidden_layers=2)
-        config.attention_bias = config.mlp_bias = biased
+    narrow, wide = 160, 192
+    shape = {
+        "hidden_size": wide,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 6,
+        "rms_norm_eps": 1e-6 * narrow / wide,
+    }
+    for name, changes in (("plain", {}), ("biased", {"attention_bias": True, "mlp_bias": True}), ("wide", shape)):
+        config = LlamaConfig.from_pretrained(source, num_hidden_layers=2, **changes)
         model = LlamaForCausalLM(config)
         with torch.no_grad():
             for own, parameter in model.named_parameters():
-                parameter.copy_(whole[own]) if own in whole else parameter.zero_()
+                parameter.zero_()
+                if own in whole:
+                    parameter.normal_(std=1e-3)
+                    parameter[tuple(map(slice, whole[own].shape))] = whole[own]
+                if "norm" in own:  # what is next to nothing lowers the mean square
+                    parameter.mul_((narrow / config.hidden_size) ** 0.5)
         model.save_pretrained(folder / name)
         AutoTokenizer.from_pretrained(source).save_pretrained(folder / name)
     return folder
