@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ghosttune.cli import studying
 from ghosttune.errors import GhosttuneError, InputError
 
 app = typer.Typer(
@@ -350,6 +351,9 @@ def serve(
     from ghosttune.cli.listening import listen
 
     listen(run_or_model, host, port, api_key, waiting, max_tokens, device)
+
+
+app.command()(studying.prove)
 
 
 def _load(

@@ -26,12 +26,12 @@ class Finding:
 
 def at_most(what: str, measured: float, bar: float) -> Finding:
     """Judged by `measured <= bar`; not a number fails."""
-    return Finding(what, measured, f"<= {bar:g}", bool(measured <= bar))
+    return Finding(what, measured, f"<= {bar:.3g}", bool(measured <= bar))
 
 
 def at_least(what: str, measured: float, bar: float) -> Finding:
     """Judged by `measured >= bar`; not a number fails."""
-    return Finding(what, measured, f">= {bar:g}", bool(measured >= bar))
+    return Finding(what, measured, f">= {bar:.3g}", bool(measured >= bar))
 
 
 def every(what: str, held: Sequence[bool] | Mapping[Any, bool]) -> Finding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -52,7 +53,7 @@ def prove(
     if unknown := sorted(chosen - {proof.number for proof in PROOFS}):
         raise InputError(f"no proof has the number {listed(unknown)}; there are 1 to {len(PROOFS)}")
     tried = []
-    with _working(folder) as place:
+    with _working(folder) as place, _unreported():
         bench = Bench(place, quick)
         for proof in PROOFS:
             if proof.number in chosen:
@@ -80,3 +81,21 @@ def _working(folder: Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="ghosttune-prove-") as name:
         yield Path(name)
+
+
+@contextmanager
+def _unreported() -> Iterator[None]:
+    """Without what other libraries say of models that are made to be small, and without their bars."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

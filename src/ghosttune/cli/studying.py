@@ -1,0 +1,50 @@
+"""The commands that look at more than one run, and at ghosttune itself: prove."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ghosttune.proving.findings import Proved
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+WORDS = {True: "passed", False: "FAILED", None: ""}
+
+
+def prove(
+    numbers: Annotated[list[int] | None, typer.Argument(metavar="[NUMBER]...", help="Only these proofs.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Without the slowest variants: under two minutes.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Try the known-answer proofs on this machine: what is proved, the figure, the bar, passed or not."""
+    from ghosttune.proving.proofs import prove as tried
+
+    said = (lambda proved: None) if as_json else (lambda proved: typer.echo(_proof(proved)))
+    found = tried(numbers or (), quick=quick, listen=said)
+    passed = sum(proved.passed for proved in found)
+    if as_json:
+        proofs = [vars(proved) | {"passed": proved.passed} for proved in found]
+        typer.echo(json.dumps({"passed": passed == len(found), "proofs": proofs}, indent=2, default=vars))
+    else:
+        typer.echo(f"{passed} of {len(found)} proofs passed in {sum(proved.seconds for proved in found):.0f} s")
+    raise typer.Exit(0 if passed == len(found) else 1)
+
+
+def _proof(proved: Proved) -> str:
+    """A line for the claim and one for each figure."""
+    seconds = f"{proved.seconds:.0f} s"
+    lines = [f"{proved.number:>2}  {proved.claim:<76}{seconds:>27}  {WORDS[proved.passed]}"]
+    for finding in proved.findings:
+        line = f"    {finding.what:<76}{_figure(finding.measured):>14}  {finding.bar:<13}{WORDS[finding.passed]}"
+        lines.append(line.rstrip())
+    if proved.error:
+        lines.append(f"    ended by {proved.error}")
+    return "\n".join([*lines, ""])
+
+
+def _figure(measured: float | str) -> str:
+    return measured if isinstance(measured, str) else f"{measured:.4g}"
