@@ -353,7 +353,8 @@ def serve(
     listen(run_or_model, host, port, api_key, waiting, max_tokens, device)
 
 
-app.command()(studying.prove)
+for _command in (studying.compare, studying.prove):
+    app.command()(_command)
 
 
 def _load(

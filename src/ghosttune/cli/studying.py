@@ -1,8 +1,9 @@
-"""The commands that look at more than one run, and at ghosttune itself: prove."""
+"""The commands that look at more than one run, and at ghosttune itself: compare, sweep, prove."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +14,21 @@ if TYPE_CHECKING:
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 WORDS = {True: "passed", False: "FAILED", None: ""}
+
+
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN RUN...", help="Finished runs; the first is the reference.")
+    ],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for comparison.json, .csv and .md.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare runs with the first: intervals, budgets, cost, and paired tests on the same rows."""
+    from ghosttune.workflows.compare import compare as compared
+    from ghosttune.workflows.comparison_text import as_markdown
+
+    result = compared(runs, out)
+    typer.echo(json.dumps(result, indent=2, ensure_ascii=False) if as_json else as_markdown(result), nl=as_json)
 
 
 def prove(
