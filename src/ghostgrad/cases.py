@@ -27,7 +27,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor]]] = {
     "embedding with padding": (lambda: nn.Embedding(6, 4, padding_idx=2), lambda b: torch.randint(0, 6, (b, 9))),
     "embedding of one id": (lambda: nn.Embedding(6, 4), lambda b: torch.randint(0, 6, (b,))),
     "layer norm": (lambda: nn.LayerNorm(6), lambda b: X(b, 3, 6)),
-    "layer norm over two axes": (lambda: nn.LayerNorm((3, 6)), lambda b: X(b, 3, 6)),
+    "layer norm over two axes": (lambda: nn.LayerNorm([3, 6]), lambda b: X(b, 3, 6)),
     "layer norm without bias": (lambda: nn.LayerNorm(6, bias=False), lambda b: X(b, 3, 6)),
     "rms norm": (lambda: nn.RMSNorm(6), lambda b: X(b, 3, 6)),
 }

@@ -353,7 +353,7 @@ def serve(
     listen(run_or_model, host, port, api_key, waiting, max_tokens, device)
 
 
-for _command in (studying.compare, studying.prove):
+for _command in (studying.compare, studying.sweep, studying.prove):
     app.command()(_command)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from ghosttune.config.sweeps import Trial
     from ghosttune.proving.findings import Proved
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -29,6 +30,29 @@ def compare(
 
     result = compared(runs, out)
     typer.echo(json.dumps(result, indent=2, ensure_ascii=False) if as_json else as_markdown(result), nl=as_json)
+
+
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML: a config, axes or arms, and seeds.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the sweep; sweeps/NAME if not given.")] = None,
+    processes: Annotated[int, typer.Option("--processes", min=1, help="How many runs are trained at once.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Train every arm under every seed, skipping what is finished, and compare the arms."""
+    from ghosttune.workflows.comparison_text import as_markdown
+    from ghosttune.workflows.sweep import sweep as swept
+
+    def said(trial: Trial, what: str) -> None:
+        typer.echo(f"{trial.name}: {what}", err=as_json)
+
+    result = swept(file, out, processes=processes, listen=said)
+    if as_json:
+        told = {"folder": str(result.folder.path), "failed": result.failed, "comparison": result.comparison}
+        typer.echo(json.dumps(told, indent=2, ensure_ascii=False))
+    else:
+        typer.echo(f"\n{len(result.finished)} runs finished, {len(result.failed)} failed, in {result.folder.path}\n")
+        typer.echo(as_markdown(result.comparison) if result.comparison else "Fewer than two arms to compare.", nl=False)
+    raise typer.Exit(1 if result.failed else 0)
 
 
 def prove(

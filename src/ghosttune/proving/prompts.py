@@ -57,7 +57,7 @@ def conversations(name: str) -> list[Record]:
 
 def trained_prompts(encoder: Encoder, row: Record) -> list[list[int]]:
     """The tokens before each stretch of trained ones: what each answer was trained behind."""
-    features = encoder.encode([row]).features[0]
+    features: Any = encoder.encode([row]).features[0]
     starts = np.flatnonzero(np.diff(np.concatenate([[False], features.trained]).astype(int)) == 1)
     return [features.input_ids[:start].tolist() for start in starts]
 

@@ -53,20 +53,30 @@ class KeepingTrainer(Trainer):
         self.add_callback(_Keep(self))
 
     def trained(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        model: Any = self.model
+        return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+    def gradients(self) -> dict[str, Tensor]:
+        found: dict[str, Any] = {name: p.grad for name, p in self.trained().items()}
+        return {name: gradient.clone() for name, gradient in found.items()}
+
+    @property
+    def inner_optimizer(self) -> Any:
+        """torch's own, below the wrapper of accelerate."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
-        inner = getattr(self.optimizer, "optimizer", self.optimizer)
-        return {name: copy.deepcopy(dict(inner.state.get(p, {}))) for name, p in self.trained().items()}
+        state = self.inner_optimizer.state
+        return {name: copy.deepcopy(dict(state.get(p, {}))) for name, p in self.trained().items()}
 
     def compute_loss(self, model: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
         if model.training:
             self.batches.append({name: tensor.clone() for name, tensor in inputs.items()})
-            self.targets = float(options.get("num_items_in_batch"))
+            self.targets = float(options["num_items_in_batch"])
         return super().compute_loss(model, inputs, *arguments, **options)
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        self.gradient = {name: p.grad.clone() for name, p in self.trained().items()}
+        self.gradient = self.gradients()
         return super()._clip_grad_norm(model)
 
 
@@ -80,7 +90,7 @@ class _Keep(TrainerCallback):
         self.moments = trainer.moments()
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-        self.clipped = {name: p.grad.clone() for name, p in self.trainer.trained().items()}
+        self.clipped = self.trainer.gradients()
 
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
         trainer = self.trainer
@@ -90,7 +100,7 @@ class _Keep(TrainerCallback):
                 self.moments,
                 trainer.batches,
                 trainer.targets,
-                trainer.optimizer.param_groups[0]["lr"],
+                trainer.inner_optimizer.param_groups[0]["lr"],
                 trainer.gradient,
                 self.clipped,
                 {name: p.detach().clone() for name, p in trainer.trained().items()},
@@ -113,7 +123,8 @@ def small_llama(full: bool = False, dtype: torch.dtype = torch.float64, r: int =
         max_position_embeddings=64,
         tie_word_embeddings=False,
     )
-    model: Any = LlamaForCausalLM(shape).to(dtype)
+    model: Any = LlamaForCausalLM(shape)
+    model.to(dtype)
     if not full:
         adapter = peft.LoraConfig(r=r, lora_alpha=lora_alpha, target_modules=LINEAR)
         model = peft.get_peft_model(model, adapter, autocast_adapter_dtype=False)
@@ -225,5 +236,5 @@ def guide_loss(model: Any, weights: dict[str, Tensor]) -> float:
 
 def decays_of(trainer: KeepingTrainer) -> dict[str, float]:
     """The weight decay of each trained parameter."""
-    by_id = {id(p): group["weight_decay"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    by_id = {id(p): group["weight_decay"] for group in trainer.inner_optimizer.param_groups for p in group["params"]}
     return {name: by_id[id(p)] for name, p in trainer.trained().items()}

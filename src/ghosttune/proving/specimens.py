@@ -17,7 +17,7 @@ def small_llama(vocabulary: int, **shape: Any) -> LlamaForCausalLM:
     """Two layers of width 16; `shape` replaces or adds entries of LlamaConfig. Weights follow torch's generator."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    usual = {
+    usual: dict[str, Any] = {
         "hidden_size": 16,
         "intermediate_size": 24,
         "num_hidden_layers": 2,

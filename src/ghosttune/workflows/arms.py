@@ -13,6 +13,7 @@ import numpy as np
 
 from ghosttune.config.schema import RunConfig
 from ghosttune.errors import InputError, RunError, listed
+from ghosttune.metrics.intervals import Interval, share
 from ghosttune.metrics.judging import labels_of
 from ghosttune.metrics.pooling import pooled
 from ghosttune.metrics.scoring import Corpus, Item, Score, of_hits, of_mean, of_sums, ratio
@@ -96,6 +97,13 @@ class Arm:
     def not_rebuilt(self) -> list[str]:
         """Metrics that its runs report and that predictions/ do not hold enough to test."""
         return [name for name in _metrics(self.runs) if name not in self.scores]
+
+
+def interval_of(score: Score) -> Interval:
+    """95 % over rows; of rows that are all right, or all wrong, what Wilson says of so many: drawing tells nothing."""
+    if score.hits is None and score.value in (0.0, 1.0) and np.ptp(score.resampled) == 0:
+        return share([bool(score.value)] * score.n)
+    return score.interval
 
 
 def lower_is_better(metric: str) -> bool:

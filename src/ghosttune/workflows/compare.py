@@ -10,8 +10,9 @@ from ghosttune.errors import InputError, RunError, listed
 from ghosttune.metrics.comparing import compared
 from ghosttune.metrics.intervals import Interval
 from ghosttune.run.directory import write_csv, write_json, write_text
-from ghosttune.workflows.arms import Arm, answers_of, grouped, lower_is_better
+from ghosttune.workflows.arms import Arm, answers_of, grouped, interval_of, lower_is_better
 from ghosttune.workflows.comparison_text import as_markdown
+from ghosttune.workflows.runs import Run
 
 Comparison = dict[str, Any]
 
@@ -87,14 +88,17 @@ def _require_same_rows(first: Arm, other: Arm) -> None:
                 f"{len(mine.keys() & theirs.keys())} of them in common), so that no row can be compared with itself; "
                 "give both the same data and, where data.dev.fraction draws the rows, the same train.seed"
             )
-        asked = [
-            {row["example_id"]: (row["prompt"], row.get("references")) for row in answers_of(run)} for run in (one, two)
-        ]
-        if changed := sorted(name for name in asked[0].keys() & asked[1].keys() if asked[0][name] != asked[1][name]):
+        asked, again = (_asked(run) for run in (one, two))
+        if changed := sorted(name for name in asked.keys() & again.keys() if asked[name] != again[name]):
             raise RunError(
-                f"{one.path} and {two.path} give dev row {changed[0]} another prompt or reference ({len(changed)} rows in "
-                "all): their data are not the same"
+                f"{one.path} and {two.path} give dev row {changed[0]} another prompt or reference ({len(changed)} rows "
+                "in all): their data are not the same"
             )
+
+
+def _asked(run: Run) -> dict[str, Any]:
+    """Dev row -> what was asked, and what would have been right."""
+    return {row["example_id"]: (row["prompt"], row.get("references")) for row in answers_of(run)}
 
 
 def _described(arm: Arm) -> dict[str, Any]:
@@ -103,7 +107,7 @@ def _described(arm: Arm) -> dict[str, Any]:
         "seeds": arm.seeds,
         "budget": arm.budget,
         "cost": arm.cost,
-        "metrics": {name: score.interval.as_dict() for name, score in arm.scores.items()},
+        "metrics": {name: interval_of(score).as_dict() for name, score in arm.scores.items()},
         "by_seed": {name: [one.scores[name].value for one in arm.each if name in one.scores] for name in arm.scores},
         "not_tested": arm.not_rebuilt,
     }
