@@ -30,8 +30,8 @@ def compare(runs: Sequence[str | Path], out: str | Path | None = None) -> Compar
     return comparison_of(grouped(runs), out)
 
 
-def comparison_of(arms: Sequence[Arm], out: str | Path | None = None) -> Comparison:
-    """The comparison of these arms with the first of them."""
+def comparison_of(arms: Sequence[Arm], out: str | Path | None = None, flags: Sequence[str] = ()) -> Comparison:
+    """The comparison of these arms with the first of them; `flags` are what else has to be kept in mind."""
     if len(arms) < 2:
         raise InputError(
             f"one arm ({listed(arm.name for arm in arms)}) has nothing to be compared with; give another run"
@@ -45,7 +45,7 @@ def comparison_of(arms: Sequence[Arm], out: str | Path | None = None) -> Compari
         "arms": {arm.name: _described(arm) for arm in arms},
         "tests": {arm.name: _tests(first, arm) for arm in others},
         "differing_settings": _differing(arms),
-        "flags": [*_flags(arms), *left_out],
+        "flags": [*_flags(arms), *left_out, *flags],
     }
     if out is not None:
         write(Path(out), result)
@@ -177,9 +177,7 @@ def _flags(arms: Sequence[Arm]) -> list[str]:
         flags.append("seed: one run per arm, so that intervals are over rows and not over what another seed would give")
     untold = sorted({arm.name for arm in arms if not _comparable("dev_loss", first, arm)})
     if untold:
-        flags.append(
-            f"dev_loss: {listed(untold)} count other targets than {first.name} (tokenizer or template): not tested"
-        )
+        flags.append(f"dev_loss: {listed(untold)} and {first.name} have other tokenizers or templates: not tested")
     return flags
 
 

@@ -28,6 +28,9 @@ SECONDS_TO_END = 60.0
 LOOK_AGAIN = 0.1
 """Seconds between two looks at the runs that are going on."""
 
+LAST_WORDS = 4
+"""Lines of a log that say why a run failed."""
+
 Listener = Callable[[Trial, str], None]
 """Is told of a run: `kept`, `started`, `resumed`, `finished`, or why it failed."""
 
@@ -174,9 +177,10 @@ def _ended(going: dict[Trial, subprocess.Popen[bytes]]) -> Iterator[None]:
 
 def _reason(folder: SweepDir, trial: Trial, code: int) -> str:
     """Why a run failed: its last words, and where the others are."""
-    lines = folder.log(trial).read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["said nothing"]
+    lines = folder.log(trial).read_text(encoding="utf-8", errors="replace").split("\n")
+    said = " ".join(line.strip() for line in lines[-LAST_WORDS:] if line.strip()) or "said nothing"
     ended = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-    return f"{ended}: {lines[-1]} (see {shlex.quote(str(folder.log(trial)))})"
+    return f"{ended}: {said} (see {shlex.quote(str(folder.log(trial)))})"
 
 
 def _compared(folder: SweepDir, trials: Sequence[Trial], result: Sweep) -> Comparison | None:
@@ -185,7 +189,8 @@ def _compared(folder: SweepDir, trials: Sequence[Trial], result: Sweep) -> Compa
     for trial in trials:
         if trial in result.finished:
             finished.setdefault(trial.arm, []).append(open_run(folder.run(trial).path))
-    return comparison_of(named(finished), folder.path) if len(finished) > 1 else None
+    missing = [f"failed and left out: {name}" for name in result.failed]
+    return comparison_of(named(finished), folder.path, missing) if len(finished) > 1 else None
 
 
 def _record(trials: Sequence[Trial], result: Sweep) -> dict[str, Any]:
