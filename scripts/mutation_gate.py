@@ -20,6 +20,7 @@ REPOSITORY = Path(__file__).parent.parent
 MUTATIONS = REPOSITORY / "tests" / "mutations"
 SECONDS = 600
 PASSED, FAILED = 0, 1
+CAUGHT = "caught"
 
 sys.path.insert(0, str(MUTATIONS))
 
@@ -42,6 +43,13 @@ def run(tests: str, bug: str | None = None) -> int:
     return done.returncode
 
 
+def verdict(sound: int, planted: int) -> str:
+    """What the exit codes without and with the bug mean."""
+    if sound != PASSED:
+        return f"UNSOUND: the test fails without the bug (exit code {sound})"
+    return {FAILED: CAUGHT, PASSED: "NOT CAUGHT"}.get(planted, f"NOT PLANTED (exit code {planted})")
+
+
 def _path() -> str:
     return os.pathsep.join([str(REPOSITORY / "src"), str(MUTATIONS), os.environ.get("PYTHONPATH", "")])
 
@@ -55,19 +63,13 @@ def main() -> None:
     chosen = parser.parse_args()
     planted = [BUGS[name] for name in chosen.bugs or BUGS]
     tests = list(dict.fromkeys(bug.tests for bug in planted))
+    missed = []
     with ThreadPoolExecutor(chosen.processes) as pool:
         sound = dict(zip(tests, pool.map(run, tests), strict=True))
-        codes = list(pool.map(lambda bug: run(bug.tests, bug.name), planted))
-    missed = []
-    for bug, code in zip(planted, codes, strict=True):
-        if sound[bug.tests] != PASSED:
-            verdict = f"UNSOUND: the test fails without the bug (exit code {sound[bug.tests]})"
-        elif code == FAILED:
-            verdict = "caught"
-        else:
-            verdict = "NOT CAUGHT" if code == PASSED else f"NOT PLANTED (exit code {code})"
-        missed += [bug.name] if verdict != "caught" else []
-        print(f"{bug.name:<10} {verdict:<12} {bug.what}\n{'':<10} {bug.tests}", flush=True)
+        for bug, code in zip(planted, pool.map(lambda bug: run(bug.tests, bug.name), planted), strict=True):
+            said = verdict(sound[bug.tests], code)
+            missed += [bug.name] if said != CAUGHT else []
+            print(f"{bug.name:<10} {said:<12} {bug.what}\n{'':<10} {bug.tests}", flush=True)
     print(f"\n{len(planted) - len(missed)} of {len(planted)} bugs are caught" + (f"; not: {missed}" if missed else ""))
     if not chosen.bugs:
         print(f"\n{len(NOT_PLANTED)} cannot be planted:")
