@@ -15,6 +15,7 @@ from ghosttune.data.records import Record, Turn
 from ghosttune.data.templates import Template
 from ghosttune.inference import pipeline
 from ghosttune.proving.findings import Bench, Finding, every
+from ghosttune.proving.reading import ROWS, shown_is_trained
 from ghosttune.proving.specimens import small_llama
 from ghosttune.proving.tokenizers import MADE, NO_SYSTEM, ONLY_ASCII
 
@@ -33,8 +34,11 @@ def prompts_are_the_same(bench: Bench) -> list[Finding]:
         encoder = Encoder(Template(kind, tokenizer), 10_000, "completion")
         rows = conversations(name)
         same[f"{name}, {kind}"] = all(trained_prompts(encoder, row) == asked_prompts(encoder, row) for row in rows)
-    what = f"templates: training, evaluation and chat prompts of {CONVERSATIONS} conversations, id by id"
-    return [every(what, same)]
+    read = {task: shown_is_trained(task, bench.folder / "reading" / task) for task in ROWS}
+    return [
+        every(f"templates: training, evaluation and chat prompts of {CONVERSATIONS} conversations, id by id", same),
+        every("tasks that read answers off: rows in training and with another answer, id by id", read),
+    ]
 
 
 def conversations(name: str) -> list[Record]:
