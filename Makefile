@@ -1,14 +1,15 @@
 # make demo    install and run the quickstart: offline, about a minute
 # make check   format, lint, types, import layers
 # make test    everything that is quick (under 10 minutes on 2 cores)
-# make proofs  the slow tests: crashes, real data
+# make proofs  the slow tests (crashes, real data), then every known-answer proof
+# make mutations  puts the bugs of the register back, one by one, and shows that a test fails for each
 
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest --durations=10 -rs
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo check test proofs clean
+.PHONY: demo check test proofs mutations clean
 
 demo: .venv/runs
 	$(BIN)/ghosttune quickstart
@@ -24,6 +25,10 @@ test: .venv/tests
 
 proofs: .venv/tests
 	$(PYTEST) -m slow --timeout=600
+	$(BIN)/ghosttune prove
+
+mutations: .venv/tests
+	$(BIN)/python scripts/mutation_gate.py
 
 # torch comes first and by its exact version, so that machines without a GPU get the CPU build where one is offered.
 .venv/runs: pyproject.toml constraints.txt

@@ -13,22 +13,40 @@ from ghosttune.version import __version__
 if TYPE_CHECKING:
     from ghosttune.config.loading import load_config
     from ghosttune.inference.pipeline import Pipeline
+    from ghosttune.proving.proofs import prove
+    from ghosttune.workflows.compare import compare
     from ghosttune.workflows.evaluate import evaluate
     from ghosttune.workflows.quickstart import quickstart
     from ghosttune.workflows.runs import Run, open_run
+    from ghosttune.workflows.sweep import sweep
     from ghosttune.workflows.train import train
 
 _HOMES = {
     "load_config": "ghosttune.config.loading",
     "train": "ghosttune.workflows.train",
     "evaluate": "ghosttune.workflows.evaluate",
+    "compare": "ghosttune.workflows.compare",
+    "sweep": "ghosttune.workflows.sweep",
+    "prove": "ghosttune.proving.proofs",
     "quickstart": "ghosttune.workflows.quickstart",
     "open_run": "ghosttune.workflows.runs",
     "Run": "ghosttune.workflows.runs",
     "Pipeline": "ghosttune.inference.pipeline",
 }
 
-__all__ = ["Pipeline", "Run", "__version__", "evaluate", "load_config", "open_run", "quickstart", "train"]
+__all__ = [
+    "Pipeline",
+    "Run",
+    "__version__",
+    "compare",
+    "evaluate",
+    "load_config",
+    "open_run",
+    "prove",
+    "quickstart",
+    "sweep",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

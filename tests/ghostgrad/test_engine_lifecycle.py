@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from tiny import Switches, losses, padded, tiny
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from ghostgrad import Dots, GradientEngine, Gram, Norms, UnsupportedLayer, WeightedSum
 from ghostgrad.testing import one_backward_per_example
+from ghostgrad.tiny import Switches, losses, padded, tiny
 from processes import run_group
 
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import Switches, losses, packed, padded, tiny
 from torch import Tensor, nn
 
-from ghostgrad import Dots, GradientEngine, Gram, Kept, Norms, WeightedSum
+from ghostgrad import GradientEngine, Gram, Kept, Norms, WeightedSum
+from ghostgrad.cases import SWITCHES, compare_parts
 from ghostgrad.testing import compare, one_backward_per_example
-
-SWITCHES = [Switches(*values) for values in itertools.product((False, True), repeat=3)]
+from ghostgrad.tiny import Switches, losses, packed, padded, tiny
 
 
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)
@@ -43,26 +40,7 @@ def test_a_packed_document_has_the_gradient_of_the_unpacked_row() -> None:
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_rows_do_not_depend_on_the_micro_batch(parts: int) -> None:
-    model, examples = tiny(Switches(tied=True, reused=True)), 7
-    batch = padded(examples)
-    divisor = int((batch["document"][:, 1:] >= 0).sum())
-    reference = one_backward_per_example(losses(model, batch, examples, divisor), model.named_parameters())
-    direction = {name: torch.randn_like(p) for name, p in model.named_parameters()}
-    engine, found_norms, found_dots = GradientEngine(model), [], []
-    for rows in torch.arange(examples).chunk(parts):  # the last one is shorter
-        micro = {"ids": batch["ids"][rows], "document": batch["document"][rows]}
-        micro["document"] = torch.where(micro["document"] < 0, -1, micro["document"] - rows[0])
-        norms, dots = Norms(), Dots(direction)
-        with engine.observe(norms, dots):
-            losses(model, micro, len(rows), divisor).sum().backward()
-        found_norms.append(norms.total())
-        found_dots.append(dots.total())
-    flat = torch.cat([value.flatten(1) for value in reference.values()], 1)
-    towards = torch.cat([direction[name].flatten() for name in reference])
-    torch.testing.assert_close(torch.cat(found_norms), flat.norm(dim=1), rtol=1e-10, atol=1e-14)
-    torch.testing.assert_close(torch.cat(found_dots), flat @ towards, rtol=1e-10, atol=1e-12)
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, reference[name].sum(0), rtol=1e-10, atol=1e-14)
+    compare_parts(parts)
 
 
 class SelectingLM(nn.Module):

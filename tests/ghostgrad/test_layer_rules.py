@@ -9,40 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from ghostgrad import RULES, Dense, GradientEngine, LayerIO, Norms, OuterProduct, UnsupportedLayer
+from ghostgrad.cases import LAYERS
 from ghostgrad.testing import check_rule, compare
 
 X = torch.randn
-CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor]]] = {
-    "linear": (lambda: nn.Linear(5, 7), lambda b: X(b, 6, 5)),
-    "linear without bias": (lambda: nn.Linear(5, 7, bias=False), lambda b: X(b, 6, 5)),
-    "linear on vectors": (lambda: nn.Linear(5, 7), lambda b: X(b, 5)),
-    "linear on two length axes": (lambda: nn.Linear(5, 7), lambda b: X(b, 3, 2, 5)),
-    "linear, gradient smaller than its Gram": (lambda: nn.Linear(2, 2), lambda b: X(b, 40, 2)),
-    "embedding": (lambda: nn.Embedding(6, 4), lambda b: torch.randint(0, 6, (b, 9))),
-    "embedding with padding": (lambda: nn.Embedding(6, 4, padding_idx=2), lambda b: torch.randint(0, 6, (b, 9))),
-    "embedding of one id": (lambda: nn.Embedding(6, 4), lambda b: torch.randint(0, 6, (b,))),
-    "layer norm": (lambda: nn.LayerNorm(6), lambda b: X(b, 3, 6)),
-    "layer norm over two axes": (lambda: nn.LayerNorm((3, 6)), lambda b: X(b, 3, 6)),
-    "layer norm without bias": (lambda: nn.LayerNorm(6, bias=False), lambda b: X(b, 3, 6)),
-    "rms norm": (lambda: nn.RMSNorm(6), lambda b: X(b, 3, 6)),
-}
-for name, settings in {
-    "": {},
-    ", strided": {"stride": 2, "padding": 1},
-    ", dilated": {"dilation": 2, "bias": False},
-    ", same": {"padding": "same"},
-    ", grouped": {"groups": 2},
-    ", circular": {"padding": 1, "padding_mode": "circular"},
-}.items():
-    CASES["conv1d" + name] = (lambda s=settings: nn.Conv1d(4, 6, 3, **s), lambda b: X(b, 4, 9))
-    CASES["conv2d" + name] = (lambda s=settings: nn.Conv2d(4, 6, (3, 1), **s), lambda b: X(b, 4, 7, 8))
 
 
 @pytest.mark.parametrize("examples", [1, 2, 4, 8])
-@pytest.mark.parametrize("case", list(CASES))
+@pytest.mark.parametrize("case", list(LAYERS))
 def test_rule(case: str, examples: int) -> None:
     torch.manual_seed(0)
-    make, given = CASES[case]
+    make, given = LAYERS[case]
     check_rule(make(), given(examples))
 
 
@@ -50,7 +27,7 @@ def test_rule(case: str, examples: int) -> None:
 @pytest.mark.parametrize("frozen", ["weight", "bias"])
 def test_one_of_two_parameters_frozen(case: str, frozen: str) -> None:
     torch.manual_seed(0)
-    make, given = CASES[case]
+    make, given = LAYERS[case]
     layer, values = make().double(), given(3).double()
     if getattr(layer, frozen) is None or getattr(layer, "bias", None) is None:
         pytest.skip("has only one parameter")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import Switches, losses, packed, padded, tiny
 
 from ghostgrad import Dots, GradientEngine, Gram, Norms, Sketcher, Sketches, SketchOptions
+from ghostgrad.tiny import Switches, losses, packed, padded, tiny
 
 pytestmark = [
     pytest.mark.gpu,

@@ -3,76 +3,28 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from measured_trainer import KeepingTrainer, counting_rows, keeping_trainer, small_llama
 
 from ghosttune.errors import InputError
 from ghosttune.metrics.ranking import auroc, separation
-from ghosttune.run.directory import RunDir
-from ghosttune.run.tables import read_table
+from ghosttune.proving.reference import (
+    GUIDE,
+    gradient_of,
+    keeping_trainer,
+    mean_loss,
+    measured,
+    rows_of,
+    set_weights,
+    small_llama,
+    table,
+)
 from ghosttune.training.attaching import attach
-from ghosttune.training.exports import separated_columns
-from ghosttune.training.guide import evaluating
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*")
-
-GUIDE = counting_rows(12, 2)
-
-
-def measured(folder: Path, *, full: bool = False, dtype: Any = torch.float64, **options: Any) -> KeepingTrainer:
-    """A trained Trainer whose measurements lie in folder/measured; keywords of `attach` and TrainingArguments mix."""
-    own = {name: options.pop(name) for name in ("guide_every", "values", "effective_every") if name in options}
-    trainer = keeping_trainer(folder, options.pop("model", None) or small_llama(full, dtype), **options)
-    attach(trainer, folder / "measured", GUIDE, **{"guide_every": 1, "effective_every": None, **own})
-    trainer.train()
-    return trainer
-
-
-def table(folder: Path, name: str) -> dict[str, list[Any]]:
-    return read_table(RunDir(folder / "measured"), name).to_pydict()
-
-
-def account(folder: Path) -> dict[str, float]:
-    return json.loads((folder / "measured" / "ledger.json").read_text())
-
-
-def set_weights(model: Any, weights: dict[str, torch.Tensor]) -> None:
-    named = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in weights.items():
-            named[name].copy_(value)
-
-
-def mean_loss(model: Any, rows: list[dict[str, list[int]]], divisor: float | None = None) -> torch.Tensor:
-    """Nats per target, row by row and without padding."""
-    total, targets = torch.zeros((), dtype=torch.float64), 0
-    for row in rows:
-        ids = torch.tensor([row["input_ids"]])
-        logits = model(input_ids=ids).logits[0, :-1]
-        total = total + torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum")
-        targets += ids.shape[1] - 1
-    return total / (divisor or targets)
-
-
-def gradient_of(model: Any, rows: list[dict[str, list[int]]], divisor: float | None = None) -> dict[str, torch.Tensor]:
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    with evaluating(model):
-        gradients = torch.autograd.grad(mean_loss(model, rows, divisor), list(trained.values()))
-    return dict(zip(trained, gradients, strict=True))
-
-
-def rows_of(step: Any) -> list[dict[str, list[int]]]:
-    """The rows of a step, without their padding."""
-    return [
-        {"input_ids": ids[mask.bool()].tolist()}
-        for batch in step.batches
-        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
-    ]
 
 
 def test_norms_are_those_of_the_complete_gradient_before_and_after_clipping(tmp_path):
@@ -182,53 +134,6 @@ def test_row_values_are_those_of_one_backward_per_row(tmp_path, full, kind):
     assert all((value is None) == (kind == "adamw") for value in first)
 
 
-@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
-def test_module_entries_add_up_to_the_measured_drop(tmp_path, full):
-    """Proof 1: within 2 % of the path of the guide loss, and vanishing with the learning rate."""
-    shares = []
-    for rate in (3e-3, 3e-4):
-        trainer = measured(tmp_path / str(rate), full=full, learning_rate=rate, max_steps=24)
-        found = account(tmp_path / str(rate))
-        model: Any = trainer.model
-        ends = []
-        for weights in (trainer.steps[0].weights, trainer.steps[-1].after):
-            set_weights(model, weights)
-            with torch.no_grad(), evaluating(model):
-                ends.append(float(mean_loss(model, GUIDE)))
-        drop = ends[0] - ends[1]
-        assert found["guide_loss_start"] - found["guide_loss_end"] == pytest.approx(drop, rel=1e-4)  # float32 logits
-        modules = sum(table(tmp_path / str(rate), "module_steps")["guide_loss_drop"])
-        assert modules == pytest.approx(found["modules"], rel=1e-12)
-        shares.append(abs(modules - drop) / found["guide_loss_path"])
-    assert shares[0] <= 0.02
-    assert shares[1] < shares[0] / 5 or shares[1] < 1e-6
-
-
-def test_the_account_is_made_of_what_the_optimizer_did(tmp_path):
-    """Rows, momentum and decay together are the first-order effect of each update, had v̂ been the one before."""
-    trainer = measured(tmp_path)
-    model: Any = trainer.model
-    decays = {id(p): group["weight_decay"] for group in trainer.optimizer.param_groups for p in group["params"]}
-    named = dict(model.named_parameters())
-    expected = 0.0
-    for step in trainer.steps:
-        set_weights(model, step.weights)
-        for name, gradient in gradient_of(model, GUIDE).items():
-            before, after = step.moments[name], step.moments_after[name]
-            expected += step.rate * decays[id(named[name])] * float((gradient * step.weights[name]).sum())
-            if before:
-                second = before["exp_avg_sq"]
-                root = (second / (1 - 0.999 ** float(before["step"]))).sqrt() + 1e-8
-                first = after["exp_avg"] / (1 - 0.9 ** float(after["step"]))
-                expected += float((gradient * step.rate * torch.where(second > 0, first / root, 0.0)).sum())
-    found = account(tmp_path)
-    assert found["rows"] + found["carried_momentum"] + found["weight_decay"] == pytest.approx(expected, rel=1e-6)
-    terms = ("rows", "carried_momentum", "weight_decay", "residual")
-    drop = found["guide_loss_start"] - found["guide_loss_end"]
-    assert sum(found[name] for name in terms) == pytest.approx(drop, rel=1e-9)
-    assert all(abs(found[name]) > 1e-6 for name in terms)
-
-
 def test_every_consumed_row_is_there_once_per_time_it_was_consumed(tmp_path):
     measured(tmp_path, rows=20, max_steps=7)
     rows = table(tmp_path, "ledger")
@@ -265,24 +170,6 @@ def test_micro_batches_do_not_change_the_tables(tmp_path, dtype, rtol):
                     assert other[name][column] == values, (name, column)
 
 
-@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
-def test_measuring_leaves_training_bit_identical(tmp_path, full):
-    ends = []
-    for place in range(2):
-        trainer = keeping_trainer(
-            tmp_path / str(place), small_llama(full, torch.float32), gradient_accumulation_steps=2
-        )
-        if place:
-            attach(trainer, tmp_path / "measured", GUIDE, guide_every=2, effective_every=3)
-        trainer.train()
-        ends.append((trainer.steps[-1], torch.random.get_rng_state()))
-    (plain, plain_random), (seen, seen_random) = ends
-    assert all(torch.equal(value, seen.after[name]) for name, value in plain.after.items())
-    for name, state in plain.moments_after.items():
-        assert all(torch.equal(value, seen.moments_after[name][key]) for key, value in state.items())
-    assert torch.equal(plain_random, seen_random)
-
-
 def test_the_three_exports_of_norms_say_what_the_table_says(tmp_path):
     measured(tmp_path)
     folder, norms = tmp_path / "measured", table(tmp_path, "norms")
@@ -310,69 +197,6 @@ def test_a_trainer_that_cannot_be_measured_is_refused(tmp_path):
     trainer.model_accepts_loss_kwargs = False
     with pytest.raises(InputError, match=r"fp16.*num_items_in_batch"):
         attach(trainer, tmp_path / "measured", GUIDE)
-
-
-@pytest.mark.slow
-def test_removing_a_row_from_a_real_step_changes_the_guide_loss_as_its_value_says(tmp_path):
-    """Proof 4: Pearson per step with the true change, 20 steps after step 50, 16 rows each, clipping not binding."""
-    trainer = measured(
-        tmp_path,
-        rows=160,
-        max_steps=72,
-        per_device_train_batch_size=16,
-        max_grad_norm=1e9,
-        learning_rate=1e-3,
-        weight_decay=0.01,
-    )
-    rows = table(tmp_path, "ledger")
-    model: Any = trainer.model
-    decays = {id(p): group["weight_decay"] for group in trainer.optimizer.param_groups for p in group["params"]}
-    named = dict(model.named_parameters())
-    correlations = []
-    for number in range(51, 71):
-        step = trainer.steps[number - 1]
-        values: dict[str, float] = {}
-        for place, at in enumerate(rows["step"]):
-            if at == number:
-                values[rows["example_id"][place]] = values.get(rows["example_id"][place], 0.0) + rows["value"][place]
-        set_weights(model, step.weights)
-        own = [gradient_of(model, [row], step.targets) for row in rows_of(step)]
-        changes = []
-        for without in [None, *own]:
-            gradient = {n: g - without[n] if without else g for n, g in step.clipped.items()}
-            moved = {}
-            for name, g in gradient.items():
-                state, t = step.moments[name], float(step.moments[name]["step"]) + 1
-                first = 0.9 * state["exp_avg"] + 0.1 * g
-                second = 0.999 * state["exp_avg_sq"] + 0.001 * g**2
-                root = (second / (1 - 0.999**t)).sqrt() + 1e-8
-                kept = step.weights[name] * (1 - step.rate * decays[id(named[name])])
-                moved[name] = kept - step.rate * first / (1 - 0.9**t) / root
-            if without is None:
-                assert all(torch.allclose(moved[name], step.after[name], rtol=1e-9, atol=1e-12) for name in moved)
-            set_weights(model, moved)
-            with torch.no_grad(), evaluating(model):
-                changes.append(float(mean_loss(model, GUIDE)))
-        harm = np.array(changes[1:]) - changes[0]
-        correlations.append(np.corrcoef(harm, list(values.values()))[0, 1])
-    assert np.median(correlations) >= 0.98
-
-
-@pytest.mark.parametrize("rows", ["counting", "identical"])
-def test_flags_that_mean_nothing_are_not_distinguishable(tmp_path, rows):
-    """Proof 11: of forty random flags on real values, few may seem to mean something: 95 % intervals, so about two."""
-    trainer = keeping_trainer(tmp_path, small_llama(dtype=torch.float32), rows=64, max_steps=24)
-    if rows == "identical":
-        trainer.train_dataset = [{"input_ids": list(range(9))} for _ in range(64)]
-    attach(trainer, tmp_path / "measured", GUIDE, guide_every=4)
-    trainer.train()
-    values = read_table(RunDir(tmp_path / "measured"), "values").to_pylist()
-    verdicts = []
-    for seed in range(40):
-        flags = np.random.default_rng(seed).permutation([True] * 12 + [False] * 52)
-        flagged = [row | {"flag": bool(flag)} for row, flag in zip(values, flags, strict=True)]
-        verdicts.append(separated_columns(flagged)["flag"]["verdict"])
-    assert verdicts.count("not distinguishable") >= 35
 
 
 def test_auroc_counts_pairs_and_ties():

@@ -1,6 +1,6 @@
 """Imports point down only, siblings do not import each other, and some libraries have one home.
 
-    cli > workflows > training, inference, reports > tasks > models, methods, data, metrics, schedules
+    cli > proving > workflows > training, inference, reports > tasks > models, methods, data, metrics, schedules
         > config > registry, run > errors, version > ghostgrad
 
 An import inside a function counts like any other; one under TYPE_CHECKING too, because a name is a dependency.
@@ -20,6 +20,7 @@ SOURCE = Path(__file__).parents[2] / "src"
 LAYERS = [
     ("__main__", "__init__"),
     ("cli",),
+    ("proving",),
     ("workflows",),
     ("training", "inference", "reports"),
     ("tasks",),

@@ -14,14 +14,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from ghosttune import train
 from ghosttune.config.rendering import plain_yaml
 from ghosttune.errors import DataError, GhosttuneError, RunError
+from ghosttune.proving.freezing import differences
 from ghosttune.run.directory import RunDir, write_folder
-from ghosttune.run.tables import read_table
 from ghosttune.training import checkpoints
 from ghosttune.workflows.runs import Run
 from ghosttune.workflows.train import Stopped, resume
@@ -42,24 +40,7 @@ FULL = {
 
 
 def assert_same_run(left: Path, right: Path) -> None:
-    for name in ("adapter", "last"):
-        one, two = (load_file(str(folder / name / "adapter_model.safetensors")) for folder in (left, right))
-        assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one), name
-    assert RunDir(left).events() == RunDir(right).events()
-    step = RunDir(left).checkpoint_steps()[-1]
-    for file in (checkpoints.OPTIMIZER, checkpoints.RANDOM):
-        assert (RunDir(left).checkpoint(step) / file).read_bytes() == (
-            RunDir(right).checkpoint(step) / file
-        ).read_bytes()
-    records = [RunDir(folder).read_record() for folder in (left, right)]
-    assert records[0]["verdict"] == records[1]["verdict"] and records[0].get("ledger") == records[1].get("ledger")
-    tables = sorted(path.stem for path in RunDir(left).tables.glob("*.parquet"))
-    assert tables == sorted(path.stem for path in RunDir(right).tables.glob("*.parquet"))
-    for name in tables:
-        assert read_table(RunDir(left), name).equals(read_table(RunDir(right), name)), name
-    exports = sorted([*left.glob("gradient_analysis.*"), *left.glob("tables/*.csv")])
-    for file in exports:
-        assert file.read_bytes() == (right / file.relative_to(left)).read_bytes(), file.name
+    assert differences(left, right) == []
 
 
 def start(*arguments: str | Path) -> subprocess.Popen:

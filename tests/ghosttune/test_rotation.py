@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from measured_trainer import KeepingTrainer, counting_rows, keeping_trainer, small_llama
 
 from ghosttune import train
 from ghosttune.errors import ConfigError, InputError
+from ghosttune.proving.reference import KeepingTrainer, counting_rows, keeping_trainer, small_llama
 from ghosttune.run.directory import RunDir
 from ghosttune.run.tables import Table, read_table
 from ghosttune.training.attaching import attach

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ghosttune.cli import studying
 from ghosttune.errors import GhosttuneError, InputError
 
 app = typer.Typer(
@@ -350,6 +351,10 @@ def serve(
     from ghosttune.cli.listening import listen
 
     listen(run_or_model, host, port, api_key, waiting, max_tokens, device)
+
+
+for _command in (studying.compare, studying.sweep, studying.prove):
+    app.command()(_command)
 
 
 def _load(

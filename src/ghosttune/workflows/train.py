@@ -321,7 +321,7 @@ def _run_stages(
     with record.stage("save"):
         _write_adapters(run, prepared, model, watch)
     with record.stage("evaluate"):
-        judged = _judge(trainer, prepared, watch)
+        judged = _judge(run, trainer, prepared, watch)
         evaluate_dev_rows(run, prepared, model, listen)
     record.end("finished", verdict=judged)
     listen({"event": "end", "verdict": judged})
@@ -385,13 +385,16 @@ def _adapter_writer(prepared: Prepared, model: Any) -> Callable[[Path], None]:
     return fill
 
 
-def _judge(trainer: RunTrainer, prepared: Prepared, watch: Watch) -> dict[str, Any]:
-    """Whether the best adapter lowered the dev loss of the untouched base, row by row, with an interval."""
+def _judge(run: RunDir, trainer: RunTrainer, prepared: Prepared, watch: Watch) -> dict[str, Any]:
+    """Whether the best adapter lowered the dev loss of the untouched base, with an interval; writes dev_losses.csv."""
     rows = prepared.dev.features
     targets = _by_record(rows, np.array([row.targets for row in rows], float))
     tuned = _by_record(rows, trainer.example_losses(rows).numpy())
     with trainer.model.disable_adapter():
         base = _by_record(rows, trainer.example_losses(rows).numpy())
+    ids = dict.fromkeys(row.example_id for row in rows)
+    losses = zip(ids, targets.tolist(), tuned.tolist(), base.tolist(), strict=True)
+    write_csv(run.export("dev_losses"), ["example_id", "targets", "nats", "base_nats"], losses)
     change = mean_ratio(tuned - base, targets)
     return {
         "verdict": verdict(change),

@@ -6,11 +6,21 @@ import peft
 import pytest
 import torch
 import transformers
-from family_models import MAKE, TARGETS, VOCABULARY, contributions, gpt2, llama, randomized, rows, token_losses
 from torch import Tensor, nn
 
 from ghostgrad import Dots, GradientEngine, Norms, UnsupportedLayer
 from ghostgrad.testing import compare
+from ghosttune.proving.families import (
+    MAKE,
+    TARGETS,
+    VOCABULARY,
+    contributions,
+    gpt2,
+    llama,
+    randomized,
+    rows,
+    token_losses,
+)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

@@ -12,38 +12,20 @@ import pytest
 from ghosttune.data.encoding import Encoder
 from ghosttune.data.records import Record, Turn
 from ghosttune.data.templates import Template
+from ghosttune.proving.tokenizers import (  # noqa: F401  # tests of the data layer take all of them from here
+    CHATML,
+    CORPUS,
+    LLAMA_2,
+    MADE,
+    NO_SYSTEM,
+    ONLY_ASCII,
+    SMALL,
+    byte_level,
+    first_word_only,
+    from_folder,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-LLAMA_2 = (
-    "{% if messages[0].role == 'system' %}{% set rest = messages[1:] %}{% set system = messages[0].content %}"
-    "{% else %}{% set rest = messages %}{% set system = none %}{% endif %}{% for m in rest %}"
-    "{% if loop.index0 == 0 and system is not none %}"
-    "{% set content = '<<SYS>>\n' + system + '\n<</SYS>>\n\n' + m.content %}"
-    "{% else %}{% set content = m.content %}{% endif %}"
-    "{% if m.role == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
-    "{% else %}{{ ' ' + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
-)
-GEMMA = (
-    "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for m in messages %}{% set role = 'model' if m.role == 'assistant' else m.role %}"
-    "{{ '<start_of_turn>' + role + '\n' + m.content | trim + '<end_of_turn>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
-)
-ZEPHYR = (
-    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content + eos_token }}\n{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-)
-
-CORPUS = [
-    "The quick brown fox jumps over the lazy dog. Once upon a time there was a little girl named Lily.",
-    "User: What is the capital of France?\nAssistant: Paris is the capital of France.",
-    "name[The Vaults], eatType[pub], priceRange[more than £30], customer rating[5 out of 5], near[Café Adriatic]",
-]
 
 
 def shared(*names: str) -> Path:
@@ -53,56 +35,6 @@ def shared(*names: str) -> Path:
     if not path.exists():
         pytest.skip(f"needs {'/'.join(names)} in ../shared (or in the folder that GHOSTTUNE_SHARED names)")
     return path
-
-
-def _wrapped(tokenizer: Any, **names: Any) -> Any:
-    from transformers import PreTrainedTokenizerFast
-
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **names)
-
-
-def _trained(tokenizer: Any, specials: list[str], alphabet: list[str]) -> Any:
-    from tokenizers import trainers
-
-    trainer = trainers.BpeTrainer(
-        vocab_size=len(alphabet) + 150, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    return tokenizer
-
-
-def byte_level(specials: list[str], template: str | None = None, adds_bos: bool = False) -> Any:
-    """A byte-level BPE as GPT-2's; specials are bos, eos, pad and others."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    made = _trained(made, specials, sorted(pre_tokenizers.ByteLevel.alphabet()))
-    if adds_bos:
-        bos = specials[0]
-        made.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", special_tokens=[(bos, made.token_to_id(bos))]
-        )
-    named = _wrapped(made, bos_token=specials[0], eos_token=specials[1], pad_token=specials[2])
-    named.chat_template = template
-    return named
-
-
-def first_word_only(template: str | None = None) -> Any:
-    """A SentencePiece-like BPE that puts a space before the first word of a text, and nowhere else."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-
-    made = Tokenizer(models.BPE(unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
-    made.decoder = decoders.Metaspace(prepend_scheme="first")
-    made = _trained(
-        made, ["<s>", "</s>", "<unk>", "<|user|>", "<|assistant|>"], [chr(c) for c in range(32, 127)] + ["\n"]
-    )
-    made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    named = _wrapped(made, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-    named.chat_template = template
-    return named
 
 
 @functools.cache
@@ -118,42 +50,13 @@ def gpt2(template: str | None = None) -> Any:
     return tokenizer
 
 
-def from_folder(folder: Path, template: str | None = None) -> Any:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    tokenizer.chat_template = template or tokenizer.chat_template
-    return tokenizer
-
-
-def builtin() -> Any:
-    """The tokenizer of builtin:tiny."""
-    from ghosttune.models.builtin import builtin_model_folder
-
-    folder = builtin_model_folder("builtin:tiny")
-    if not (folder / "tokenizer.json").is_file():
-        pytest.skip("builtin:tiny is not built yet")
-    return from_folder(folder)
-
-
-SMALL = ["<bos>", "<eos>", "<pad>", "<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>"]
-
 TOKENIZERS = {
-    "small": lambda: byte_level(SMALL),
-    "small-chatml": lambda: byte_level(SMALL, CHATML),
-    "small-llama2": lambda: byte_level(SMALL, LLAMA_2, adds_bos=True),
-    "small-gemma": lambda: byte_level(SMALL, GEMMA, adds_bos=True),
-    "first-word": lambda: first_word_only(),
-    "first-word-zephyr": lambda: first_word_only(ZEPHYR),
+    **MADE,
     "gpt2": lambda: gpt2(),
     "gpt2-chatml": lambda: gpt2(CHATML),
     "stories260K": lambda: from_folder(shared("models", "stories260K")),
     "stories260K-llama2": lambda: from_folder(shared("models", "stories260K"), LLAMA_2),
-    "builtin": lambda: builtin(),
 }
-
-ONLY_ASCII = {"first-word", "first-word-zephyr"}
-NO_SYSTEM = {"small-gemma"}
 
 WITHOUT_CHAT = {"small", "first-word", "gpt2", "stories260K"}
 

@@ -1,8 +1,12 @@
-"""A plain Trainer on a small random Llama that keeps what it did, step by step, for slow references to repeat."""
+"""The slow reference of every instrument: a plain Trainer that keeps what it did, and one backward per row.
+
+Nothing here is shared with the instruments that are judged by it.
+"""
 
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +14,12 @@ from typing import Any
 import peft
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from ghosttune.run.directory import RunDir
+from ghosttune.run.tables import read_table
+from ghosttune.training.attaching import attach
+from ghosttune.training.guide import evaluating
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -44,20 +53,30 @@ class KeepingTrainer(Trainer):
         self.add_callback(_Keep(self))
 
     def trained(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        model: Any = self.model
+        return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+    def gradients(self) -> dict[str, Tensor]:
+        found: dict[str, Any] = {name: p.grad for name, p in self.trained().items()}
+        return {name: gradient.clone() for name, gradient in found.items()}
+
+    @property
+    def inner_optimizer(self) -> Any:
+        """torch's own, below the wrapper of accelerate."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
-        inner = getattr(self.optimizer, "optimizer", self.optimizer)
-        return {name: copy.deepcopy(dict(inner.state.get(p, {}))) for name, p in self.trained().items()}
+        state = self.inner_optimizer.state
+        return {name: copy.deepcopy(dict(state.get(p, {}))) for name, p in self.trained().items()}
 
     def compute_loss(self, model: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
         if model.training:
             self.batches.append({name: tensor.clone() for name, tensor in inputs.items()})
-            self.targets = float(options.get("num_items_in_batch"))
+            self.targets = float(options["num_items_in_batch"])
         return super().compute_loss(model, inputs, *arguments, **options)
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        self.gradient = {name: p.grad.clone() for name, p in self.trained().items()}
+        self.gradient = self.gradients()
         return super()._clip_grad_norm(model)
 
 
@@ -71,7 +90,7 @@ class _Keep(TrainerCallback):
         self.moments = trainer.moments()
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-        self.clipped = {name: p.grad.clone() for name, p in self.trainer.trained().items()}
+        self.clipped = self.trainer.gradients()
 
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
         trainer = self.trainer
@@ -81,7 +100,7 @@ class _Keep(TrainerCallback):
                 self.moments,
                 trainer.batches,
                 trainer.targets,
-                trainer.optimizer.param_groups[0]["lr"],
+                trainer.inner_optimizer.param_groups[0]["lr"],
                 trainer.gradient,
                 self.clipped,
                 {name: p.detach().clone() for name, p in trainer.trained().items()},
@@ -104,7 +123,8 @@ def small_llama(full: bool = False, dtype: torch.dtype = torch.float64, r: int =
         max_position_embeddings=64,
         tie_word_embeddings=False,
     )
-    model: Any = LlamaForCausalLM(shape).to(dtype)
+    model: Any = LlamaForCausalLM(shape)
+    model.to(dtype)
     if not full:
         adapter = peft.LoraConfig(r=r, lora_alpha=lora_alpha, target_modules=LINEAR)
         model = peft.get_peft_model(model, adapter, autocast_adapter_dtype=False)
@@ -146,4 +166,75 @@ def keeping_trainer(folder: Path, model: Any, rows: int = 48, **options: Any) ->
         **options,
     }
     arguments = TrainingArguments(output_dir=str(folder / "output"), **settings)
-    return KeepingTrainer(model=model, args=arguments, train_dataset=counting_rows(rows, 1), data_collator=collate)
+    trainer = KeepingTrainer(model=model, args=arguments, train_dataset=counting_rows(rows, 1), data_collator=collate)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+GUIDE = counting_rows(12, 2)
+
+
+def measured(folder: Path, *, full: bool = False, dtype: Any = torch.float64, **options: Any) -> KeepingTrainer:
+    """A trained Trainer whose measurements lie in folder/measured; keywords of `attach` and TrainingArguments mix."""
+    own = {name: options.pop(name) for name in ("guide_every", "values", "effective_every") if name in options}
+    trainer = keeping_trainer(folder, options.pop("model", None) or small_llama(full, dtype), **options)
+    attach(trainer, folder / "measured", GUIDE, **{"guide_every": 1, "effective_every": None, **own})
+    trainer.train()
+    return trainer
+
+
+def table(folder: Path, name: str) -> dict[str, list[Any]]:
+    """A table of `measured`, by column."""
+    return read_table(RunDir(folder / "measured"), name).to_pydict()
+
+
+def account(folder: Path) -> dict[str, float]:
+    """The ledger's account of `measured`."""
+    return json.loads((folder / "measured" / "ledger.json").read_text())
+
+
+def set_weights(model: Any, weights: dict[str, Tensor]) -> None:
+    named = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in weights.items():
+            named[name].copy_(value)
+
+
+def mean_loss(model: Any, rows: list[dict[str, list[int]]], divisor: float | None = None) -> Tensor:
+    """Nats per target, row by row and without padding."""
+    total, targets = torch.zeros((), dtype=torch.float64), 0
+    for row in rows:
+        ids = torch.tensor([row["input_ids"]])
+        logits = model(input_ids=ids).logits[0, :-1]
+        total = total + torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum")
+        targets += ids.shape[1] - 1
+    return total / (divisor or targets)
+
+
+def gradient_of(model: Any, rows: list[dict[str, list[int]]], divisor: float | None = None) -> dict[str, Tensor]:
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    with evaluating(model):
+        gradients = torch.autograd.grad(mean_loss(model, rows, divisor), list(trained.values()))
+    return dict(zip(trained, gradients, strict=True))
+
+
+def rows_of(step: Step) -> list[dict[str, list[int]]]:
+    """The rows of a step, without their padding."""
+    return [
+        {"input_ids": ids[mask.bool()].tolist()}
+        for batch in step.batches
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    ]
+
+
+def guide_loss(model: Any, weights: dict[str, Tensor]) -> float:
+    """The loss of the guide rows under these weights."""
+    set_weights(model, weights)
+    with torch.no_grad(), evaluating(model):
+        return float(mean_loss(model, GUIDE))
+
+
+def decays_of(trainer: KeepingTrainer) -> dict[str, float]:
+    """The weight decay of each trained parameter."""
+    by_id = {id(p): group["weight_decay"] for group in trainer.inner_optimizer.param_groups for p in group["params"]}
+    return {name: by_id[id(p)] for name, p in trainer.trained().items()}

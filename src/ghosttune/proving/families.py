@@ -47,9 +47,10 @@ def bert(**changes: object) -> nn.Module:
         "num_attention_heads": 2,
         "vocab_size": VOCABULARY,
         "max_position_embeddings": 32,
+        "num_labels": 3,
         **changes,
     }
-    return transformers.BertForSequenceClassification(transformers.BertConfig(num_labels=3, **settings))
+    return transformers.BertForSequenceClassification(transformers.BertConfig(**settings))
 
 
 def t5(**changes: object) -> nn.Module:

@@ -1,0 +1,90 @@
+"""The commands that look at more than one run, and at ghosttune itself: compare, sweep, prove."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ghosttune.config.sweeps import Trial
+    from ghosttune.proving.findings import Proved
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+WORDS = {True: "passed", False: "FAILED", None: ""}
+
+
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN RUN...", help="Finished runs; the first is the reference.")
+    ],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for comparison.json, .csv and .md.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare runs with the first: intervals, budgets, cost, and paired tests on the same rows."""
+    from ghosttune.workflows.compare import compare as compared
+    from ghosttune.workflows.comparison_text import as_markdown
+
+    result = compared(runs, out)
+    typer.echo(json.dumps(result, indent=2, ensure_ascii=False) if as_json else as_markdown(result), nl=as_json)
+
+
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML: a config, axes or arms, and seeds.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the sweep; sweeps/NAME if not given.")] = None,
+    processes: Annotated[int, typer.Option("--processes", min=1, help="How many runs are trained at once.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Train every arm under every seed, skipping what is finished, and compare the arms."""
+    from ghosttune.workflows.comparison_text import as_markdown
+    from ghosttune.workflows.sweep import sweep as swept
+
+    def said(trial: Trial, what: str) -> None:
+        typer.echo(f"{trial.name}: {what}", err=as_json)
+
+    result = swept(file, out, processes=processes, listen=said)
+    if as_json:
+        told = {"folder": str(result.folder.path), "failed": result.failed, "comparison": result.comparison}
+        typer.echo(json.dumps(told, indent=2, ensure_ascii=False))
+    else:
+        typer.echo(f"\n{len(result.finished)} runs finished, {len(result.failed)} failed, in {result.folder.path}\n")
+        typer.echo(as_markdown(result.comparison) if result.comparison else "Fewer than two arms to compare.", nl=False)
+    raise typer.Exit(1 if result.failed else 0)
+
+
+def prove(
+    numbers: Annotated[list[int] | None, typer.Argument(metavar="[NUMBER]...", help="Only these proofs.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Without the slowest variants: under two minutes.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Try the known-answer proofs on this machine: what is proved, the figure, the bar, passed or not."""
+    from ghosttune.proving.proofs import prove as tried
+
+    said = (lambda proved: None) if as_json else (lambda proved: typer.echo(_proof(proved)))
+    found = tried(numbers or (), quick=quick, listen=said)
+    passed = sum(proved.passed for proved in found)
+    if as_json:
+        proofs = [vars(proved) | {"passed": proved.passed} for proved in found]
+        typer.echo(json.dumps({"passed": passed == len(found), "proofs": proofs}, indent=2, default=vars))
+    else:
+        typer.echo(f"{passed} of {len(found)} proofs passed in {sum(proved.seconds for proved in found):.0f} s")
+    raise typer.Exit(0 if passed == len(found) else 1)
+
+
+def _proof(proved: Proved) -> str:
+    """A line for the claim and one for each figure."""
+    seconds = f"{proved.seconds:.0f} s"
+    lines = [f"{proved.number:>2}  {proved.claim:<76}{seconds:>27}  {WORDS[proved.passed]}"]
+    for finding in proved.findings:
+        line = f"    {finding.what:<76}{_figure(finding.measured):>14}  {finding.bar:<13}{WORDS[finding.passed]}"
+        lines.append(line.rstrip())
+    if proved.error:
+        lines.append(f"    ended by {proved.error}")
+    return "\n".join([*lines, ""])
+
+
+def _figure(measured: float | str) -> str:
+    return measured if isinstance(measured, str) else f"{measured:.4g}"

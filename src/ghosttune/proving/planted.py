@@ -1,0 +1,72 @@
+"""Proofs 6 and 9: wrong answers come out at the bottom, and right ones end by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ghosttune.metrics.intervals import Interval
+from ghosttune.metrics.ranking import auroc, separation
+from ghosttune.proving.findings import Bench, Finding, at_least, beside, equal
+from ghosttune.proving.learned import model_of, shipped_rows, taught
+from ghosttune.training.guide import GuideRows, guide_losses
+from ghosttune.workflows.prepare import Prepared
+from ghosttune.workflows.runs import Run
+
+SEPARATION = 0.8
+STOPPED = 0.99
+
+
+def mistakes_are_at_the_bottom(bench: Bench) -> list[Finding]:
+    """Forty of the 400 shipped training rows have a wrong answer; the control ranks by loss, which needs no ledger."""
+    run = bench.learned.run
+    values = {row["example_id"]: row for row in run.values if row["standing"] is not None}
+    shipped = {row["id"]: row["planted"] for row in shipped_rows() if row["split"] == "train"}
+    own = [name for name in shipped if name in values]
+    flagged = np.array([shipped[name] for name in own])
+    found = auroc(np.array([values[name]["standing"] for name in own]), flagged)
+    by_loss = auroc(-losses_under(run, bench.learned.prepared, own), flagged)
+    findings = [
+        at_least(f"AUROC of {flagged.sum()} wrong among {len(own)} rows, by standing", found.value, SEPARATION),
+        equal("where they stand", separation(found, int(flagged.sum())), "at the bottom"),
+        beside("95 % interval", _bounds(found)),
+        beside("control: by loss under the adapter trained on them", _said(by_loss)),
+    ]
+    if bench.quick:
+        return findings
+    right = [row for row in shipped_rows() if not row["planted"]]
+    clean = taught(bench.folder / "clean", right, False, "measure.ledger=null", "evaluate.limit=0")
+    ceiling = auroc(-losses_under(clean, bench.learned.prepared, own), flagged)
+    return [*findings, beside("ceiling: by loss under an adapter that never saw them", _said(ceiling))]
+
+
+def answers_end(bench: Bench) -> list[Finding]:
+    """Dev rows answered greedily after training; the base says how much of it the training taught."""
+    scores = (bench.learned.run.evaluation or {})["dev"]
+    return [
+        at_least(
+            f"share of {scores['adapter']['stopped']['n']} answers", scores["adapter"]["stopped"]["value"], STOPPED
+        ),
+        beside("the untouched base", scores["base"]["stopped"]["value"]),
+    ]
+
+
+def losses_under(run: Run, prepared: Prepared, names: Sequence[str]) -> np.ndarray:
+    """Nats per target of the named training rows under the last adapter of a run."""
+    wanted = set(names)
+    features = [row for row in prepared.train.features if row.example_id in wanted]
+    guide = GuideRows(prepared.task, prepared.collator, features, 64, torch.device("cpu"))
+    by_length = [row for part in guide.parts for row in part]
+    nats = guide_losses(model_of(run), guide).numpy() * guide.targets
+    found = {row.example_id: nat / row.targets for row, nat in zip(by_length, nats, strict=True)}
+    return np.array([found[name] for name in names])
+
+
+def _bounds(found: Interval) -> str:
+    return f"{found.low:.3f} to {found.high:.3f}"
+
+
+def _said(found: Interval) -> str:
+    return f"{found.value:.3f} ({_bounds(found)})"
