@@ -1,0 +1,315 @@
+"""Gradients by module: over steps, by layer, and where in the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ghosttune.registry import FIGURES
+from ghosttune.reports.drawing import (
+    LIGHT,
+    MAP,
+    Span,
+    colour_of,
+    head_of,
+    key,
+    label,
+    panels,
+    plain,
+    shade_phases,
+    use_logarithm,
+)
+from ghosttune.reports.figures import Figure, Standing
+from ghosttune.reports.reading import MOST_STEPS, Norms, RunNumbers, mean_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawing
+
+SMOOTHING = 5
+"""Measured steps in a moving mean."""
+
+EVOLUTION_STEPS = 7
+
+Measured = Mapping[str, Norms]
+"""`effective` and `raw` -> the norms, those that were measured."""
+
+RAW = "Raw norms are those of the adapter's own gradients and change with r and lora_alpha."
+EFFECTIVE = "Effective norms are those of the gradients of the adapted weights, which compare across modules and adapters."
+BINNED = f" More than {MOST_STEPS} measured steps are averaged in as many bins."
+
+
+def measured(numbers: RunNumbers) -> Measured:
+    """What the run measured."""
+    return {name: norms for name, norms in (("effective", numbers.effective), ("raw", numbers.norms)) if norms}
+
+
+@FIGURES.register("gradient_norms", Standing("moved", 1))
+def gradient_norms(numbers: RunNumbers) -> Figure | None:
+    """Gradient norm of each group over the run."""
+    norms = numbers.norms
+    if norms is None:
+        return None
+    lines = {group: norms.together(group=group) for group in norms.groups} | {"total": norms.together()}
+    return group_figure(norms.steps, lines, numbers.spans)
+
+
+def group_figure(
+    steps: np.ndarray, lines: Mapping[str, np.ndarray], spans: Sequence[Span], smoothing: int = SMOOTHING
+) -> Figure:
+    """Norms of groups over steps: [S] steps, group -> [S] norms with NaN where it is frozen."""
+    rows = [(int(step), group, _cell(value)) for group, found in lines.items() for step, value in zip(steps, found, strict=True)]
+    return Figure(
+        "Gradient norm of each group",
+        "Norm of the complete gradient before clipping, pale as measured, strong as the mean over "
+        f"{smoothing} measured steps. A gap is a group that is frozen. {RAW}",
+        ("step", "group", "norm"),
+        rows,
+        {
+            name: partial(_draw_groups, steps, lines, spans, smoothing, name == "logarithmic")
+            for name in ("logarithmic", "linear")
+        },
+    )
+
+
+def _draw_groups(
+    steps: np.ndarray,
+    lines: Mapping[str, np.ndarray],
+    spans: Sequence[Span],
+    smoothing: int,
+    logarithmic: bool,
+    narrow: bool,
+) -> Drawing:
+    titles = ["groups", "all together"] if "total" in lines else ["groups"]
+    drawing, axes = panels(narrow, titles, head=head_of(len(lines), narrow))
+    shown: dict[str, Any] = {}
+    for group, norms in lines.items():
+        ax = axes[-1] if group == "total" else axes[0]
+        ax.plot(steps, norms, color=colour_of(group), linewidth=0.8, alpha=0.4)
+        (shown[group],) = ax.plot(steps, smoothed(norms, smoothing), color=colour_of(group))
+    for ax in axes:
+        if logarithmic:
+            use_logarithm(ax)
+        else:
+            ax.set_ylim(bottom=0)
+        ax.set_xlabel("step")
+        ax.margins(x=0.01)
+    shade_phases(axes, spans)
+    key(drawing, shown, narrow)
+    return drawing
+
+
+def smoothed(values: np.ndarray, window: int) -> np.ndarray:
+    """[S] the mean over `window` values around each, of those that are known; NaN stays NaN."""
+    known = ~np.isnan(values)
+    kernel = np.ones(window)
+    sums = np.convolve(np.where(known, values, 0.0), kernel, "same")
+    counts = np.convolve(known.astype(float), kernel, "same")
+    return np.divide(sums, counts, out=np.full(len(values), np.nan), where=known)
+
+
+@FIGURES.register("layer_heatmap", Standing("moved", 2))
+def layer_heatmap(numbers: RunNumbers) -> Figure | None:
+    """Norm of each role by layer and step."""
+    return heatmap_figure(measured(numbers), numbers.spans)
+
+
+def heatmap_figure(norms: Measured, spans: Sequence[Span]) -> Figure | None:
+    """Layer by step, a map for each role, and for each group; None where no module stands in a layer."""
+    thin = {name: found.thinned() for name, found in norms.items() if found.layers}
+    if not thin:
+        return None
+    views = {name: partial(_draw_maps, maps_of(found, "role"), found, spans) for name, found in thin.items()}
+    for name, found in thin.items():
+        if found.roles != found.groups:
+            views[f"{name} by group"] = partial(_draw_maps, maps_of(found, "group"), found, spans)
+    rows = [
+        (name, int(step), layer, group, role, _cell(value))
+        for name, found in thin.items()
+        for place, line in zip(found.places, found.values, strict=True)
+        for layer, group, role in [(place.layer, place.group, place.role)]
+        for step, value in zip(found.steps, line, strict=True)
+    ]
+    return Figure(
+        "Where in the model: layer by step",
+        f"{EFFECTIVE} {RAW} Hatched: frozen. One logarithmic colour scale for all maps of a view."
+        + (BINNED if any(len(found.steps) > MOST_STEPS for found in norms.values()) else ""),
+        ("measure", "step", "layer", "group", "role", "norm"),
+        rows,
+        views,
+    )
+
+
+def maps_of(norms: Norms, kind: str) -> dict[str, np.ndarray]:
+    """Role or group -> [L, S]; what stands in no layer is a map of its own, by group."""
+    names = norms.roles if kind == "role" else [g for g in norms.groups if any(p.group == g and p.layer is not None for p in norms.places)]
+    maps = {name: norms.layer_map(**{kind: name}) for name in names}
+    outside = {place.group for place in norms.places if place.layer is None}
+    return maps | {f"{group}, no layer": norms.together(group=group, layer=None)[None] for group in sorted(outside)}
+
+
+def _draw_maps(maps: Mapping[str, np.ndarray], norms: Norms, spans: Sequence[Span], narrow: bool) -> Drawing:
+    from matplotlib import colormaps
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    layers = norms.layers
+    height = float(np.clip(14 * len(layers), 56, 260))
+    drawing, axes = panels(narrow, [label(name) for name in maps], height=height, left=44, head=46, columns=2)
+    positive = np.concatenate([values[values > 0] for values in maps.values()])
+    scale = LogNorm(positive.min(), positive.max()) if len(positive) else LogNorm(0.1, 1)
+    steps = np.concatenate([[norms.steps[0] - 1], norms.steps])
+    for ax, values in zip(axes, maps.values(), strict=True):
+        rows = layers if len(values) == len(layers) else [0]
+        shown = np.ma.masked_invalid(np.where(values == 0, scale.vmin, values))
+        ax.patch.set(facecolor=LIGHT["paper"], hatch="////", visible=True)
+        edges = np.arange(len(rows) + 1) - 0.5
+        mesh = ax.pcolormesh(steps, edges, shown, norm=scale, cmap=colormaps[MAP], rasterized=True)
+        ax.grid(False)
+        ticks = range(0, len(rows), max(1, len(rows) // 8))
+        ax.set_yticks(ticks, [str(rows[tick]) if len(values) == len(layers) else "" for tick in ticks])
+        ax.set_ylabel("layer")
+        for span in spans[1:]:
+            ax.axvline(span.start, color=LIGHT["paper"], linewidth=1.6)
+    for ax in axes[-1 if narrow else -2 :]:
+        ax.set_xlabel("step")
+    width = drawing.get_figwidth() * 72
+    total = drawing.get_figheight() * 72
+    bar = drawing.add_axes((44 / width, 1 - 16 / total, min(320, width - 90) / width, 9 / total))
+    drawing.colorbar(mesh, cax=bar, orientation="horizontal", format=FuncFormatter(plain))
+    bar.xaxis.set_minor_formatter(NullFormatter())
+    return drawing
+
+
+@FIGURES.register("layer_comparison", Standing("moved", 3))
+def layer_comparison(numbers: RunNumbers) -> Figure | None:
+    """Mean norm of each layer."""
+    return layers_figure(measured(numbers))
+
+
+def layers_figure(norms: Measured) -> Figure | None:
+    """Bars of each layer's mean norm by group; None where no module stands in a layer."""
+    means = {name: layer_means(found) for name, found in norms.items() if found.layers}
+    if not means:
+        return None
+    views = {name: partial(_draw_layers, norms[name].layers, found, "linear") for name, found in means.items()}
+    views |= {
+        f"{name} logarithmic": partial(_draw_layers, norms[name].layers, found, "log") for name, found in means.items()
+    }
+    views |= {f"{name} stacked": partial(_draw_stacked, norms[name].layers, found) for name, found in means.items()}
+    rows = [
+        (name, layer, group, _cell(value))
+        for name, found in means.items()
+        for group, values in found.items()
+        for layer, value in zip(norms[name].layers, values, strict=True)
+    ]
+    return Figure(
+        "Which layers: mean over the run",
+        "Mean over the measured steps at which the layer's group trained. Norms do not add up, their squares do: stacked "
+        f"bars show each group's part in the square. {EFFECTIVE} {RAW}",
+        ("measure", "layer", "group", "mean_norm"),
+        rows,
+        views,
+    )
+
+
+def layer_means(norms: Norms) -> dict[str, np.ndarray]:
+    """Group -> [L] its mean norm by layer; groups that stand in no layer are left to the other figures."""
+    means = {group: mean_of(norms.layer_map(group=group)) for group in norms.groups}
+    return {group: values for group, values in means.items() if not np.isnan(values).all()}
+
+
+def _draw_layers(layers: Sequence[int], means: Mapping[str, np.ndarray], scale: str, narrow: bool) -> Drawing:
+    drawing, (ax,) = panels(narrow, ["mean norm"], head=head_of(len(means), narrow))
+    width = 0.8 / len(means)
+    bars = {}
+    for place, (group, values) in enumerate(means.items()):
+        at = np.arange(len(layers)) + (place - (len(means) - 1) / 2) * width
+        bars[group] = ax.bar(at, np.nan_to_num(values), width * 0.94, color=colour_of(group))
+    if scale == "log":
+        use_logarithm(ax)
+    _finish_layers(ax, layers)
+    key(drawing, bars, narrow)
+    return drawing
+
+
+def _draw_stacked(layers: Sequence[int], means: Mapping[str, np.ndarray], narrow: bool) -> Drawing:
+    drawing, (ax,) = panels(narrow, ["square of the mean norm"], head=head_of(len(means), narrow))
+    base = np.zeros(len(layers))
+    bars = {}
+    for group, values in means.items():
+        square = np.nan_to_num(values) ** 2
+        bars[group] = ax.bar(range(len(layers)), square, 0.7, bottom=base, color=colour_of(group))
+        base = base + square
+    _finish_layers(ax, layers)
+    key(drawing, bars, narrow)
+    return drawing
+
+
+def _finish_layers(ax: Axes, layers: Sequence[int]) -> None:
+    ticks = range(0, len(layers), max(1, len(layers) // 16))
+    ax.set_xticks(ticks, [str(layers[tick]) for tick in ticks])
+    ax.set_xlabel("layer")
+    ax.grid(axis="x", visible=False)
+
+
+@FIGURES.register("gradient_evolution", Standing("moved", 4))
+def gradient_evolution(numbers: RunNumbers) -> Figure | None:
+    """Norms by layer at seven steps of the run."""
+    return evolution_figure(measured(numbers))
+
+
+def evolution_figure(norms: Measured) -> Figure | None:
+    """Profiles over the layers at seven steps, evenly spaced from the first measured to the last; None without layers."""
+    profiles = {name: _profiles(found) for name, found in norms.items() if len(found.layers) > 1}
+    if not profiles:
+        return None
+    rows = [
+        (name, step, layer, group, _cell(value))
+        for name, (steps, found) in profiles.items()
+        for group, values in found.items()
+        for step, line in zip(steps, values.T, strict=True)
+        for layer, value in zip(norms[name].layers, line, strict=True)
+    ]
+    return Figure(
+        "How it changed: layers at seven steps",
+        f"From dark (early) to light (late). A line is missing where the group was frozen. {EFFECTIVE} {RAW}",
+        ("measure", "step", "layer", "group", "norm"),
+        rows,
+        {name: partial(_draw_evolution, norms[name].layers, *found) for name, found in profiles.items()},
+    )
+
+
+def _profiles(norms: Norms) -> tuple[list[int], dict[str, np.ndarray]]:
+    """(steps, group -> [L, steps])."""
+    chosen = np.unique(np.linspace(0, len(norms.steps) - 1, EVOLUTION_STEPS).round().astype(int))
+    maps = {group: norms.layer_map(group=group)[:, chosen] for group in norms.groups}
+    return [int(step) for step in norms.steps[chosen]], {
+        group: values for group, values in maps.items() if not np.isnan(values).all()
+    }
+
+
+def _draw_evolution(
+    layers: Sequence[int], steps: Sequence[int], profiles: Mapping[str, np.ndarray], narrow: bool
+) -> Drawing:
+    from matplotlib import colormaps
+
+    drawing, axes = panels(narrow, list(profiles), head=head_of(len(steps), narrow) + (0 if narrow else 18))
+    lines: dict[str, Any] = {}
+    markers = "osD^v<>"
+    for ax, values in zip(axes, profiles.values(), strict=True):
+        for place, (step, line) in enumerate(zip(steps, values.T, strict=True)):
+            colour = colormaps[MAP](0.9 * place / max(1, len(steps) - 1))
+            (lines[f"step {step}"],) = ax.plot(layers, line, color=colour, marker=markers[place], markersize=4.5)
+        use_logarithm(ax)
+        ax.set_xticks(layers[:: max(1, len(layers) // 10)])
+        ax.set_xlabel("layer")
+    key(drawing, lines, narrow)
+    return drawing
+
+
+def _cell(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
