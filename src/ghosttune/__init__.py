@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ghosttune.inference.pipeline import Pipeline
     from ghosttune.workflows.evaluate import evaluate
     from ghosttune.workflows.quickstart import quickstart
+    from ghosttune.workflows.report import report
     from ghosttune.workflows.runs import Run, open_run
     from ghosttune.workflows.train import train
 
@@ -23,12 +24,13 @@ _HOMES = {
     "train": "ghosttune.workflows.train",
     "evaluate": "ghosttune.workflows.evaluate",
     "quickstart": "ghosttune.workflows.quickstart",
+    "report": "ghosttune.workflows.report",
     "open_run": "ghosttune.workflows.runs",
     "Run": "ghosttune.workflows.runs",
     "Pipeline": "ghosttune.inference.pipeline",
 }
 
-__all__ = ["Pipeline", "Run", "__version__", "evaluate", "load_config", "open_run", "quickstart", "train"]
+__all__ = ["Pipeline", "Run", "__version__", "evaluate", "load_config", "open_run", "quickstart", "report", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import yaml
-
-from ghosttune.reports.html import Markup, facts, joined, shown, table, tag
+from ghosttune.config.notation import parse_value
+from ghosttune.reports.markup import Markup, facts, joined, shown, table, tag
 from ghosttune.reports.reading import RunNumbers
 from ghosttune.reports.verdict import duration
 
@@ -39,7 +38,7 @@ def configuration(numbers: RunNumbers) -> Markup:
     """Every setting with its origin; those somebody chose first, the others folded away."""
     origins = numbers.record.get("origins", {})
     path = numbers.run.config
-    settings = dict(_leaves(yaml.safe_load(path.read_text(encoding="utf-8")))) if path.is_file() else {}
+    settings = dict(_leaves(parse_value(path.read_text(encoding="utf-8")))) if path.is_file() else {}
     rows = [(name, _written(value), origins.get(name, "")) for name, value in settings.items()]
     chosen = [row for row in rows if row[2] not in UNCHOSEN]
     others = [row for row in rows if row[2] in UNCHOSEN]
@@ -59,7 +58,9 @@ def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any
 
 def _written(value: Any) -> str:
     """A value of a setting as YAML has it."""
-    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
+    return (
+        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
+    )
 
 
 def origin(numbers: RunNumbers) -> Markup:

@@ -64,9 +64,10 @@ def ledger_account(numbers: RunNumbers) -> Figure | None:
     measured = ("measured drop", drop, LIGHT["ink"])
     return Figure(
         "The account of the guide loss",
-        "Nats per target by which the loss of the guide rows fell; to the left of zero, rose. Each bar is computed on its "
-        "own, the residual is what they do not explain, and the measured drop comes from forward passes that the ledger "
-        "does not share. Where the residual is as large as the terms, trust the ranking and the groups, not the terms.",
+        "Nats per target by which the loss of the guide rows fell; to the left of zero, rose. Each bar is computed "
+        "on its own, the residual is what they do not explain, and the measured drop comes from forward passes that "
+        "the ledger does not share. Where the residual is as large as the terms, trust the ranking and the groups, "
+        "not the terms.",
         ("account", "term", "guide_loss_drop"),
         [(view, name, value) for view, bars in views.items() for name, value, _ in [*bars, measured]],
         {view: partial(_draw_bars, [*bars, measured], "nats per target") for view, bars in views.items()},
@@ -91,14 +92,16 @@ def ledger_modules(numbers: RunNumbers) -> Figure | None:
     bars = [(_named(role_of(module, layer), layer), fell, colour_of(group)) for (layer, group, module), fell in ranked]
     shown = bars if len(bars) <= MOST_BARS else [*bars[: MOST_BARS // 2], *bars[-MOST_BARS // 2 :]]
     views = {"ranked": partial(_draw_bars, shown, "nats per target")}
-    inside = {Place(layer, g, role_of(name, layer)): fell for (layer, g, name), fell in drops.items() if layer is not None}
+    inside = {
+        Place(layer, g, role_of(name, layer)): fell for (layer, g, name), fell in drops.items() if layer is not None
+    }
     if inside:
         views = {"map": partial(_draw_map, inside)} | views
     cut = "" if shown is bars else f" Ranked: the first and the last {MOST_BARS // 2} of {len(bars)}; the CSV has all."
     return Figure(
         "Which modules lowered the guide loss",
-        "What each module's own updates did to the guide loss, momentum, decay and clipping included: together with the "
-        f"others, not what it would have done alone. Above zero lowered it.{cut}",
+        "What each module's own updates did to the guide loss, momentum, decay and clipping included: together with "
+        f"the others, not what it would have done alone. Above zero lowered it.{cut}",
         ("module", "layer", "group", "guide_loss_drop"),
         [(module, layer, group, fell) for (layer, group, module), fell in ranked],
         views,
@@ -124,7 +127,11 @@ def _draw_bars(bars: Bars, unit: str, narrow: bool) -> Drawing:
     for place, value in enumerate(values):
         where = {"va": "center", "ha": "left" if value >= 0 else "right", "fontsize": 10, "color": LIGHT["ink"]}
         ax.annotate(
-            f"{value:+.4f}" if abs(value) >= 0.001 else f"{value:+.1e}" if value else "0", (value, place), xytext=(4 if value >= 0 else -4, 0), textcoords="offset points", **where
+            f"{value:+.4f}" if abs(value) >= 0.001 else f"{value:+.1e}" if value else "0",
+            (value, place),
+            xytext=(4 if value >= 0 else -4, 0),
+            textcoords="offset points",
+            **where,
         )
     return drawing
 
@@ -140,7 +147,7 @@ def _draw_map(drops: Mapping[Place, float], narrow: bool) -> Drawing:
         values[layers.index(place.layer or 0), roles.index(place.role)] = fell
     height = float(np.clip(26 * len(layers), 80, 640))
     foot = 30 + 5.2 * max(len(label(role, 24)) for role in roles)
-    drawing, (ax,) = panels(narrow, ["nats per target"], height=height, left=44, foot=foot, head=46, columns=1)
+    drawing, (ax,) = panels(narrow, ["nats per target"], height=height, left=64, foot=foot, head=46, columns=1)
     most = float(np.nanmax(np.abs(values))) or 1.0
     scale = TwoSlopeNorm(0, -most, most)
     mesh = ax.pcolormesh(np.ma.masked_invalid(values), norm=scale, cmap=colormaps[LOSS_MAP], rasterized=True)
@@ -155,7 +162,7 @@ def _draw_map(drops: Mapping[Place, float], narrow: bool) -> Drawing:
             colour = "#ffffff" if abs(value) > 0.62 * most else "#20242b"
             ax.text(column + 0.5, row + 0.5, _short(value), ha="center", va="center", fontsize=9.5, color=colour)
     width, total = drawing.get_figwidth() * 72, drawing.get_figheight() * 72
-    bar = drawing.add_axes((44 / width, 1 - 16 / total, min(320, width - 90) / width, 9 / total))
+    bar = drawing.add_axes((64 / width, 1 - 16 / total, min(320, width - 90) / width, 9 / total))
     drawing.colorbar(mesh, cax=bar, orientation="horizontal")
     return drawing
 
@@ -183,10 +190,10 @@ def early_sensitivity(numbers: RunNumbers) -> Figure | None:
     agreement = spearman(np.array(found), np.array(drop))
     return Figure(
         "Did the first updates tell?",
-        f"Each dot is a module: its mean effective norm in updates 1 to {EARLY_STEPS}, and what it did to the guide loss "
-        f"over the whole run. Rank correlation {agreement.value:+.2f} (95 % interval {agreement.low:+.2f} to "
-        f"{agreement.high:+.2f}, {agreement.n} modules). It says whether a short probe would have ranked the modules of "
-        "this run alike, not that training the first ones alone would do as well.",
+        f"Each dot is a module: its mean effective norm in updates 1 to {EARLY_STEPS}, and what it did to the guide "
+        f"loss over the whole run. Rank correlation {agreement.value:+.2f} (95 % interval {agreement.low:+.2f} to "
+        f"{agreement.high:+.2f}, {agreement.n} modules). It says whether a short probe would have ranked the modules "
+        "of this run alike, not that training the first ones alone would do as well.",
         ("layer", "group", "role", "early_effective_norm", "guide_loss_drop"),
         [(place.layer, place.group, place.role, norm, value) for place, norm, value in points],
         {"linear": partial(_draw_points, points)},

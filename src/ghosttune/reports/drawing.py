@@ -30,8 +30,18 @@ PALETTE = {
     "green": ("#00855f", "#33cfa0"),
     "purple": ("#a9508a", "#e295c8"),
     "gold": ("#8f6a00", "#f0c33c"),
+    "early0": ("#440154", "#355f8d"),
+    "early1": ("#46307e", "#287d8e"),
+    "early2": ("#375a8c", "#1f9a8a"),
+    "early3": ("#287d8e", "#32b67a"),
+    "early4": ("#1f9f88", "#6ece58"),
+    "early5": ("#44bf70", "#bddf26"),
+    "early6": ("#95d840", "#fde725"),
 }
-"""Name -> (light, dark), after Okabe and Ito (2008): told apart with every common colour blindness, and in grey."""
+"""Name -> (light, dark), after Okabe and Ito (2008): told apart with every common colour blindness, and in grey.
+
+early0 to early6 are steps of viridis that stand out on their paper.
+"""
 
 LIGHT = {name: light for name, (light, _) in PALETTE.items()}
 
@@ -165,14 +175,14 @@ def panels(
 
 def key(drawing: Drawing, entries: Mapping[str, Any], narrow: bool) -> None:
     """One legend for all panels, in the head of the drawing."""
-    columns = min(len(entries), 2 if narrow else 6)
+    columns = min(len(entries), 2 if narrow else 7)
     place = {"loc": "upper left", "bbox_to_anchor": (0.01, 1.0), "borderaxespad": 0.3, "columnspacing": 1.4}
     drawing.legend(list(entries.values()), list(entries), ncols=columns, handlelength=1.8, **place)
 
 
 def head_of(entries: int, narrow: bool) -> float:
     """Points that `key` needs for so many entries."""
-    return 12 + 18 * -(-entries // (2 if narrow else 6))
+    return 12 + 18 * -(-entries // (2 if narrow else 7))
 
 
 def shade_phases(axes: Sequence[Axes], spans: Sequence[Span], names: bool = True) -> None:
@@ -207,8 +217,9 @@ def use_logarithm(ax: Axes) -> None:
     """A logarithmic value axis with plain numbers, where there is anything above zero to show."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    known = [line.get_ydata() for line in ax.lines] + [[bar.get_height() for bar in ax.patches]]  # type: ignore[attr-defined]
-    heights = [value for values in known for value in values if value > 0]
+    lines: Any = [line.get_ydata() for line in ax.lines]
+    bars: Any = [bar.get_height() for bar in ax.patches]  # type: ignore[attr-defined]
+    heights = [value for values in [*lines, bars] for value in values if value > 0]
     if not heights:
         return
     ax.set_yscale("log", nonpositive="mask")

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ghosttune.reports.html import Markup, joined, said, shown, tag
+from ghosttune.reports.markup import Markup, joined, said, shown, tag
 from ghosttune.reports.reading import RunNumbers
 from ghosttune.reports.values import OWN_COLUMNS, scored
 from ghosttune.run.tables import read_table
@@ -67,7 +67,7 @@ def _parts(numbers: RunNumbers, ids: Sequence[str]) -> dict[str, list[str]]:
     import pyarrow.compute as pc
 
     table = read_table(numbers.run, "ledger", ["step", "example_id", "group", "value"])
-    chosen = table.filter(pc.is_in(table["example_id"], pa.array(ids)))
+    chosen = table.filter(pc.is_in(table["example_id"], pa.array(ids)))  # type: ignore[attr-defined]
     by_group: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     by_phase: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for row in chosen.to_pylist():
@@ -77,11 +77,12 @@ def _parts(numbers: RunNumbers, ids: Sequence[str]) -> dict[str, list[str]]:
         for place, span in enumerate(numbers.spans, 1):
             if span.start < row["step"] <= span.end:
                 by_phase[row["example_id"]][f"phase {place} ({span.name})"] += row["value"]
-    return {name: [*_sums(by_group[name]), *(_sums(by_phase[name]) if len(numbers.spans) > 1 else [])] for name in ids}
+    kinds = {"by group": by_group} | ({"by phase": by_phase} if len(numbers.spans) > 1 else {})
+    return {name: [f"{kind}: {_sums(sums[name])}" for kind, sums in kinds.items()] for name in ids}
 
 
-def _sums(parts: Mapping[str, float]) -> list[str]:
-    return [f"{name} {value:+.3g}" for name, value in parts.items()]
+def _sums(parts: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:+.3g}" for name, value in parts.items())
 
 
 def answers(numbers: RunNumbers, split: str) -> Markup:
@@ -97,12 +98,17 @@ def answers(numbers: RunNumbers, split: str) -> Markup:
 def _answer_card(row: Mapping[str, Any]) -> Markup:
     texts = {name: _text(row[name]) for name in [*FIRST_FIELDS, *row] if name in row and _text(row[name]) is not None}
     texts.pop("example_id", None)
-    others = [f"{name}: {shown(value)}" for name, value in _flat(row).items() if name not in texts and name != "example_id"]
+    others = [
+        f"{name}: {shown(value)}" for name, value in _flat(row).items() if name not in texts and name != "example_id"
+    ]
     return tag(
         "div",
         tag("h5", row.get("example_id", "")),
         tag("p", " · ".join(others), class_="meta"),
-        tag("dl", *(joined([tag("dt", name.replace("_", " ")), tag("dd", said(text or ""))]) for name, text in texts.items())),
+        tag(
+            "dl",
+            *(joined([tag("dt", name.replace("_", " ")), tag("dd", said(text or ""))]) for name, text in texts.items()),
+        ),
         class_="card",
     )
 

@@ -22,6 +22,17 @@ SECTIONS = {
 }
 """Sections of the page that hold figures, in order, with their headings."""
 
+INTRODUCTIONS = {
+    "moved": "Effective norms are those of the gradients of the adapted weights: how much the loss asks a module to "
+    "move. They compare across modules and adapters. Raw norms are those of the adapter's own gradients and change "
+    "with r and lora_alpha. Neither says that moving a module helps: that is the next section.",
+    "helped": "The guide rows are trained on by nobody and choose nothing. What each update did to their loss is "
+    "divided among the modules that moved.",
+    "rows": "By what each row's gradient did to the loss of the guide rows. A low standing is a question to ask of a "
+    "row, not a proof against it: a hard but right row can stand low too.",
+}
+"""What the reader of a section has to know for all of its figures."""
+
 
 @dataclass(frozen=True)
 class Standing:

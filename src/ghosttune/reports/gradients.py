@@ -13,6 +13,7 @@ from ghosttune.reports.drawing import (
     LIGHT,
     MAP,
     Span,
+    View,
     colour_of,
     head_of,
     key,
@@ -34,11 +35,15 @@ SMOOTHING = 5
 
 EVOLUTION_STEPS = 7
 
+OUTSIDE = ", no layer"
+"""Behind the group of modules that stand in none."""
+
+Box = tuple[float, float, int]
+"""(first step, last step, row of the map)."""
+
 Measured = Mapping[str, Norms]
 """`effective` and `raw` -> the norms, those that were measured."""
 
-RAW = "Raw norms are those of the adapter's own gradients and change with r and lora_alpha."
-EFFECTIVE = "Effective norms are those of the gradients of the adapted weights, which compare across modules and adapters."
 BINNED = f" More than {MOST_STEPS} measured steps are averaged in as many bins."
 
 
@@ -53,19 +58,28 @@ def gradient_norms(numbers: RunNumbers) -> Figure | None:
     norms = numbers.norms
     if norms is None:
         return None
-    lines = {group: norms.together(group=group) for group in norms.groups} | {"total": norms.together()}
-    return group_figure(norms.steps, lines, numbers.spans)
+    return group_figure(norms.steps, lines_of(norms), numbers.spans)
+
+
+def lines_of(norms: Norms) -> dict[str, np.ndarray]:
+    """Group -> [S] its norm, and `total`, which a CSV may hold already."""
+    lines = {group: norms.together(group=group) for group in norms.groups}
+    return lines if "total" in lines else lines | {"total": norms.together()}
 
 
 def group_figure(
     steps: np.ndarray, lines: Mapping[str, np.ndarray], spans: Sequence[Span], smoothing: int = SMOOTHING
 ) -> Figure:
     """Norms of groups over steps: [S] steps, group -> [S] norms with NaN where it is frozen."""
-    rows = [(int(step), group, _cell(value)) for group, found in lines.items() for step, value in zip(steps, found, strict=True)]
+    rows = [
+        (int(step), group, _cell(value))
+        for group, found in lines.items()
+        for step, value in zip(steps, found, strict=True)
+    ]
     return Figure(
         "Gradient norm of each group",
-        "Norm of the complete gradient before clipping, pale as measured, strong as the mean over "
-        f"{smoothing} measured steps. A gap is a group that is frozen. {RAW}",
+        "Raw norm of the complete gradient before clipping, pale as measured, strong as the mean over "
+        f"{smoothing} measured steps. A gap is a group that is frozen.",
         ("step", "group", "norm"),
         rows,
         {
@@ -122,10 +136,12 @@ def heatmap_figure(norms: Measured, spans: Sequence[Span]) -> Figure | None:
     thin = {name: found.thinned() for name, found in norms.items() if found.layers}
     if not thin:
         return None
-    views = {name: partial(_draw_maps, maps_of(found, "role"), found, spans) for name, found in thin.items()}
-    for name, found in thin.items():
-        if found.roles != found.groups:
-            views[f"{name} by group"] = partial(_draw_maps, maps_of(found, "group"), found, spans)
+    views: dict[str, View] = {}
+    for kind, suffix in (("role", ""), ("group", " by group")):
+        frozen = frozen_in(norms["raw"], kind) if "raw" in norms else {}
+        for name, found in thin.items():
+            if kind == "role" or found.roles != found.groups:
+                views[name + suffix] = partial(_draw_maps, maps_of(found, kind), found, spans, frozen)
     rows = [
         (name, int(step), layer, group, role, _cell(value))
         for name, found in thin.items()
@@ -135,8 +151,8 @@ def heatmap_figure(norms: Measured, spans: Sequence[Span]) -> Figure | None:
     ]
     return Figure(
         "Where in the model: layer by step",
-        f"{EFFECTIVE} {RAW} Hatched: frozen. One logarithmic colour scale for all maps of a view."
-        + (BINNED if any(len(found.steps) > MOST_STEPS for found in norms.values()) else ""),
+        "Hatched: frozen (the effective norm is measured all the same). One logarithmic colour scale for all maps of "
+        "a view." + (BINNED if any(len(found.steps) > MOST_STEPS for found in norms.values()) else ""),
         ("measure", "step", "layer", "group", "role", "norm"),
         rows,
         views,
@@ -145,15 +161,39 @@ def heatmap_figure(norms: Measured, spans: Sequence[Span]) -> Figure | None:
 
 def maps_of(norms: Norms, kind: str) -> dict[str, np.ndarray]:
     """Role or group -> [L, S]; what stands in no layer is a map of its own, by group."""
-    names = norms.roles if kind == "role" else [g for g in norms.groups if any(p.group == g and p.layer is not None for p in norms.places)]
+    names = (
+        norms.roles
+        if kind == "role"
+        else [g for g in norms.groups if any(p.group == g and p.layer is not None for p in norms.places)]
+    )
     maps = {name: norms.layer_map(**{kind: name}) for name in names}
     outside = {place.group for place in norms.places if place.layer is None}
-    return maps | {f"{group}, no layer": norms.together(group=group, layer=None)[None] for group in sorted(outside)}
+    return maps | {group + OUTSIDE: norms.together(group=group, layer=None)[None] for group in sorted(outside)}
 
 
-def _draw_maps(maps: Mapping[str, np.ndarray], norms: Norms, spans: Sequence[Span], narrow: bool) -> Drawing:
+def frozen_in(norms: Norms, kind: str) -> dict[str, list[Box]]:
+    """Role or group -> the stretches in which a layer of it is frozen; what is measured at other steps has none."""
+    boxes: dict[str, list[Box]] = {}
+    edges = np.concatenate([[norms.steps[0] - 1], norms.steps])
+    for name, values in maps_of(norms, kind).items():
+        for row, line in enumerate(np.isnan(values)):
+            changes = np.flatnonzero(np.diff(np.concatenate([[False], line, [False]]).astype(int)))
+            found = [(float(edges[a]), float(edges[b]), row) for a, b in zip(changes[::2], changes[1::2], strict=True)]
+            boxes.setdefault(name, []).extend(found)
+    return boxes
+
+
+def _draw_maps(
+    maps: Mapping[str, np.ndarray],
+    norms: Norms,
+    spans: Sequence[Span],
+    frozen: Mapping[str, Sequence[Box]],
+    narrow: bool,
+) -> Drawing:
     from matplotlib import colormaps
+    from matplotlib.collections import PatchCollection
     from matplotlib.colors import LogNorm
+    from matplotlib.patches import Rectangle
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     layers = norms.layers
@@ -162,16 +202,19 @@ def _draw_maps(maps: Mapping[str, np.ndarray], norms: Norms, spans: Sequence[Spa
     positive = np.concatenate([values[values > 0] for values in maps.values()])
     scale = LogNorm(positive.min(), positive.max()) if len(positive) else LogNorm(0.1, 1)
     steps = np.concatenate([[norms.steps[0] - 1], norms.steps])
-    for ax, values in zip(axes, maps.values(), strict=True):
-        rows = layers if len(values) == len(layers) else [0]
-        shown = np.ma.masked_invalid(np.where(values == 0, scale.vmin, values))
-        ax.patch.set(facecolor=LIGHT["paper"], hatch="////", visible=True)
+    for ax, (name, values) in zip(axes, maps.items(), strict=True):
+        rows = [""] if name.endswith(OUTSIDE) else [str(layer) for layer in layers]
+        shown = np.ma.masked_invalid(np.where(values == 0, positive.min(initial=1), values))
         edges = np.arange(len(rows) + 1) - 0.5
         mesh = ax.pcolormesh(steps, edges, shown, norm=scale, cmap=colormaps[MAP], rasterized=True)
+        boxes = [Rectangle((begin, row - 0.5), end - begin, 1) for begin, end, row in frozen.get(name, ())]
+        style = {"facecolor": "none", "edgecolor": LIGHT["frozen"], "linewidth": 0, "hatch": "////"}
+        ax.add_collection(PatchCollection(boxes, rasterized=True, **style))
         ax.grid(False)
         ticks = range(0, len(rows), max(1, len(rows) // 8))
-        ax.set_yticks(ticks, [str(rows[tick]) if len(values) == len(layers) else "" for tick in ticks])
+        ax.set_yticks(ticks, [rows[tick] for tick in ticks])
         ax.set_ylabel("layer")
+        ax.set_xlim(steps[0], steps[-1])
         for span in spans[1:]:
             ax.axvline(span.start, color=LIGHT["paper"], linewidth=1.6)
     for ax in axes[-1 if narrow else -2 :]:
@@ -208,8 +251,8 @@ def layers_figure(norms: Measured) -> Figure | None:
     ]
     return Figure(
         "Which layers: mean over the run",
-        "Mean over the measured steps at which the layer's group trained. Norms do not add up, their squares do: stacked "
-        f"bars show each group's part in the square. {EFFECTIVE} {RAW}",
+        "Mean over the measured steps; of raw norms, over those at which the layer's group trained. Norms do not add "
+        "up, their squares do: stacked bars show each group's part in the square.",
         ("measure", "layer", "group", "mean_norm"),
         rows,
         views,
@@ -263,7 +306,7 @@ def gradient_evolution(numbers: RunNumbers) -> Figure | None:
 
 
 def evolution_figure(norms: Measured) -> Figure | None:
-    """Profiles over the layers at seven steps, evenly spaced from the first measured to the last; None without layers."""
+    """Profiles over the layers at seven steps, from the first measured to the last; None without layers."""
     profiles = {name: _profiles(found) for name, found in norms.items() if len(found.layers) > 1}
     if not profiles:
         return None
@@ -276,7 +319,8 @@ def evolution_figure(norms: Measured) -> Figure | None:
     ]
     return Figure(
         "How it changed: layers at seven steps",
-        f"From dark (early) to light (late). A line is missing where the group was frozen. {EFFECTIVE} {RAW}",
+        "From early to late as the colours go from violet to yellow. Raw norms have no line where the group was "
+        "frozen.",
         ("measure", "step", "layer", "group", "norm"),
         rows,
         {name: partial(_draw_evolution, norms[name].layers, *found) for name, found in profiles.items()},
@@ -295,15 +339,15 @@ def _profiles(norms: Norms) -> tuple[list[int], dict[str, np.ndarray]]:
 def _draw_evolution(
     layers: Sequence[int], steps: Sequence[int], profiles: Mapping[str, np.ndarray], narrow: bool
 ) -> Drawing:
-    from matplotlib import colormaps
-
     drawing, axes = panels(narrow, list(profiles), head=head_of(len(steps), narrow) + (0 if narrow else 18))
     lines: dict[str, Any] = {}
     markers = "osD^v<>"
     for ax, values in zip(axes, profiles.values(), strict=True):
         for place, (step, line) in enumerate(zip(steps, values.T, strict=True)):
-            colour = colormaps[MAP](0.9 * place / max(1, len(steps) - 1))
-            (lines[f"step {step}"],) = ax.plot(layers, line, color=colour, marker=markers[place], markersize=4.5)
+            colour = round(place * (EVOLUTION_STEPS - 1) / max(1, len(steps) - 1))
+            (lines[f"step {step}"],) = ax.plot(
+                layers, line, color=LIGHT[f"early{colour}"], marker=markers[place], markersize=4.5
+            )
         use_logarithm(ax)
         ax.set_xticks(layers[:: max(1, len(layers) // 10)])
         ax.set_xlabel("layer")

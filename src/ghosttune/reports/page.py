@@ -11,11 +11,11 @@ from ghosttune.reports.configuration import configuration, cost, origin
 from ghosttune.reports.drawing import PALETTE, as_svg
 from ghosttune.reports.evaluation import splits_of
 from ghosttune.reports.examples import Texts, answers, extreme_rows
-from ghosttune.reports.figures import SECTIONS, Figure, picture_name, write_figure
-from ghosttune.reports.html import Markup, joined, table, tag
+from ghosttune.reports.figures import INTRODUCTIONS, SECTIONS, Figure, picture_name, write_figure
+from ghosttune.reports.markup import Markup, joined, table, tag
 from ghosttune.reports.reading import RunNumbers
 from ghosttune.reports.verdict import interval, verdict
-from ghosttune.run.directory import RunDir, write_json, write_text
+from ghosttune.run.directory import RunDir, write_folder, write_json, write_text
 
 STYLE = Path(__file__).with_name("style.css")
 
@@ -23,17 +23,19 @@ STYLE = Path(__file__).with_name("style.css")
 def write_report(run: RunDir, texts: Texts, why_no_texts: str) -> Path:
     """Writes report/ of a run and returns the path of its page.
 
-    `texts` are those of training rows, `why_no_texts` the reason where there are none. Figures of data that the run does
-    not have are left out, and so are their files of an earlier report.
+    `texts` are those of training rows, `why_no_texts` the reason where there are none. Figures of data that the run
+    does not have are left out. An earlier report is replaced as a whole.
     """
     numbers = RunNumbers(run)
     figures = figures_of(numbers)
-    for old in [*run.report.glob("*.png"), *run.report.glob("*.csv")] if run.report.is_dir() else []:
-        old.unlink()
-    for name, figure in figures.items():
-        write_figure(run.report, name, figure)
-    write_json(run.report / "summary.json", numbers.summary)
-    write_text(run.report / "index.html", page(numbers, figures, texts, why_no_texts))
+
+    def fill(folder: Path) -> None:
+        for name, figure in figures.items():
+            write_figure(folder, name, figure)
+        write_json(folder / "summary.json", numbers.summary)
+        write_text(folder / "index.html", page(numbers, figures, texts, why_no_texts))
+
+    write_folder(run.report, fill)
     return run.report / "index.html"
 
 
@@ -60,13 +62,23 @@ def page(numbers: RunNumbers, figures: Mapping[str, Figure], texts: Texts, why_n
     there = {section: content for section, content in contents.items() if content}
     links = [tag("li", tag("a", titles[section].split(",")[0].split(":")[0], href=f"#{section}")) for section in there]
     body = [
-        tag("header", tag("h1", numbers.run.path.resolve().name), tag("p", _subtitle(numbers), class_="soft"), verdict(numbers)),
+        tag(
+            "header",
+            tag("h1", numbers.run.path.resolve().name),
+            tag("p", _subtitle(numbers), class_="soft"),
+            verdict(numbers),
+        ),
         tag("nav", tag("ul", *links)),
         tag(
             "main",
-            *(tag("section", tag("h2", titles[section]), content, id=section) for section, content in there.items()),
+            *(
+                tag("section", tag("h2", titles[section]), _introduction(section), content, id=section)
+                for section, content in there.items()
+            ),
         ),
-        tag("footer", f"ghosttune {numbers.record['ghosttune']}. Every figure's numbers stand beside this page as CSV."),
+        tag(
+            "footer", f"ghosttune {numbers.record['ghosttune']}. Every figure's numbers stand beside this page as CSV."
+        ),
     ]
     return "<!doctype html>\n" + tag(
         "html",
@@ -113,17 +125,24 @@ def _figure(name: str, figure: Figure) -> Markup:
             switches.append(tag("label", view, for_=identity))
         widths = {"wide": as_svg(draw, False, f"{identity}-wide"), "narrow": as_svg(draw, True, f"{identity}-narrow")}
         alone = f'role="img" aria-label="{tag("b", f"{figure.title}: {view}")[3:-4]}"'
-        drawn = [tag("div", Markup(svg.replace("<svg ", f"<svg {alone} ", 1)), class_=width) for width, svg in widths.items()]
+        drawn = [
+            tag("div", Markup(svg.replace("<svg ", f"<svg {alone} ", 1)), class_=width) for width, svg in widths.items()
+        ]
         drawings.append(tag("div", *drawn, class_="view"))
-    files = [f"{name}.csv", *(picture_name(name, figure, view) for view in figure.views)]
+    pictures = (tag("a", view, href=picture_name(name, figure, view)) for view in figure.views)
+    files = joined([tag("a", "numbers (CSV)", href=f"{name}.csv"), " · pictures (PNG): ", joined(pictures, ", ")])
     return tag(
         "figure",
         tag("h3", figure.title),
         tag("figcaption", figure.caption),
         tag("div", *switches, *drawings, class_="views"),
-        tag("div", joined((tag("a", file, href=file) for file in files), " · "), class_="files"),
+        tag("div", files, class_="files"),
         id=f"figure-{name}",
     )
+
+
+def _introduction(section: str) -> Markup:
+    return tag("p", INTRODUCTIONS[section]) if section in INTRODUCTIONS else Markup("")
 
 
 def _phases(numbers: RunNumbers) -> Markup:
@@ -131,7 +150,8 @@ def _phases(numbers: RunNumbers) -> Markup:
     if not rows:
         return Markup("")
     columns = ["phase", "start", "end", "trains", "trainable_parameters", "tokens", "lr_mass", "guide_loss_drop"]
-    return joined([tag("h3", "Phases"), table(columns, ([number(row[column]) for column in columns] for row in rows))])
+    heads = [column.replace("_", " ") for column in columns]
+    return joined([tag("h3", "Phases"), table(heads, ([number(row[column]) for column in columns] for row in rows))])
 
 
 def number(cell: str) -> Any:

@@ -140,20 +140,21 @@ class RunNumbers:
     def _norms(self, table: str, column: str) -> Norms | None:
         if not self.has(table):
             return None
-        import pyarrow.compute as pc
-
         rows = read_table(self.run, table, ["step", "layer", "group", "module", column])
-        squares = rows.append_column("square", pc.multiply(rows[column], rows[column]))
-        keys = ["step", "layer", "group", "module"]
-        sums = squares.group_by(keys, use_threads=False).aggregate([("square", "sum")])
-        modules = list(dict.fromkeys(zip(*(sums[key].to_pylist() for key in keys[1:]), strict=True)))
-        modules.sort(key=lambda module: (module[0] is None, module[0] or 0))
-        steps, column_of = np.unique(sums["step"].to_numpy(), return_inverse=True)
-        row_of = {name: row for row, (_, _, name) in enumerate(modules)}
-        values = np.full((len(modules), len(steps)), np.nan)
-        found = sums["square_sum"].to_numpy(zero_copy_only=False)
-        values[[row_of[name] for name in sums["module"].to_pylist()], column_of] = np.sqrt(found)
-        return Norms(steps, [Place(layer, group, role_of(name, layer)) for layer, group, name in modules], values)
+        named = rows["module"].combine_chunks().dictionary_encode()
+        columns = (rows[name].to_pylist() for name in ("module", "layer", "group"))
+        standing = {module: (layer, group) for module, layer, group in zip(*columns, strict=True)}
+        steps, column_of = np.unique(rows["step"].to_numpy(), return_inverse=True)
+        found = rows[column].to_numpy()  # NaN where it is null
+        known = ~np.isnan(found)
+        at = (named.indices.to_numpy()[known], column_of[known])
+        squares, counts = np.zeros((2, len(named.dictionary), len(steps)))
+        np.add.at(squares, at, found[known] ** 2)
+        np.add.at(counts, at, 1)
+        values = np.where(counts > 0, np.sqrt(squares), np.nan)
+        names = named.dictionary.to_pylist()
+        places = [Place(*standing[name], role_of(name, standing[name][0])) for name in names]
+        return Norms(steps, places, values)
 
     def table(self, name: str, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """A table row by row; empty when the run has none."""
@@ -190,7 +191,11 @@ class RunNumbers:
 
     def predictions(self, split: str) -> list[dict[str, Any]]:
         path = self.run.predictions(split)
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line] if path.is_file() else []
+        return (
+            [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+            if path.is_file()
+            else []
+        )
 
 
 def role_of(module: str, layer: int | None) -> str:

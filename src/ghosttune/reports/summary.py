@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ghosttune.reports.contributions import module_drops
+from ghosttune.reports.gradients import lines_of
 from ghosttune.reports.reading import Norms, RunNumbers, mean_of
 
 Summary = dict[str, Any]
@@ -35,8 +36,8 @@ def summary_of(numbers: RunNumbers) -> Summary:
 
 
 def _statistics(norms: Norms) -> dict[str, Any]:
-    lines = {group: norms.together(group=group) for group in norms.groups} | {"total": norms.together()}
-    groups = {group: _of_line(norms.steps, line) for group, line in lines.items() if not np.isnan(line).all()}
+    lines = lines_of(norms).items()
+    groups = {group: _of_line(norms.steps, line) for group, line in lines if not np.isnan(line).all()}
     means = {group: found["mean"] for group, found in groups.items()}
     ratio = means["attention"] / means["mlp"] if means.get("mlp") and "attention" in means else None
     return {"groups": groups, "attention_mlp_ratio": ratio}

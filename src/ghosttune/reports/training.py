@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 Loss = tuple[int, str, float]
 """(step, `train` or the split, nats per target)."""
 
+WIDE_RANGE = 30
+"""Highest over lowest loss from which the logarithmic view comes first."""
+
 SPLIT_COLOURS = ("orange", "purple", "green")
 """Of the evaluated splits, in the order of their appearance."""
 
@@ -31,12 +34,14 @@ def training_loss(numbers: RunNumbers) -> Figure | None:
 
 def loss_figure(losses: Sequence[Loss], spans: Sequence[Span]) -> Figure:
     """Losses over steps, the best evaluation marked."""
-    positive = all(loss > 0 for _, _, loss in losses)
-    views = {"linear": False, "logarithmic": True} if positive else {"linear": False}
+    found = [loss for _, _, loss in losses]
+    views = {"linear": False, "logarithmic": True} if min(found) > 0 else {"linear": False}
+    if min(found) * WIDE_RANGE < max(found):
+        views = dict(reversed(views.items()))
     return Figure(
         "Loss over the run",
-        "Nats per target; lower is better. Train: the rows of the updates since the last point, with dropout where it is "
-        "on. Dev: held-out rows; step 0 is the untouched base, the ring the best, which became the adapter. "
+        "Nats per target; lower is better. Train: the rows of the updates since the last point, with dropout where "
+        "it is on. Dev: held-out rows; step 0 is the untouched base, the ring the best, which became the adapter. "
         "Bands are phases, named after what trains in them.",
         ("step", "split", "loss"),
         losses,
@@ -79,14 +84,18 @@ def learning_rate(numbers: RunNumbers) -> Figure | None:
         for event in numbers.events
         if event["event"] == "log" and event.get("learning_rate") is not None
     ]
-    return Figure(
-        "Learning rate",
-        "What a phase could do depends on it: the later phases of a falling curve are given less. "
-        "`lr_mass` in the table of phases is its sum over the phase.",
-        ("step", "learning_rate"),
-        rates,
-        {"linear": partial(_draw_rates, rates, numbers.spans)},
-    ) if rates else None
+    return (
+        Figure(
+            "Learning rate",
+            "What a phase could do depends on it: the later phases of a falling curve are given less. "
+            "Its sum over each phase is in the table of phases.",
+            ("step", "learning_rate"),
+            rates,
+            {"linear": partial(_draw_rates, rates, numbers.spans)},
+        )
+        if rates
+        else None
+    )
 
 
 def _draw_rates(rates: Sequence[tuple[int, float]], spans: Sequence[Span], narrow: bool) -> Drawing:

@@ -44,7 +44,13 @@ def columns_of(rows: Rows) -> dict[str, list[str]]:
 
 def kind_of(content: Any) -> str:
     """What a cell says, as text."""
-    return "(empty)" if content is None else {True: "yes", False: "no"}[content] if isinstance(content, bool) else str(content)
+    return (
+        "(empty)"
+        if content is None
+        else {True: "yes", False: "no"}[content]
+        if isinstance(content, bool)
+        else str(content)
+    )
 
 
 @FIGURES.register("value_distribution", Standing("rows", 1))
@@ -56,8 +62,9 @@ def value_distribution(numbers: RunNumbers) -> Figure | None:
     flags = next((name for name in (numbers.ledger or {}).get("columns", {})), None)
     return Figure(
         "From harmful to helpful",
-        "Left of zero raised the loss of the guide rows, right of it lowered it. Standing compares a row with those of the "
-        "same updates and is for ranking; value is what it did in nats per target, which says mostly when it came.",
+        "Left of zero raised the loss of the guide rows, right of it lowered it. Standing compares a row with those "
+        "of the same updates and is for ranking; value is what it did in nats per target, which says mostly when it "
+        "came.",
         ("example_id", "standing", "value", *([flags] if flags else [])),
         [(row["example_id"], row["standing"], row["value"], *([row[flags]] if flags else [])) for row in rows],
         {name: partial(_draw_histogram, rows, name, flags) for name in ("standing", "value")},
@@ -67,7 +74,10 @@ def value_distribution(numbers: RunNumbers) -> Figure | None:
 def _draw_histogram(rows: Rows, name: str, flags: str | None, narrow: bool) -> Drawing:
     kinds = {"rows": rows}
     if flags:
-        kinds = {f"{label(flags, 24)}: {text}": [row for row in rows if row[flags] is flag] for text, flag in (("no", False), ("yes", True))}
+        kinds = {
+            f"{label(flags, 24)}: {text}": [row for row in rows if row[flags] is flag]
+            for text, flag in (("no", False), ("yes", True))
+        }
     drawing, (ax,) = panels(narrow, [f"rows by {name}"], head=head_of(len(kinds), narrow))
     every = np.array([row[name] for row in rows])
     edges = np.histogram_bin_edges(every, bins=int(np.clip(np.sqrt(len(every)) * 2, 8, MOST_BINS)))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ghosttune.reports.evaluation import splits_of
-from ghosttune.reports.html import Markup, joined, shown, tag
+from ghosttune.reports.markup import Markup, joined, shown, tag
 from ghosttune.reports.reading import RunNumbers
 
 VERDICTS = {
@@ -57,7 +57,11 @@ def _tiles(numbers: RunNumbers) -> list[tuple[str, str, str]]:
         groups = numbers.summary["guide_loss_drop"]
         said = ", ".join(f"{group} {fell:+.3g}" for group, fell in sorted(groups.items(), key=lambda g: -g[1]))
         tiles.append(
-            ("guide loss, held out", _change(account["guide_loss_start"], account["guide_loss_end"]), f"lowered by {said}")
+            (
+                "guide loss, held out",
+                _change(account["guide_loss_start"], account["guide_loss_end"]),
+                f"lowered by {said}",
+            )
         )
         for name, found in account["columns"].items():
             note = f"AUROC {interval(found['auroc'])} by standing"
@@ -108,7 +112,9 @@ def reservations(numbers: RunNumbers) -> list[str]:
     if judged.get("note"):
         notes.append(f"{judged['note']}.")
     if judged.get("best_step") is not None:
-        notes.append(f"The dev rows also chose the checkpoint (step {judged['best_step']}), which flatters the adapter.")
+        notes.append(
+            f"The dev rows also chose the checkpoint (step {judged['best_step']}), which flatters the adapter."
+        )
     phases = record.get("phases") or {}
     if phases.get("best") != phases.get("last"):
         notes.append(
@@ -119,8 +125,8 @@ def reservations(numbers: RunNumbers) -> list[str]:
         drop = account["guide_loss_start"] - account["guide_loss_end"]
         if abs(account["residual"]) > 0.5 * abs(drop):
             notes.append(
-                f"The account by step leaves {account['residual']:+.3g} of {drop:+.3g} nats unexplained: trust the ranking "
-                "of the rows and the account by group, not its terms."
+                f"The account by step leaves {account['residual']:+.3g} of {drop:+.3g} nats unexplained: trust the "
+                "ranking of the rows and the account by group, not its terms."
             )
         if account["unscored_rows"]:
             notes.append(f"{account['unscored_rows']} visits of rows have no value: those of first updates.")

@@ -1,4 +1,4 @@
-"""Pieces of the page. Everything that comes from a file of the user is escaped here, and only markup made here is markup."""
+"""Pieces of the page. Whatever comes from a file is escaped here; only markup that was made here is markup."""
 
 from __future__ import annotations
 
