@@ -119,7 +119,7 @@ class RunNumbers:
         """The phases, from the events of their beginnings; the last ends where the run stands."""
         begun = [(event["step"], event["trains"]) for event in self.events if event["event"] == "phase"]
         last = max((event["step"] for event in self.events), default=0)
-        ends = [*(step for step, _ in begun[1:]), last]
+        ends = [*(step for step, _ in begun), last][1:]
         return [Span(start, end, trains) for (start, trains), end in zip(begun, ends, strict=True)]
 
     @cached_property

@@ -17,12 +17,11 @@ from ghosttune.run.directory import RunDir
 def report(path: str | Path) -> Path:
     """Writes `report/` of the run at `path` and returns the path of its page; RunError when there is no run."""
     run = RunDir(path).open()
-    texts, why_none = _texts(run)
-    return write_report(run, texts, why_none)
+    return write_report(run, *texts_of(run))
 
 
-def _texts(run: RunDir) -> tuple[Texts, str]:
-    """(texts of the rows at both ends, why there are none)."""
+def texts_of(run: RunDir) -> tuple[Texts, str]:
+    """(texts of the rows at both ends, why there are none): read again from their source, if it is still the same."""
     wanted = {row["example_id"] for rows in extremes(RunNumbers(run)).values() for row in rows}
     if not wanted:
         return {}, ""
