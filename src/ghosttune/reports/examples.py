@@ -96,19 +96,14 @@ def answers(numbers: RunNumbers, split: str) -> Markup:
 
 
 def _answer_card(row: Mapping[str, Any]) -> Markup:
-    texts = {name: _text(row[name]) for name in [*FIRST_FIELDS, *row] if name in row and _text(row[name]) is not None}
-    texts.pop("example_id", None)
-    others = [
-        f"{name}: {shown(value)}" for name, value in _flat(row).items() if name not in texts and name != "example_id"
-    ]
+    names = [name for name in dict.fromkeys([*FIRST_FIELDS, *row]) if name != "example_id"]
+    texts = {name.replace("_", " "): text for name in names if (text := _text(row.get(name))) is not None}
+    others = [f"{name}: {shown(value)}" for name, value in _flat(row).items() if _text(value) is None]
     return tag(
         "div",
-        tag("h5", row.get("example_id", "")),
+        tag("h5", row["example_id"]),
         tag("p", " · ".join(others), class_="meta"),
-        tag(
-            "dl",
-            *(joined([tag("dt", name.replace("_", " ")), tag("dd", said(text or ""))]) for name, text in texts.items()),
-        ),
+        tag("dl", *(joined([tag("dt", name), tag("dd", said(text))]) for name, text in texts.items())),
         class_="card",
     )
 
@@ -122,9 +117,10 @@ def _text(value: Any) -> str | None:
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers and flags, those of an object under its own name; what is empty is left out."""
+    """Numbers and flags, those of `scores` and `base_scores` by metric; what is empty is left out."""
     flat: dict[str, Any] = {}
     for name, value in row.items():
-        inner = value.items() if isinstance(value, dict) else [(None, value)]
-        flat |= {name if key is None else f"{name} {key}": entry for key, entry in inner if entry not in (None, [], "")}
+        above = name.removesuffix("scores").replace("_", " ")
+        inner = {f"{above}{key}": entry for key, entry in value.items()} if isinstance(value, dict) else {name: value}
+        flat |= {key.replace("base_", "base "): entry for key, entry in inner.items() if entry not in (None, [], "")}
     return flat

@@ -14,7 +14,7 @@ from ghosttune.reports.examples import Texts, answers, extreme_rows
 from ghosttune.reports.figures import INTRODUCTIONS, SECTIONS, Figure, picture_name, write_figure
 from ghosttune.reports.markup import Markup, joined, table, tag
 from ghosttune.reports.reading import RunNumbers
-from ghosttune.reports.verdict import interval, verdict
+from ghosttune.reports.verdict import interval, is_share, verdict
 from ghosttune.run.directory import RunDir, write_folder, write_json, write_text
 
 STYLE = Path(__file__).with_name("style.css")
@@ -199,7 +199,10 @@ def _scores(numbers: RunNumbers) -> Markup:
         rows = [
             [
                 metric,
-                *(interval(scores[metric]) if metric in scores else "" for scores in systems.values()),
+                *(
+                    interval(scores[metric], is_share(numbers, split, metric)) if metric in scores else ""
+                    for scores in systems.values()
+                ),
                 *(compared[other].get(metric, {}).get("verdict", "") for other in others),
             ]
             for metric in metrics

@@ -52,7 +52,7 @@ def _tiles(numbers: RunNumbers) -> list[tuple[str, str, str]]:
     if judged := record.get("verdict"):
         change = f"change {interval(judged['change'])}, {judged['change']['n']} dev rows"
         tiles.append(("dev loss, nats per target", _change(judged["dev_loss_base"], judged["dev_loss"]), change))
-    tiles += [tile for systems in splits_of(numbers).values() for tile in _scores(systems)][:2]
+    tiles += [tile for split in splits_of(numbers) for tile in _scores(numbers, split)][:2]
     if account:
         groups = numbers.summary["guide_loss_drop"]
         said = ", ".join(f"{group} {fell:+.3g}" for group, fell in sorted(groups.items(), key=lambda g: -g[1]))
@@ -72,28 +72,40 @@ def _tiles(numbers: RunNumbers) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _scores(systems: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[tuple[str, str, str]]:
+def _scores(numbers: RunNumbers, split: str) -> list[tuple[str, str, str]]:
+    systems = splits_of(numbers)[split]
     first, *others = systems
     base = systems[others[0]] if others else {}
-    return [
-        (
-            name,
-            _change(base[name]["value"], score["value"]) if name in base else shown(score["value"]),
-            f"{first} {interval(score)}, {score['n']} rows",
-        )
-        for name, score in systems[first].items()
-    ]
+    tiles = []
+    for name, score in systems[first].items():
+        share = is_share(numbers, split, name)
+        value = _written(score["value"], share)
+        title = f"{name}, {split} rows"
+        change = f"{_written(base[name]['value'], share)} → {value}" if name in base else value
+        tiles.append((title, change, f"{first} {interval(score, share)}, {score['n']} rows"))
+    return tiles
+
+
+def is_share(numbers: RunNumbers, split: str, metric: str) -> bool:
+    """Whether a metric is a share of the rows, which reads best in per cent."""
+    described = numbers.evaluation[split].get("metrics", {})
+    return described.get(metric, {}).get("scale", "").startswith("share")
 
 
 def _change(before: float, after: float) -> str:
     return f"{shown(before)} → {shown(after)}"
 
 
-def interval(score: Mapping[str, Any]) -> str:
+def _written(value: float, share: bool) -> str:
+    return f"{value:.0%}" if share else shown(value)
+
+
+def interval(score: Mapping[str, Any], share: bool = False) -> str:
     """A score with its 95 % interval."""
     if score["low"] is None or score["high"] is None:
-        return shown(score["value"])
-    return f"{shown(score['value'])} ({shown(score['low'])} to {shown(score['high'])})"
+        return _written(score["value"], share)
+    value, low, high = (_written(score[name], share) for name in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
 
 
 def duration(seconds: float) -> str:
@@ -130,6 +142,13 @@ def reservations(numbers: RunNumbers) -> list[str]:
             )
         if account["unscored_rows"]:
             notes.append(f"{account['unscored_rows']} visits of rows have no value: those of first updates.")
+    for split in splits_of(numbers):
+        for who, alarm in numbers.evaluation[split].get("degenerate", {}).items():
+            if alarm["alarm"]:
+                bad = f"{alarm['share']['value']:.0%} of the {split} answers of {who}"
+                notes.append(
+                    f"{bad} look degenerate: {', '.join(f'{n} {fault}' for fault, n in alarm['faults'].items())}."
+                )
     for split, cut in record.get("data", {}).get("cut_rows", {}).items():
         if cut:
             notes.append(f"{len(cut)} {split} rows were longer than the model may read and lost part of their context.")

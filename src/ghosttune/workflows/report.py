@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from ghosttune.config.loading import load_config
+from ghosttune.config.schema import RunConfig
 from ghosttune.data.records import Record
-from ghosttune.data.sources import open_source
+from ghosttune.data.sources import Source, open_source
 from ghosttune.errors import InputError
+from ghosttune.models.loading import load_tokenizer
 from ghosttune.reports.examples import Texts, extremes
 from ghosttune.reports.page import write_report
 from ghosttune.reports.reading import RunNumbers
 from ghosttune.run.directory import RunDir
+from ghosttune.workflows.prepare import task_of
 
 
 def report(path: str | Path) -> Path:
@@ -26,15 +30,28 @@ def texts_of(run: RunDir) -> tuple[Texts, str]:
     if not wanted:
         return {}, ""
     try:
-        source = open_source(load_config(run.config).data.train)
+        config = load_config(run.config)
+        source = open_source(config.data.train, task_of(config).formats)
     except InputError as error:
         return {}, f"The texts of the rows are not shown, because their source cannot be read any more: {error}"
     recorded = run.read_record()["data"]["fingerprints"]
     changed = [file for file, digest in source.fingerprints.items() if recorded.get(file) != digest]
     if changed:
         return {}, f"The texts of the rows are not shown, because these files changed since: {', '.join(changed)}"
-    return {record.example_id: _said(record) for record in source.records if record.example_id in wanted}, ""
+    return {name: said for name, said in _every_text(source, config) if name in wanted}, ""
+
+
+def _every_text(source: Source, config: RunConfig) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """(example_id, (who says it, what)) of every row of the source."""
+    if source.in_blocks is None:
+        yield from ((record.example_id, _said(record)) for record in source.records)
+        return
+    tokenizer = load_tokenizer(config.model)
+    for record in source.in_blocks(tokenizer, config.data.max_length):
+        yield record.example_id, [("text", tokenizer.decode(record.tokens))]
 
 
 def _said(record: Record) -> list[tuple[str, str]]:
-    return [(turn.role, turn.content) for turn in record.turns]
+    columns = {name: value for name, value in record.columns.items() if value is not None}
+    words = {name: " ".join(map(str, value)) if isinstance(value, list) else value for name, value in columns.items()}
+    return [(turn.role, turn.content) for turn in record.turns] or [(name, str(text)) for name, text in words.items()]
