@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -15,7 +15,10 @@ from ghosttune.registry import FIGURES
 from ghosttune.reports.drawing import (
     LIGHT,
     Span,
+    SCALE_HEAD,
+    colour_bar,
     colour_of,
+    count_steps,
     head_of,
     in_order,
     key,
@@ -38,8 +41,15 @@ EARLY_STEPS = 100
 LOSS_MAP = "PuOr_r"
 """Diverging and safe for the colour-blind: orange lowered the loss, purple raised it."""
 
-Bars = Sequence[tuple[str, float, str]]
-"""(name, nats per target, colour)."""
+
+class Bar(NamedTuple):
+    """Nats per target under a name."""
+
+    name: str
+    value: float
+    colour: str
+    error: float = 0.0
+    """Half of its 95 % interval; 0 where it has none."""
 
 
 @FIGURES.register("ledger_account", Standing("helped", 1))
@@ -52,16 +62,16 @@ def ledger_account(numbers: RunNumbers) -> Figure | None:
     groups: dict[str, float] = defaultdict(float)
     for (_, group, _), fell in module_drops(numbers).items():
         groups[group] += fell
-    by_group = [(group, groups[group], colour_of(group)) for group in in_order(groups)]
-    views = {"by group": [*by_group, ("residual", account["modules_residual"], LIGHT["soft"])]}
+    by_group = [Bar(group, groups[group], colour_of(group)) for group in in_order(groups)]
+    views = {"by group": [*by_group, Bar("residual", account["modules_residual"], LIGHT["soft"])]}
     if account["rows"] is not None:
         views["by step"] = [
-            ("rows, in their own step", account["rows"], LIGHT["green"]),
-            ("momentum of earlier rows", account["carried_momentum"], LIGHT["purple"]),
-            ("weight decay", account["weight_decay"], LIGHT["gold"]),
-            ("residual", account["residual"], LIGHT["soft"]),
+            Bar("rows, in their own step", account["rows"], LIGHT["green"]),
+            Bar("momentum of earlier rows", account["carried_momentum"], LIGHT["purple"]),
+            Bar("weight decay", account["weight_decay"], LIGHT["gold"]),
+            Bar("residual", account["residual"], LIGHT["soft"]),
         ]
-    measured = ("measured drop", drop, LIGHT["ink"])
+    measured = Bar("measured drop", drop, LIGHT["ink"])
     return Figure(
         "The account of the guide loss",
         "Nats per target by which the loss of the guide rows fell; to the left of zero, rose. Each bar is computed "
@@ -69,7 +79,7 @@ def ledger_account(numbers: RunNumbers) -> Figure | None:
         "the ledger does not share. Where the residual is as large as the terms, trust the ranking and the groups, "
         "not the terms.",
         ("account", "term", "guide_loss_drop"),
-        [(view, name, value) for view, bars in views.items() for name, value, _ in [*bars, measured]],
+        [(view, bar.name, bar.value) for view, bars in views.items() for bar in [*bars, measured]],
         {view: partial(_draw_bars, [*bars, measured], "nats per target") for view, bars in views.items()},
     )
 
@@ -89,7 +99,13 @@ def ledger_modules(numbers: RunNumbers) -> Figure | None:
     if not drops:
         return None
     ranked = sorted(drops.items(), key=lambda item: -item[1])
-    bars = [(_named(role_of(module, layer), layer), fell, colour_of(group)) for (layer, group, module), fell in ranked]
+    errors = {
+        row["module"]: float(row["standard_error"]) for row in numbers.export("modules") if "standard_error" in row
+    }
+    bars = [
+        Bar(_named(role_of(module, layer), layer), fell, colour_of(group), 1.96 * errors.get(module, 0.0))
+        for (layer, group, module), fell in ranked
+    ]
     shown = bars if len(bars) <= MOST_BARS else [*bars[: MOST_BARS // 2], *bars[-MOST_BARS // 2 :]]
     views = {"ranked": partial(_draw_bars, shown, "nats per target")}
     inside = {
@@ -98,12 +114,16 @@ def ledger_modules(numbers: RunNumbers) -> Figure | None:
     if inside:
         views = {"map": partial(_draw_map, inside)} | views
     cut = "" if shown is bars else f" Ranked: the first and the last {MOST_BARS // 2} of {len(bars)}; the CSV has all."
+    whiskers = " Whiskers: 95 % intervals over subsets of the guide rows." if errors else ""
     return Figure(
         "Which modules lowered the guide loss",
         "What each module's own updates did to the guide loss, momentum, decay and clipping included: together with "
-        f"the others, not what it would have done alone. Above zero lowered it.{cut}",
-        ("module", "layer", "group", "guide_loss_drop"),
-        [(module, layer, group, fell) for (layer, group, module), fell in ranked],
+        f"the others, not what it would have done alone. Above zero lowered it.{cut}{whiskers}",
+        ("module", "layer", "group", "guide_loss_drop", *(["standard_error"] if errors else [])),
+        [
+            (module, layer, group, fell, *([errors[module]] if errors else []))
+            for (layer, group, module), fell in ranked
+        ],
         views,
     )
 
@@ -112,23 +132,27 @@ def _named(role: str, layer: int | None) -> str:
     return role if layer is None else f"{layer} {role}"
 
 
-def _draw_bars(bars: Bars, unit: str, narrow: bool) -> Drawing:
+def _draw_bars(bars: Sequence[Bar], unit: str, narrow: bool) -> Drawing:
     """Horizontal bars with their numbers written beside them, the first on top."""
-    longest = max(len(name) for name, _, _ in bars)
+    longest = max(len(bar.name) for bar in bars)
     left = min(26 + 6.4 * longest, 170 if narrow else 260)
     drawing, (ax,) = panels(narrow, [unit], height=24 * len(bars), left=left, columns=1)
-    names, values, colours = zip(*bars, strict=True)
+    names, values, colours, errors = zip(*bars, strict=True)
     ax.barh(range(len(bars)), values, 0.72, color=colours)
+    for place, bar in enumerate(bars):
+        if bar.error:
+            ends = [bar.value - bar.error, bar.value + bar.error]
+            ax.plot(ends, [place, place], color=LIGHT["ink"], linewidth=1.2)
     ax.set_yticks(range(len(bars)), [label(name, 26 if narrow else 40) for name in names])
     ax.set_ylim(len(bars) - 0.5, -0.5)
     ax.axvline(0, color=LIGHT["soft"], linewidth=0.8)
     ax.margins(x=0.24 if narrow else 0.1)
     ax.grid(axis="y", visible=False)
-    for place, value in enumerate(values):
+    for place, (value, error) in enumerate(zip(values, errors, strict=True)):
         where = {"va": "center", "ha": "left" if value >= 0 else "right", "fontsize": 10, "color": LIGHT["ink"]}
         ax.annotate(
             f"{value:+.4f}" if abs(value) >= 0.001 else f"{value:+.1e}" if value else "0",
-            (value, place),
+            (value + error if value >= 0 else value - error, place),
             xytext=(4 if value >= 0 else -4, 0),
             textcoords="offset points",
             **where,
@@ -146,8 +170,11 @@ def _draw_map(drops: Mapping[Place, float], narrow: bool) -> Drawing:
     for place, fell in drops.items():
         values[layers.index(place.layer or 0), roles.index(place.role)] = fell
     height = float(np.clip(26 * len(layers), 80, 640))
+    left = 64  # the first label slants out to the left
     foot = 30 + 5.2 * max(len(label(role, 24)) for role in roles)
-    drawing, (ax,) = panels(narrow, ["nats per target"], height=height, left=64, foot=foot, head=46, columns=1)
+    drawing, (ax,) = panels(
+        narrow, ["nats per target"], height=height, left=left, foot=foot, head=SCALE_HEAD, columns=1
+    )
     most = float(np.nanmax(np.abs(values))) or 1.0
     scale = TwoSlopeNorm(0, -most, most)
     mesh = ax.pcolormesh(np.ma.masked_invalid(values), norm=scale, cmap=colormaps[LOSS_MAP], rasterized=True)
@@ -161,9 +188,7 @@ def _draw_map(drops: Mapping[Place, float], narrow: bool) -> Drawing:
         for (row, column), value in np.ndenumerate(values):
             colour = "#ffffff" if abs(value) > 0.62 * most else "#20242b"
             ax.text(column + 0.5, row + 0.5, _short(value), ha="center", va="center", fontsize=9.5, color=colour)
-    width, total = drawing.get_figwidth() * 72, drawing.get_figheight() * 72
-    bar = drawing.add_axes((64 / width, 1 - 16 / total, min(320, width - 90) / width, 9 / total))
-    drawing.colorbar(mesh, cax=bar, orientation="horizontal")
+    colour_bar(drawing, mesh, left)
     return drawing
 
 
@@ -241,7 +266,7 @@ def _draw_sums(steps: Sequence[int], lines: Mapping[str, np.ndarray], spans: Seq
     for group, line in lines.items():
         (shown[group],) = ax.plot([0, *steps], [0, *line], color=colour_of(group))
     ax.axhline(0, color=LIGHT["soft"], linewidth=0.8)
-    ax.set_xlabel("step")
+    count_steps(ax)
     ax.margins(x=0.01)
     shade_phases([ax], spans)
     key(drawing, shown, narrow)

@@ -66,6 +66,9 @@ POINT = 1 / 72
 
 LONGEST_LABEL = 40
 
+SCALE_HEAD = 46
+"""Points that `colour_bar` needs above the panels."""
+
 View = Callable[[bool], "Drawing"]
 """Narrow or wide -> a drawing."""
 
@@ -213,23 +216,42 @@ def _leave_a_strip(ax: Axes) -> None:
     ax.set_ylim(bottom, top * (top / bottom) ** share if ax.get_yscale() == "log" else top + share * (top - bottom))
 
 
+def colour_bar(drawing: Drawing, mesh: Any, left: float) -> Axes:
+    """The scale of a map, in a head of SCALE_HEAD points."""
+    width, height = drawing.get_figwidth() / POINT, drawing.get_figheight() / POINT
+    bar = drawing.add_axes((left / width, 1 - 16 / height, min(320, width - 2 * left) / width, 9 / height))
+    drawing.colorbar(mesh, cax=bar, orientation="horizontal")
+    return bar
+
+
+def count_steps(ax: Axes) -> None:
+    """The axis below counts steps."""
+    from matplotlib.ticker import MaxNLocator
+
+    ax.set_xlabel("step")
+    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+
+
 def use_logarithm(ax: Axes) -> None:
     """A logarithmic value axis with plain numbers, where there is anything above zero to show."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
     lines: Any = [line.get_ydata() for line in ax.lines]
     bars: Any = [bar.get_height() for bar in ax.patches]  # type: ignore[attr-defined]
     heights = [value for values in [*lines, bars] for value in values if value > 0]
     if not heights:
         return
     ax.set_yscale("log", nonpositive="mask")
-    ax.yaxis.set_major_formatter(FuncFormatter(plain))
-    close = max(heights) < 30 * min(heights)
-    ax.yaxis.set_minor_formatter(FuncFormatter(_two_and_five) if close else NullFormatter())
+    write_plainly(ax.yaxis, min(heights), max(heights))
 
 
-def plain(value: float, _: object = None) -> str:
-    """A tick's number without powers of ten, where that is short."""
+def write_plainly(axis: Any, low: float, high: float) -> None:
+    """Numbers without powers of ten on a logarithmic axis; over a short range also 2 and 5 between them."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axis.set_major_formatter(FuncFormatter(_plain))
+    axis.set_minor_formatter(FuncFormatter(_two_and_five) if high < 30 * low else NullFormatter())
+
+
+def _plain(value: float, _: object = None) -> str:
     return f"{value:g}"
 
 

@@ -24,10 +24,10 @@ FIRST_FIELDS = ("prompt", "reference", "references", "output", "base_output")
 
 
 def extremes(numbers: RunNumbers) -> dict[str, list[dict[str, Any]]]:
-    """`harmful` and `helpful` -> the rows at that end by standing, the most extreme first; no row stands in both."""
+    """`lowest` and `highest` -> the rows that stand there, the most extreme first; no row is in both."""
     rows = scored(numbers)
     count = min(EXTREMES, len(rows) // 2)
-    return {"harmful": rows[:count], "helpful": rows[::-1][:count]} if count else {}
+    return {"lowest": rows[:count], "highest": rows[::-1][:count]} if count else {}
 
 
 def extreme_rows(numbers: RunNumbers, texts: Texts, why_no_texts: str) -> Markup:
@@ -36,19 +36,23 @@ def extreme_rows(numbers: RunNumbers, texts: Texts, why_no_texts: str) -> Markup
     parts = _parts(numbers, [row["example_id"] for rows in ends.values() for row in rows])
     blocks: list[Markup] = [tag("p", why_no_texts, class_="soft")] if ends and not texts else []
     for end, rows in ends.items():
-        blocks.append(tag("h3", f"The {len(rows)} most {end} rows"))
-        blocks += [_row_card(row, texts.get(row["example_id"], ()), parts[row["example_id"]], end) for row in rows]
+        harmful = sum(row["standing"] < 0 for row in rows)
+        blocks.append(tag("h3", f"The {len(rows)} rows that stand {end}"))
+        blocks.append(
+            tag("p", f"{harmful or 'None'} of them raised the loss of the guide rows more than they lowered it.")
+        )
+        blocks += [_row_card(row, texts.get(row["example_id"], ()), parts[row["example_id"]]) for row in rows]
     return joined(blocks)
 
 
-def _row_card(row: Mapping[str, Any], text: Sequence[tuple[str, str]], parts: Iterable[str], end: str) -> Markup:
+def _row_card(row: Mapping[str, Any], text: Sequence[tuple[str, str]], parts: Iterable[str]) -> Markup:
     own = {name: value for name, value in row.items() if name not in OWN_COLUMNS and value not in (None, "")}
     facts = [
         f"value {row['value']:+.4g} nats per target in {row['steps_seen']} visits",
         f"{row['tokens']} tokens",
         *(f"{name}: {shown(value)}" for name, value in own.items()),
     ]
-    standing = tag("span", f"{row['standing']:+.2f}", class_="bad" if end == "harmful" else "good")
+    standing = tag("span", f"{row['standing']:+.2f}", class_="bad" if row["standing"] < 0 else "good")
     return tag(
         "div",
         tag("h5", standing, " ", row["example_id"]),

@@ -1,4 +1,4 @@
-"""Gradients by module: over steps, by layer, and where in the model."""
+"""Gradients by group of modules: over the steps, by layer, and over the layers as the run goes on."""
 
 from __future__ import annotations
 
@@ -11,20 +11,17 @@ import numpy as np
 from ghosttune.registry import FIGURES
 from ghosttune.reports.drawing import (
     LIGHT,
-    MAP,
     Span,
-    View,
     colour_of,
+    count_steps,
     head_of,
     key,
-    label,
     panels,
-    plain,
     shade_phases,
     use_logarithm,
 )
 from ghosttune.reports.figures import Figure, Standing
-from ghosttune.reports.reading import MOST_STEPS, Norms, RunNumbers, mean_of
+from ghosttune.reports.reading import Norms, RunNumbers, mean_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,16 +32,8 @@ SMOOTHING = 5
 
 EVOLUTION_STEPS = 7
 
-OUTSIDE = ", no layer"
-"""Behind the group of modules that stand in none."""
-
-Box = tuple[float, float, int]
-"""(first step, last step, row of the map)."""
-
 Measured = Mapping[str, Norms]
 """`effective` and `raw` -> the norms, those that were measured."""
-
-BINNED = f" More than {MOST_STEPS} measured steps are averaged in as many bins."
 
 
 def measured(numbers: RunNumbers) -> Measured:
@@ -72,7 +61,7 @@ def group_figure(
 ) -> Figure:
     """Norms of groups over steps: [S] steps, group -> [S] norms with NaN where it is frozen."""
     rows = [
-        (int(step), group, _cell(value))
+        (int(step), group, cell(value))
         for group, found in lines.items()
         for step, value in zip(steps, found, strict=True)
     ]
@@ -109,7 +98,7 @@ def _draw_groups(
             use_logarithm(ax)
         else:
             ax.set_ylim(bottom=0)
-        ax.set_xlabel("step")
+        count_steps(ax)
         ax.margins(x=0.01)
     shade_phases(axes, spans)
     key(drawing, shown, narrow)
@@ -123,108 +112,6 @@ def smoothed(values: np.ndarray, window: int) -> np.ndarray:
     sums = np.convolve(np.where(known, values, 0.0), kernel, "same")
     counts = np.convolve(known.astype(float), kernel, "same")
     return np.divide(sums, counts, out=np.full(len(values), np.nan), where=known)
-
-
-@FIGURES.register("layer_heatmap", Standing("moved", 2))
-def layer_heatmap(numbers: RunNumbers) -> Figure | None:
-    """Norm of each role by layer and step."""
-    return heatmap_figure(measured(numbers), numbers.spans)
-
-
-def heatmap_figure(norms: Measured, spans: Sequence[Span]) -> Figure | None:
-    """Layer by step, a map for each role, and for each group; None where no module stands in a layer."""
-    thin = {name: found.thinned() for name, found in norms.items() if found.layers}
-    if not thin:
-        return None
-    views: dict[str, View] = {}
-    for kind, suffix in (("role", ""), ("group", " by group")):
-        frozen = frozen_in(norms["raw"], kind) if "raw" in norms else {}
-        for name, found in thin.items():
-            if kind == "role" or found.roles != found.groups:
-                views[name + suffix] = partial(_draw_maps, maps_of(found, kind), found, spans, frozen)
-    rows = [
-        (name, int(step), layer, group, role, _cell(value))
-        for name, found in thin.items()
-        for place, line in zip(found.places, found.values, strict=True)
-        for layer, group, role in [(place.layer, place.group, place.role)]
-        for step, value in zip(found.steps, line, strict=True)
-    ]
-    return Figure(
-        "Where in the model: layer by step",
-        "Hatched: frozen (the effective norm is measured all the same). One logarithmic colour scale for all maps of "
-        "a view." + (BINNED if any(len(found.steps) > MOST_STEPS for found in norms.values()) else ""),
-        ("measure", "step", "layer", "group", "role", "norm"),
-        rows,
-        views,
-    )
-
-
-def maps_of(norms: Norms, kind: str) -> dict[str, np.ndarray]:
-    """Role or group -> [L, S]; what stands in no layer is a map of its own, by group."""
-    names = (
-        norms.roles
-        if kind == "role"
-        else [g for g in norms.groups if any(p.group == g and p.layer is not None for p in norms.places)]
-    )
-    maps = {name: norms.layer_map(**{kind: name}) for name in names}
-    outside = {place.group for place in norms.places if place.layer is None}
-    return maps | {group + OUTSIDE: norms.together(group=group, layer=None)[None] for group in sorted(outside)}
-
-
-def frozen_in(norms: Norms, kind: str) -> dict[str, list[Box]]:
-    """Role or group -> the stretches in which a layer of it is frozen; what is measured at other steps has none."""
-    boxes: dict[str, list[Box]] = {}
-    edges = np.concatenate([[norms.steps[0] - 1], norms.steps])
-    for name, values in maps_of(norms, kind).items():
-        for row, line in enumerate(np.isnan(values)):
-            changes = np.flatnonzero(np.diff(np.concatenate([[False], line, [False]]).astype(int)))
-            found = [(float(edges[a]), float(edges[b]), row) for a, b in zip(changes[::2], changes[1::2], strict=True)]
-            boxes.setdefault(name, []).extend(found)
-    return boxes
-
-
-def _draw_maps(
-    maps: Mapping[str, np.ndarray],
-    norms: Norms,
-    spans: Sequence[Span],
-    frozen: Mapping[str, Sequence[Box]],
-    narrow: bool,
-) -> Drawing:
-    from matplotlib import colormaps
-    from matplotlib.collections import PatchCollection
-    from matplotlib.colors import LogNorm
-    from matplotlib.patches import Rectangle
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
-    layers = norms.layers
-    height = float(np.clip(14 * len(layers), 56, 260))
-    drawing, axes = panels(narrow, [label(name) for name in maps], height=height, left=44, head=46, columns=2)
-    positive = np.concatenate([values[values > 0] for values in maps.values()])
-    scale = LogNorm(positive.min(), positive.max()) if len(positive) else LogNorm(0.1, 1)
-    steps = np.concatenate([[norms.steps[0] - 1], norms.steps])
-    for ax, (name, values) in zip(axes, maps.items(), strict=True):
-        rows = [""] if name.endswith(OUTSIDE) else [str(layer) for layer in layers]
-        shown = np.ma.masked_invalid(np.where(values == 0, positive.min(initial=1), values))
-        edges = np.arange(len(rows) + 1) - 0.5
-        mesh = ax.pcolormesh(steps, edges, shown, norm=scale, cmap=colormaps[MAP], rasterized=True)
-        boxes = [Rectangle((begin, row - 0.5), end - begin, 1) for begin, end, row in frozen.get(name, ())]
-        style = {"facecolor": "none", "edgecolor": LIGHT["frozen"], "linewidth": 0, "hatch": "////"}
-        ax.add_collection(PatchCollection(boxes, rasterized=True, **style))
-        ax.grid(False)
-        ticks = range(0, len(rows), max(1, len(rows) // 8))
-        ax.set_yticks(ticks, [rows[tick] for tick in ticks])
-        ax.set_ylabel("layer")
-        ax.set_xlim(steps[0], steps[-1])
-        for span in spans[1:]:
-            ax.axvline(span.start, color=LIGHT["paper"], linewidth=1.6)
-    for ax in axes[-1 if narrow else -2 :]:
-        ax.set_xlabel("step")
-    width = drawing.get_figwidth() * 72
-    total = drawing.get_figheight() * 72
-    bar = drawing.add_axes((44 / width, 1 - 16 / total, min(320, width - 90) / width, 9 / total))
-    drawing.colorbar(mesh, cax=bar, orientation="horizontal", format=FuncFormatter(plain))
-    bar.xaxis.set_minor_formatter(NullFormatter())
-    return drawing
 
 
 @FIGURES.register("layer_comparison", Standing("moved", 3))
@@ -244,7 +131,7 @@ def layers_figure(norms: Measured) -> Figure | None:
     }
     views |= {f"{name} stacked": partial(_draw_stacked, norms[name].layers, found) for name, found in means.items()}
     rows = [
-        (name, layer, group, _cell(value))
+        (name, layer, group, cell(value))
         for name, found in means.items()
         for group, values in found.items()
         for layer, value in zip(norms[name].layers, values, strict=True)
@@ -311,7 +198,7 @@ def evolution_figure(norms: Measured) -> Figure | None:
     if not profiles:
         return None
     rows = [
-        (name, step, layer, group, _cell(value))
+        (name, step, layer, group, cell(value))
         for name, (steps, found) in profiles.items()
         for group, values in found.items()
         for step, line in zip(steps, values.T, strict=True)
@@ -355,5 +242,6 @@ def _draw_evolution(
     return drawing
 
 
-def _cell(value: float) -> float | None:
+def cell(value: float) -> float | None:
+    """A number of a CSV; NaN is an empty cell."""
     return None if np.isnan(value) else float(value)

@@ -149,7 +149,17 @@ def _phases(numbers: RunNumbers) -> Markup:
     rows = numbers.export("phases")
     if not rows:
         return Markup("")
-    columns = ["phase", "start", "end", "trains", "trainable_parameters", "tokens", "lr_mass", "guide_loss_drop"]
+    columns = [
+        "phase",
+        "start",
+        "end",
+        "trains",
+        "layers",
+        "trainable_parameters",
+        "tokens",
+        "lr_mass",
+        "guide_loss_drop",
+    ]
     heads = [column.replace("_", " ") for column in columns]
     return joined([tag("h3", "Phases"), table(heads, ([number(row[column]) for column in columns] for row in rows))])
 

@@ -16,6 +16,7 @@ from ghosttune.errors import InputError, RunError, listed
 from ghosttune.reports import gradients
 from ghosttune.reports.drawing import Span, styled
 from ghosttune.reports.figures import Figure
+from ghosttune.reports.heatmaps import heatmap_figure
 from ghosttune.reports.reading import Norms, RunNumbers, norms_of_csv
 from ghosttune.reports.summary import Summary
 from ghosttune.reports.training import Loss, loss_figure
@@ -58,7 +59,7 @@ def plot_layer_heatmap(source: Source, path: Source | None = None, *, view: str 
     Raises RunError without norms of layers.
     """
     spans = _norms(source)[1]
-    return _drawn(gradients.heatmap_figure(_measured(source), spans), source, view, path)
+    return _drawn(heatmap_figure(_measured(source), spans), source, view, path)
 
 
 def plot_layer_comparison(source: Source, path: Source | None = None, *, view: str | None = None) -> Drawing:

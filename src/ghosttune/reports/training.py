@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ghosttune.registry import FIGURES
-from ghosttune.reports.drawing import LIGHT, Span, head_of, key, panels, shade_phases, use_logarithm
+from ghosttune.reports.drawing import LIGHT, Span, count_steps, head_of, key, panels, shade_phases, use_logarithm
 from ghosttune.reports.figures import Figure, Standing
 from ghosttune.reports.reading import RunNumbers
 
@@ -69,7 +69,7 @@ def _draw_losses(losses: Sequence[Loss], spans: Sequence[Span], logarithmic: boo
         use_logarithm(ax)
     else:
         ax.set_ylim(bottom=min(0, *(loss for _, _, loss in losses)))
-    ax.set_xlabel("step")
+    count_steps(ax)
     ax.margins(x=0.01)
     shade_phases([ax], spans)
     key(drawing, lines, narrow)
@@ -102,7 +102,7 @@ def _draw_rates(rates: Sequence[tuple[int, float]], spans: Sequence[Span], narro
     drawing, (ax,) = panels(narrow, ["learning rate"], height=120, left=74)
     ax.plot(*zip(*rates, strict=True), color=LIGHT["blue"])
     ax.set_ylim(bottom=0)
-    ax.set_xlabel("step")
+    count_steps(ax)
     ax.margins(x=0.01)
     shade_phases([ax], spans)
     return drawing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ghosttune.config.loading import load_config
 from ghosttune.config.schema import RunConfig
@@ -48,7 +49,8 @@ def _every_text(source: Source, config: RunConfig) -> Iterator[tuple[str, list[t
         return
     tokenizer = load_tokenizer(config.model)
     for record in source.in_blocks(tokenizer, config.data.max_length):
-        yield record.example_id, [("text", tokenizer.decode(record.tokens))]
+        tokens: Any = record.tokens
+        yield record.example_id, [("text", str(tokenizer.decode(tokens)))]
 
 
 def _said(record: Record) -> list[tuple[str, str]]:
