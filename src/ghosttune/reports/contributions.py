@@ -14,8 +14,8 @@ from ghosttune.metrics.ranking import spearman
 from ghosttune.registry import FIGURES
 from ghosttune.reports.drawing import (
     LIGHT,
-    Span,
     SCALE_HEAD,
+    Span,
     colour_bar,
     colour_of,
     count_steps,

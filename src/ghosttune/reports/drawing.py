@@ -245,10 +245,13 @@ def use_logarithm(ax: Axes) -> None:
 
 def write_plainly(axis: Any, low: float, high: float) -> None:
     """Numbers without powers of ten on a logarithmic axis; over a short range also 2 and 5 between them."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, NullLocator
 
     axis.set_major_formatter(FuncFormatter(_plain))
-    axis.set_minor_formatter(FuncFormatter(_two_and_five) if high < 30 * low else NullFormatter())
+    if high < 30 * low:
+        axis.set_minor_formatter(FuncFormatter(_two_and_five))
+    else:
+        axis.set_minor_locator(NullLocator())
 
 
 def _plain(value: float, _: object = None) -> str:
@@ -283,5 +286,5 @@ def as_png(view: View) -> bytes:
     """The wide drawing as a picture."""
     buffer = io.BytesIO()
     with styled():
-        view(False).savefig(buffer, format="png", dpi=110)
+        view(False).savefig(buffer, format="png", dpi=110, pil_kwargs={"compress_level": 4})
     return buffer.getvalue()

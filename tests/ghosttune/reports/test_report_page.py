@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -149,3 +151,12 @@ def test_from_the_command_line(bare_run, tmp_path):
     assert json.loads(result.stdout) == {str(bare_run): str(bare_run / "report" / "index.html")}
     with pytest.raises(RunError, match="holds no run"):
         report(tmp_path)
+
+
+def test_reports_need_neither_torch_nor_matplotlib_to_be_imported():
+    code = (
+        "import sys, ghosttune.reports.page, ghosttune.reports.plots\n"
+        "print([name for name in ('torch', 'transformers', 'matplotlib', 'pyarrow') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert found.stdout == "[]\n", found.stderr
