@@ -12,11 +12,11 @@ from ghosttune.data.records import Record
 from ghosttune.data.sources import Source, open_source
 from ghosttune.errors import InputError
 from ghosttune.models.loading import load_tokenizer
+from ghosttune.registry import TASKS
 from ghosttune.reports.examples import Texts, extremes
 from ghosttune.reports.page import write_report
 from ghosttune.reports.reading import RunNumbers
 from ghosttune.run.directory import RunDir
-from ghosttune.workflows.prepare import task_of
 
 
 def report(path: str | Path) -> Path:
@@ -32,7 +32,7 @@ def texts_of(run: RunDir) -> tuple[Texts, str]:
         return {}, ""
     try:
         config = load_config(run.config)
-        source = open_source(config.data.train, task_of(config).formats)
+        source = open_source(config.data.train, TASKS[config.task.type].build(config.task).formats)
     except InputError as error:
         return {}, f"The texts of the rows are not shown, because their source cannot be read any more: {error}"
     recorded = run.read_record()["data"]["fingerprints"]
