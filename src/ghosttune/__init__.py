@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ghosttune.workflows.compare import compare
     from ghosttune.workflows.evaluate import evaluate
     from ghosttune.workflows.quickstart import quickstart
+    from ghosttune.workflows.report import report
     from ghosttune.workflows.runs import Run, open_run
     from ghosttune.workflows.sweep import sweep
     from ghosttune.workflows.train import train
@@ -29,11 +30,13 @@ _HOMES = {
     "sweep": "ghosttune.workflows.sweep",
     "prove": "ghosttune.proving.proofs",
     "quickstart": "ghosttune.workflows.quickstart",
+    "report": "ghosttune.workflows.report",
     "open_run": "ghosttune.workflows.runs",
     "Run": "ghosttune.workflows.runs",
     "Pipeline": "ghosttune.inference.pipeline",
 }
 
+<<<<<<< HEAD
 __all__ = [
     "Pipeline",
     "Run",
@@ -47,6 +50,9 @@ __all__ = [
     "sweep",
     "train",
 ]
+=======
+__all__ = ["Pipeline", "Run", "__version__", "evaluate", "load_config", "open_run", "quickstart", "report", "train"]
+>>>>>>> h-report
 
 
 def __getattr__(name: str) -> Any:

@@ -14,12 +14,6 @@ from rich.text import Text
 LINE_SECONDS = 5.0
 """Least time between two progress lines where there is no terminal."""
 
-VERDICTS = {
-    "better": "The adapter is better than the untouched base.",
-    "worse": "The adapter is WORSE than the untouched base.",
-    "not distinguishable": "The adapter is not distinguishable from the untouched base.",
-}
-
 
 class Display:
     """Follows a run by its events and prints results; `quiet` leaves standard output to JSON."""
@@ -126,6 +120,8 @@ class Display:
 
     def summary(self, run: Any) -> None:
         """What a finished run achieved, with one answer before and after."""
+        from ghosttune.reports.verdict import VERDICTS
+
         self.close()
         judged = run.record["verdict"]
         change = judged["change"]
@@ -142,6 +138,8 @@ class Display:
         if "ledger" in run.record:
             self._ledger(run)
         self.line(f"adapter    {run.folder.adapter} (best: step {judged['best_step']}), loads with PEFT alone")
+        if run.folder.report.is_dir():
+            self.line(f"report     {run.folder.report / 'index.html'}")
         if run.config.task.type == "causal_lm":
             self.line(f"try        ghosttune chat {shlex.quote(str(run.path))} --prompt {_quoted(run.predictions)}")
 

@@ -88,15 +88,14 @@ def quickstart(
     from ghosttune.cli.display import Display
     from ghosttune.config.rendering import commented_yaml
     from ghosttune.workflows.quickstart import PROFILE, quickstart_config
-    from ghosttune.workflows.train import train
+    from ghosttune.workflows.quickstart import quickstart as started
 
-    config = quickstart_config()
     with Display(quiet=as_json) as display:
         display.recipe(
             f"The recipe (profile {PROFILE}); save it as run.yaml and `ghosttune train run.yaml` does the same",
-            commented_yaml(config),
+            commented_yaml(quickstart_config()),
         )
-        run = train(config, out, listen=display.listen)
+        run = started(out, listen=display.listen)
     _finish(run, display, as_json)
 
 
@@ -219,6 +218,18 @@ def train(
         run = resumed(out or "", listen=listen) if loaded is None else trained(loaded, out, listen=listen)
     if os.environ.get("RANK", "0") == "0":  # one of several processes speaks for all
         _finish(run, display, as_json)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
+    as_json: Json = False,
+) -> None:
+    """Write the report of a run: one page that opens from disk, with PNG and CSV of every figure beside it."""
+    from ghosttune.workflows.report import report as reported
+
+    pages = {str(run): str(reported(run)) for run in runs}
+    typer.echo(json.dumps(pages, indent=2, ensure_ascii=False) if as_json else "\n".join(pages.values()))
 
 
 @app.command()

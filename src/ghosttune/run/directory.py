@@ -63,6 +63,11 @@ class RunDir:
         return self.path / "evaluation.json"
 
     @property
+    def report(self) -> Path:
+        """The page of the run and the numbers behind its figures."""
+        return self.path / "report"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from ghosttune.config.loading import load_config
 from ghosttune.config.schema import RunConfig
 from ghosttune.training.watching import Listener
+from ghosttune.workflows.report import report
 from ghosttune.workflows.runs import Run
 from ghosttune.workflows.train import train
 
@@ -19,5 +20,7 @@ def quickstart_config() -> RunConfig:
 
 
 def quickstart(out: str | Path | None = None, *, listen: Listener = lambda event: None) -> Run:
-    """Trains, evaluates before and after, and returns the run (in `out`, or a new folder below `runs`)."""
-    return train(quickstart_config(), out, listen=listen)
+    """Trains, evaluates before and after, writes the report, and returns the run (in `out`, or below `runs`)."""
+    run = train(quickstart_config(), out, listen=listen)
+    report(run.path)
+    return run

@@ -1,0 +1,59 @@
+"""The report of a run, with the texts of its rows where they can still be had."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ghosttune.config.loading import load_config
+from ghosttune.config.schema import RunConfig
+from ghosttune.data.records import Record
+from ghosttune.data.sources import Source, open_source
+from ghosttune.errors import InputError
+from ghosttune.models.loading import load_tokenizer
+from ghosttune.registry import TASKS
+from ghosttune.reports.examples import Texts, extremes
+from ghosttune.reports.page import write_report
+from ghosttune.reports.reading import RunNumbers
+from ghosttune.run.directory import RunDir
+
+
+def report(path: str | Path) -> Path:
+    """Writes `report/` of the run at `path` and returns the path of its page; RunError when there is no run."""
+    run = RunDir(path).open()
+    return write_report(run, *texts_of(run))
+
+
+def texts_of(run: RunDir) -> tuple[Texts, str]:
+    """(texts of the rows at both ends, why there are none): read again from their source, if it is still the same."""
+    wanted = {row["example_id"] for rows in extremes(RunNumbers(run)).values() for row in rows}
+    if not wanted:
+        return {}, ""
+    try:
+        config = load_config(run.config)
+        source = open_source(config.data.train, TASKS[config.task.type].build(config.task).formats)
+    except InputError as error:
+        return {}, f"The texts of the rows are not shown, because their source cannot be read any more: {error}"
+    recorded = run.read_record()["data"]["fingerprints"]
+    changed = [file for file, digest in source.fingerprints.items() if recorded.get(file) != digest]
+    if changed:
+        return {}, f"The texts of the rows are not shown, because these files changed since: {', '.join(changed)}"
+    return {name: said for name, said in _every_text(source, config) if name in wanted}, ""
+
+
+def _every_text(source: Source, config: RunConfig) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """(example_id, (who says it, what)) of every row of the source."""
+    if source.in_blocks is None:
+        yield from ((record.example_id, _said(record)) for record in source.records)
+        return
+    tokenizer = load_tokenizer(config.model)
+    for record in source.in_blocks(tokenizer, config.data.max_length):
+        tokens: Any = record.tokens
+        yield record.example_id, [("text", str(tokenizer.decode(tokens)))]
+
+
+def _said(record: Record) -> list[tuple[str, str]]:
+    columns = {name: value for name, value in record.columns.items() if value is not None}
+    words = {name: " ".join(map(str, value)) if isinstance(value, list) else value for name, value in columns.items()}
+    return [(turn.role, turn.content) for turn in record.turns] or [(name, str(text)) for name, text in words.items()]
