@@ -3,7 +3,7 @@
     manifest.json    what rows mean: the sketch's options, columns and checksum, and whatever the caller adds
     rows.bin         [n, size] numbers, little-endian, nothing else
     ids.txt          one example id per line, in the order of the rows
-    seal.json        written when the store is complete: the number of rows, sha256 of the other files, and notes
+    seal.json        written when the store is complete: sha256 of the other files, and notes
 
 A row counts once its id is there: rows are written before their ids, and what a killed process left half-written is
 cut off when the store is opened to append. One process appends at a time; any number may read.
@@ -97,30 +97,31 @@ class GradientStore:
 
         Raises StoreError where it was not sealed, and naming the files that are not what was sealed.
         """
-        store = cls.read(folder)
+        folder = Path(folder)
+        if not cls.is_sealed(folder):
+            raise StoreError(f"{folder} is not complete: it holds {len(cls.read(folder))} rows so far")
         try:
-            sealed = json.loads((store.folder / SEAL).read_text())
-        except FileNotFoundError:
-            raise StoreError(f"{folder} is not complete: it holds {len(store)} rows so far") from None
-        except ValueError as error:
-            raise StoreError(f"{folder}/{SEAL} is damaged: {error}") from error
-        if len(store) != sealed["rows"]:
-            raise StoreError(f"{folder} is damaged: it holds {len(store)} rows and was sealed with {sealed['rows']}")
-        changed = [name for name, digest in sealed["sha256"].items() if _digest(store.folder / name) != digest]
+            sealed = json.loads((folder / SEAL).read_bytes())
+            changed = [name for name in SEALED if _digest(folder / name) != sealed["sha256"][name]]
+            notes = dict(sealed["notes"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{folder} is damaged: {type(error).__name__}: {error}") from error
         if changed:
             raise StoreError(f"{folder} is damaged: {', '.join(changed)} changed since it was sealed")
-        store.notes = sealed["notes"]
+        store = cls.read(folder)
+        store.notes = notes
         return store
 
-    @property
-    def is_sealed(self) -> bool:
-        return (self.folder / SEAL).is_file()
+    @staticmethod
+    def is_sealed(folder: Path | str) -> bool:
+        """Whether the store in `folder` was complete; `read_sealed` says whether it still is."""
+        return (Path(folder) / SEAL).is_file()
 
     def seal(self, notes: Mapping[str, Any] | None = None) -> None:
         """Marks the store as complete, with what is worth knowing of its rows. Appending to it breaks the seal."""
         self.close()
         digests = {name: _digest(self.folder / name) for name in SEALED}
-        _replace(self.folder / SEAL, {"rows": len(self), "sha256": digests, "notes": dict(notes or {})})
+        _replace(self.folder / SEAL, {"sha256": digests, "notes": dict(notes or {})})
 
     def require(self, meaning: Mapping[str, Any]) -> None:
         """StoreError naming every difference unless the rows mean this; what `meaning` leaves out may be anything."""

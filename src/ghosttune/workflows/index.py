@@ -10,7 +10,7 @@ from typing import Any
 from ghostgrad import Sketcher
 from ghostgrad.store import DTYPES, GradientStore, StoreError
 from ghosttune.errors import InputError, RunError, listed
-from ghosttune.training.sketching import AUTO, RowGradients, is_exact, sketcher_of
+from ghosttune.training.sketching import AUTO, is_exact, sketcher_of
 from ghosttune.workflows.opened import OpenedRun, Rows
 
 Tell = Callable[[int, int], None]
@@ -80,17 +80,13 @@ def sketch_changes(**given: Any) -> dict[str, Any]:
 
 
 def _index(opened: OpenedRun, rows: Rows, step: int, sketcher: Sketcher, batch_size: int | None, tell: Tell) -> Indexed:
-    gradients = opened.gradients(step, sketcher, batch_size)
     meaning = opened.meaning(rows, step) | {"sketch": sketcher.manifest()}
     folder = opened.run.store(rows.name, step)
     try:
-        with _opened_store(folder, sketcher, meaning) as store:
-            added = len(rows.ids) - len(store)
-            _append(store, rows, gradients, tell)
-            if not store.is_sealed:
-                error = None if is_exact(sketcher) else gradients.error(rows.features)
-                store.seal({"error": asdict(error) if error else None})
+        is_complete = GradientStore.is_sealed(folder)
+        added = 0 if is_complete else _complete(opened, rows, step, sketcher, meaning, batch_size, tell)
         store = GradientStore.read_sealed(folder)
+        store.require(meaning)
     except StoreError as error:
         raise RunError(f"{error}. Delete the folder to make it anew, or give the options it was made with") from error
     return Indexed(
@@ -105,14 +101,29 @@ def _index(opened: OpenedRun, rows: Rows, step: int, sketcher: Sketcher, batch_s
     )
 
 
-def _opened_store(folder: Path, sketcher: Sketcher, meaning: Mapping[str, Any]) -> GradientStore:
+def _complete(
+    opened: OpenedRun,
+    rows: Rows,
+    step: int,
+    sketcher: Sketcher,
+    meaning: dict[str, Any],
+    batch_size: int | None,
+    tell: Tell,
+) -> int:
+    """Stores the gradients that are missing and seals the store; how many they were."""
+    gradients = opened.gradients(step, sketcher, batch_size)
+    with _opened_store(opened.run.store(rows.name, step), sketcher, meaning) as store:
+        missing = [row for row in rows.features if row.example_id not in store]
+        added = len(rows.ids) - len(store)
+        for ids, sketches in gradients.sketches(missing):
+            store.append(ids, sketches)
+            tell(len(store), len(rows.ids))
+        error = None if is_exact(sketcher) else gradients.error(rows.features)
+        store.seal({"error": asdict(error) if error else None})
+    return added
+
+
+def _opened_store(folder: Path, sketcher: Sketcher, meaning: dict[str, Any]) -> GradientStore:
     if (folder / "manifest.json").exists():
         return GradientStore.append_to(folder, meaning=meaning)
     return GradientStore.create(folder, size=sketcher.size, dtype=sketcher.options.dtype, meaning=meaning)
-
-
-def _append(store: GradientStore, rows: Rows, gradients: RowGradients, tell: Tell) -> None:
-    missing = [row for row in rows.features if row.example_id not in store]
-    for ids, sketches in gradients.sketches(missing):
-        store.append(ids, sketches)
-        tell(len(store), len(rows.ids))
