@@ -95,12 +95,13 @@ class RowGradients:
 
     def sketches(self, rows: Sequence[RowFeatures]) -> Iterator[tuple[list[str], Tensor]]:
         """(ids, [B, size] rows) of all rows, shortest first; windows of one row are added up."""
-        for batch in _batches(rows, self.batch_size):
-            sketches = Sketches(self.sketcher)
-            places = self._observe(batch, sketches)
-            own = sketches.rows()
-            added = torch.zeros(len(batch), own.shape[1], dtype=torch.float32, device=own.device)
-            yield list(batch), added.index_add_(0, places, own.float()).to(own.dtype)
+        with evaluating(self.model):
+            for batch in _batches(rows, self.batch_size):
+                sketches = Sketches(self.sketcher)
+                places = self._observe(batch, sketches)
+                own = sketches.rows()
+                added = torch.zeros(len(batch), own.shape[1], dtype=torch.float32, device=own.device)
+                yield list(batch), added.index_add_(0, places, own.float()).to(own.dtype)
 
     def direction(self, rows: Sequence[RowFeatures]) -> dict[str, Tensor]:
         """Gradient of the rows' loss in nats per target, by parameter."""
@@ -117,7 +118,8 @@ class RowGradients:
         if len(some) < 3:
             return None
         gram, sketches = Gram(), Sketches(self.sketcher)
-        places = self._observe(some, gram, sketches)
+        with evaluating(self.model):
+            places = self._observe(some, gram, sketches)
         belongs = torch.nn.functional.one_hot(places.cpu()).double()
         exact, own = gram.total().double().cpu(), sketches.rows().double().cpu()
         return error_bar(belongs.mT @ exact @ belongs, belongs.mT @ own)
@@ -128,10 +130,7 @@ class RowGradients:
         batch = {name: tensor.to(self.device) for name, tensor in self.collate(windows).items()}
         head, positions = self.task.head_positions(self.model, batch)
         shown = MicroBatch([window.example_id for window in windows], head, positions)
-        with (
-            evaluating(self.model),
-            self.engine.probe(*observers, selected=shown.selected(self.engine)) as backward,
-        ):
+        with self.engine.probe(*observers, selected=shown.selected(self.engine)) as backward:
             backward(self.task.example_loss(self.model, batch).sum())
         sizes = torch.tensor([len(own) for own in rows.values()], device=self.device)
         return torch.arange(len(rows), device=self.device).repeat_interleave(sizes)
