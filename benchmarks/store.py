@@ -3,8 +3,8 @@
     python benchmarks/store.py build RUN [--sketch standard@1] [--rounds 7] [--clock cpu]
     python benchmarks/store.py query [--rows 100000] [--size 14336]
 
-`build` takes the training rows of a run in the run's batches and alternates the arms: `plain` is forward and backward as
-training does them (gradients of the adapter), `index` what `ghosttune index` does, appending to a store on disk included.
+`build` takes the training rows of a run in the run's batches and alternates the arms: `plain` is forward and backward
+as training does them (gradients of the adapter), `index` what `ghosttune index` does, appending to disk included.
 `query` asks a store of random bfloat16 numbers, of so many per row, for its best ten rows.
 """
 
@@ -22,9 +22,8 @@ import torch
 from ghostgrad.influence import top_k
 from ghostgrad.store import GradientStore
 from ghosttune.training.guide import evaluating
-from ghosttune.training.sketching import RowGradients, _batches, sketcher_of
+from ghosttune.training.sketching import RowGradients, row_batches, sketcher_of
 from ghosttune.workflows.opened import OpenedRun
-
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
@@ -58,7 +57,7 @@ def build(run: str, sketch: str, rounds: int, clock: str) -> None:
 def plain(opened: OpenedRun, gradients: RowGradients) -> None:
     model = gradients.model
     with evaluating(model):
-        for batch in _batches(opened.train.features, gradients.batch_size):
+        for batch in row_batches(opened.train.features, gradients.batch_size):
             windows = [window for own in batch.values() for window in own]
             tensors = {name: tensor.to(gradients.device) for name, tensor in gradients.collate(windows).items()}
             model.zero_grad(set_to_none=True)

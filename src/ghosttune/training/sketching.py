@@ -96,7 +96,7 @@ class RowGradients:
     def sketches(self, rows: Sequence[RowFeatures]) -> Iterator[tuple[list[str], Tensor]]:
         """(ids, [B, size] rows) of all rows, shortest first; windows of one row are added up."""
         with evaluating(self.model):
-            for batch in _batches(rows, self.batch_size):
+            for batch in row_batches(rows, self.batch_size):
                 sketches = Sketches(self.sketcher)
                 places = self._observe(batch, sketches)
                 own = sketches.rows()
@@ -114,7 +114,7 @@ class RowGradients:
 
         None where it cannot be told: fewer than three rows.
         """
-        some = next(_batches(rows, CALIBRATION_ROWS), {})
+        some = next(row_batches(rows, CALIBRATION_ROWS), {})
         if len(some) < 3:
             return None
         gram, sketches = Gram(), Sketches(self.sketcher)
@@ -136,7 +136,7 @@ class RowGradients:
         return torch.arange(len(rows), device=self.device).repeat_interleave(sizes)
 
 
-def _batches(rows: Sequence[RowFeatures], size: int) -> Iterator[Batch]:
+def row_batches(rows: Sequence[RowFeatures], size: int) -> Iterator[Batch]:
     """The rows with their windows, shortest first, until a batch has `size` windows; a row is never split."""
     windows: Batch = {}
     for window in sorted(rows, key=len):

@@ -73,7 +73,7 @@ def test_sketches_estimate_cosines_within_their_error(run, opened, slow_gradient
 
 def test_windows_of_one_row_stay_together():
     """Question answering cuts long texts; the gradient of a row is that of all its windows."""
-    from ghosttune.training.sketching import _batches
+    from ghosttune.training.sketching import row_batches
 
     class Window:
         def __init__(self, name, length):
@@ -83,7 +83,7 @@ def test_windows_of_one_row_stay_together():
             return self.length
 
     rows = [Window("a", 9), Window("b", 2), Window("a", 5), Window("c", 3), Window("d", 4), Window("a", 7)]
-    batches = list(_batches(rows, 3))
+    batches = list(row_batches(rows, 3))
     assert [{name: len(own) for name, own in batch.items()} for batch in batches] == [
         {"b": 1, "c": 1, "d": 1},
         {"a": 3},
