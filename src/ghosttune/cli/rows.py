@@ -6,9 +6,14 @@ import json
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from textwrap import shorten
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from ghosttune.workflows.attribute import Attribution, Influence
+    from ghosttune.workflows.neighbours import Neighbour
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
 Checkpoints = Annotated[
@@ -17,6 +22,9 @@ Checkpoints = Annotated[
 Data = Annotated[Path | None, typer.Option("--data", help="Rows of this file, not the run's training rows.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", show_default=True)]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+LONGEST = 300
+"""Characters of a row that a line shows; --json has all."""
 
 LINE_SECONDS = 5.0
 """Least time between two lines of progress."""
@@ -122,14 +130,8 @@ def attribute(
     if as_json:
         _print_json(asdict(found))
         return
-    steps = ", ".join(str(step) for step in found.checkpoints)
-    typer.echo(f"{found.rows:,} rows by {found.by} at step {steps}, query of {found.query_rows} rows")
-    for name, rows in (("helpful", found.helpful), ("harmful", found.harmful)):
-        for row in rows:
-            error = f" ±{row.error:.2g}" if row.error else ""
-            typer.echo(f"{name}  {row.score:+.4g}{error}  {_row(row)}")
-        if not rows:
-            typer.echo(f"{name}  none")
+    for line in attribution_lines(found):
+        typer.echo(line)
 
 
 def similar(
@@ -226,10 +228,23 @@ def select(
 COMMANDS = (index, attribute, similar, dedupe, select)
 
 
-def _row(row: Any) -> str:
+def attribution_lines(found: Attribution) -> list[str]:
+    """What was found, a row on each line."""
+    steps = ", ".join(str(step) for step in found.checkpoints)
+    lines = [f"{found.rows:,} rows by {found.by} at step {steps}, query of {found.query_rows} rows"]
+    for name, rows in (("helpful", found.helpful), ("harmful", found.harmful)):
+        for row in rows:
+            error = f" ±{row.error:.2g}" if row.error else ""
+            lines.append(f"{name}  {row.score:+.4g}{error}  {_row(row)}")
+        if not rows:
+            lines.append(f"{name}  none")
+    return lines
+
+
+def _row(row: Influence | Neighbour) -> str:
     said = " → ".join(" ".join(str(value).split()) for value in row.content.values())
     extra = ", ".join(f"{name}: {value}" for name, value in row.metadata.items())
-    return f"{row.example_id}  {said}" + (f"  ({extra})" if extra else "")
+    return f"{row.example_id}  {shorten(said, LONGEST, placeholder=' …')}" + (f"  ({extra})" if extra else "")
 
 
 def _progress() -> Any:

@@ -170,4 +170,5 @@ def _asked(
     if not completion or not completion.strip():
         raise DataError("the completion is empty; give the answer that is to be explained")
     turns = (Turn("user", prompt),) if isinstance(prompt, str) else tuple(prompt or ())
-    return opened.encode([Record("query", (*turns, Turn("assistant", completion)), group="query")]).features
+    record = Record("query", (*turns, Turn("assistant", completion)), group="query")
+    return opened.encode([record], truncated_share=1.0).features  # as an answer is given to the end of a long talk

@@ -115,8 +115,10 @@ class OpenedRun:
             name = f"{path.parent.name}-{name}"
         return Rows(name, records, self.encode(records))
 
-    def encode(self, records: list[Record]) -> Encoded:
-        return self.prepared.encoder.encode(records, self.config.data.truncated_share)
+    def encode(self, records: list[Record], truncated_share: float | None = None) -> Encoded:
+        """As the run's own rows are; of how many rows context may be cut where that is not as in the run."""
+        share = self.config.data.truncated_share if truncated_share is None else truncated_share
+        return self.prepared.encoder.encode(records, share)
 
     def steps(self, names: Sequence[str]) -> list[int]:
         """The steps of checkpoints called `best`, `last`, `all` or by their number; RunError for others."""

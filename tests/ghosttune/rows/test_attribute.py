@@ -120,3 +120,24 @@ def test_why_takes_a_run_a_path_or_a_conversation(opened, indexed):
 def test_wrong_questions(opened, asked, message):
     with pytest.raises(InputError, match=message):
         attribute(opened, **asked)
+
+
+def test_a_talk_says_why(indexed, opened, capsys):
+    from ghosttune.cli.talking import Talk
+    from ghosttune.inference.chatting import Conversation
+    from ghosttune.inference.pipeline import Pipeline
+
+    record = opened.train.by_id["row-9"]
+    talk = Talk(Pipeline.from_run(indexed, device="cpu"), str(indexed), Conversation(max_new_tokens=4), "cpu")
+    with pytest.raises(InputError, match="nothing has been said yet"):
+        talk.hear("/why")
+    talk.conversation = talk.conversation.answered(record.prompt[0].content, record.reference)
+    talk.hear("/why 2")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "27 rows by cosine at step 6, query of 1 rows"
+    assert lines[1].startswith("helpful  +1  row-9  Say blue") and lines[1].endswith("(kind: odd)")
+    assert sum(line.startswith("helpful") for line in lines) == 2
+    with pytest.raises(InputError, match="/why takes a number of rows, got 'x'"):
+        talk.hear("/why x")
+    talk.conversation = talk.conversation.answered("please " * 80, "blue")  # no longer fits into data.max_length
+    talk.hear("/why 1")
