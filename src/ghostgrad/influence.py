@@ -1,11 +1,11 @@
 """Which stored rows are nearest to a query: inner product, cosine, one damped preconditioned product.
 
-All stream over the store once, in blocks that fit the cache: memory does not grow with the number of rows.
+All stream over the store in blocks that fit the cache: memory does not grow with the rows, but for their scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +19,11 @@ BLOCK_NUMBERS = 1 << 18
 
 MERGED_ROWS = 1 << 14
 """Rows whose scores wait for one merge into the running top k."""
+
+QUERY_NUMBERS = 1 << 24
+"""Numbers of the rows that are compared with all others in one pass over the store: 64 MiB."""
+
+Similarity = Literal["dot", "cosine"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ def top_k(
     queries: Tensor,
     k: int,
     *,
-    similarity: Literal["dot", "cosine"],
+    similarity: Similarity,
     largest: bool = True,
     without: Collection[str] = (),
 ) -> list[Nearest]:
@@ -49,6 +54,34 @@ def top_k(
     Raises:
         ValueError: an unknown similarity, or queries of another size.
     """
+    left_out = torch.tensor(sorted(store.place(name) for name in without if name in store))
+    best = _Best(len(queries), k, largest)
+    for first, found in _scored(store, queries, similarity):
+        best.merge(found, first, left_out)
+    return [
+        Nearest([store.ids[place] for place in places.tolist()], values)
+        for places, values in zip(best.places, best.scores * (1 if largest else -1), strict=True)
+    ]
+
+
+def scores(store: GradientStore, queries: Tensor, similarity: Similarity) -> Tensor:
+    """[q, n] similarity of every row to each of `queries`, in the order of the rows; ValueError like `top_k`."""
+    found = torch.empty(len(queries), len(store))
+    for first, part in _scored(store, queries, similarity):
+        found[:, first : first + part.shape[1]] = part
+    return found
+
+
+def norms(store: GradientStore) -> Tensor:
+    """[n] length of every row, in the order of the rows."""
+    found = torch.empty(len(store))
+    for start, block in store.blocks(max(1, BLOCK_NUMBERS // store.size)):
+        found[start : start + len(block)] = torch.linalg.vector_norm(block.float(), dim=1)
+    return found
+
+
+def _scored(store: GradientStore, queries: Tensor, similarity: Similarity) -> Iterator[tuple[int, Tensor]]:
+    """(index of the first row, [q, <= MERGED_ROWS] similarities), valid until the next."""
     if similarity not in ("dot", "cosine"):
         raise ValueError(f"similarity is {similarity!r}; accepted are dot, cosine")
     if queries.dim() != 2 or queries.shape[1] != store.size:
@@ -56,27 +89,34 @@ def top_k(
     towards = queries.detach().float().cpu()
     if similarity == "cosine":
         towards = torch.nn.functional.normalize(towards, dim=1)
-    left_out = torch.tensor(sorted(n for name in without if (n := store._places.get(name)) is not None))
-    best = _Best(len(towards), k, largest)
-    scores, first = torch.empty(len(towards), MERGED_ROWS), 0
+    found_here, first = torch.empty(len(towards), MERGED_ROWS), 0
     count = max(1, min(BLOCK_NUMBERS // store.size, MERGED_ROWS))
     wide, filled = torch.empty(count, store.size), 0
     for start, block in store.blocks(count):
         if filled + len(block) > MERGED_ROWS:
-            best.merge(scores[:, :filled], first, left_out)
+            yield first, found_here[:, :filled]
             first, filled = start, 0
         rows = wide[: len(block)].copy_(block)
         # One query is a matrix-vector product, which streams; the matrix product would copy the block first.
         found = torch.mv(rows, towards[0]).unsqueeze(0) if len(towards) == 1 else towards @ rows.mT
         if similarity == "cosine":
             found = found / torch.linalg.vector_norm(rows, dim=1).clamp_min(torch.finfo(torch.float32).tiny)
-        scores[:, filled : filled + len(block)] = found
+        found_here[:, filled : filled + len(block)] = found
         filled += len(block)
-    best.merge(scores[:, :filled], first, left_out)
-    return [
-        Nearest([store.ids[place] for place in places.tolist()], values)
-        for places, values in zip(best.places, best.scores * (1 if largest else -1), strict=True)
-    ]
+    yield first, found_here[:, :filled]
+
+
+def pairs_above(store: GradientStore, cosine: float) -> Iterator[tuple[int, int, float]]:
+    """(row, later row, cosine) of every two rows at least that similar.
+
+    Compares all pairs: n² / 2 inner products, in memory of QUERY_NUMBERS for any number of rows; the store is read
+    once per QUERY_NUMBERS of it. Rows that are all 0 are similar to nothing.
+    """
+    for start, block in store.blocks(max(1, QUERY_NUMBERS // store.size)):
+        for first, found in _scored(store, block, "cosine"):
+            for place, later in torch.nonzero(found >= cosine).tolist():
+                if start + place < first + later:
+                    yield start + place, first + later, float(found[place, later])
 
 
 class _Best:
@@ -110,24 +150,48 @@ class _Best:
         self.scores, self.places = scores.gather(1, picked), places.gather(1, picked)
 
 
-def preconditioned(store: GradientStore, queries: Tensor, damping: float) -> Tensor:
+def preconditioned(
+    store: GradientStore, queries: Tensor, damping: float, blocks: Sequence[tuple[int, int]] | None = None
+) -> Tensor:
     """`queries` [q, size] times (F + λ)⁻¹, with F the mean outer product of the stored rows.
 
     λ is `damping` times the mean of F's diagonal, so that it has no unit. The inner product of the result with a row
     is the damped influence of the row (Koh and Liang 2017, arXiv 1703.04730, with the empirical Fisher matrix as
-    Hessian). Costs one pass and size³ / 3; memory size² in float64. Finite for any rank because λ > 0.
+    Hessian). Finite for any rank because λ > 0.
+
+    Args:
+        blocks: (first column, column behind the last) of the blocks of F that are kept, which cover all columns: those
+            of a sketch's parameters make F block-diagonal (LoGra, arXiv 2405.13954). One block when not given.
+
+    Costs one pass and width³ / 3 per block; memory width² in float64 for all blocks. A block that is wider than there
+    are rows is solved among the rows instead, at rows² * width.
 
     Raises:
         ValueError: damping that is not above 0, an empty store, or rows that are all 0.
     """
     if not damping > 0:
         raise ValueError(f"damping is {damping}; it must be above 0, since F has at most as many ranks as rows")
-    fisher = torch.zeros(store.size, store.size, dtype=torch.float64)
+    blocks = blocks or [(0, store.size)]
+    narrow = {span: torch.zeros(n, n, dtype=torch.float64) for span in blocks if (n := span[1] - span[0]) <= len(store)}
+    trace = 0.0
     for _, block in store.blocks(max(1, BLOCK_NUMBERS // store.size)):
-        rows = block.double()
-        fisher.addmm_(rows.mT, rows)
-    if not len(store) or not fisher.any():
+        trace += float(block.float().square().sum(dtype=torch.float64))
+        for (start, stop), fisher in narrow.items():
+            rows = block[:, start:stop].double()
+            fisher.addmm_(rows.mT, rows)
+    if not trace:
         raise ValueError(f"{store.folder} holds no row other than 0")
-    fisher /= len(store)
-    fisher.diagonal().add_(damping * fisher.diagonal().mean())
-    return torch.linalg.solve(fisher, queries.double().cpu().mT).mT.float()
+    count, damped = len(store), damping * trace / len(store) / store.size
+    result = queries.double().cpu().mT.clone()
+    for start, stop in blocks:
+        own = result[start:stop]
+        if (start, stop) in narrow:
+            fisher = narrow[start, stop] / count
+            fisher.diagonal().add_(damped)
+            own.copy_(torch.linalg.solve(fisher, own))
+        else:  # (RᵀR/n + λ)⁻¹ q = (q - Rᵀ (RRᵀ + nλ)⁻¹ R q) / λ
+            rows = store.columns(start, stop).double()
+            gram = rows @ rows.mT
+            gram.diagonal().add_(count * damped)
+            own.sub_(rows.mT @ torch.linalg.solve(gram, rows @ own)).div_(damped)
+    return result.mT.float()

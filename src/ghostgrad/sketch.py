@@ -15,13 +15,13 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ghostgrad.forms import matrix_shape
+from ghostgrad.forms import Dense, matrix_shape
 
 Kind = Literal["gaussian", "rademacher", "orthonormal"]
 Split = Literal["even", "cheap"]
@@ -67,11 +67,17 @@ class SketchOptions:
         """The options as JSON values; what a store writes down and compares."""
         return {**asdict(self), "layers": list(self.layers), "dtype": str(self.dtype).removeprefix("torch.")}
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> SketchOptions:
+        """The options that `as_json` wrote."""
+        return cls(**{**values, "layers": tuple(values["layers"]), "dtype": getattr(torch, values["dtype"])})
+
 
 # New profiles are added under a new number; one that exists is never changed, stores name it.
 PROFILES: Mapping[str, SketchOptions] = {
     "compact@1": SketchOptions(64, 4, ("*",), False, "rademacher", "even", 42, torch.bfloat16),
     "standard@1": SketchOptions(256, 8, ("*",), False, "rademacher", "even", 42, torch.bfloat16),
+    "exact@1": SketchOptions(1 << 40, 1, ("*",), True, "rademacher", "even", 42, torch.float32),
     "reference@1": SketchOptions(256, 8, ("*",), False, "gaussian", "cheap", 42, torch.float32),
 }
 
@@ -164,6 +170,15 @@ class Sketcher:
     def size(self) -> int:
         """Numbers in a row."""
         return sum(self.width(name) for name in self)
+
+    def row(self, direction: Mapping[str, Tensor]) -> Tensor:
+        """[size] float32: the sketch of one gradient given whole, [*P] per parameter.
+
+        Its inner product with the sketch of an example estimates that of the direction with the example's gradient.
+        """
+        self.check(direction)
+        parts = [Dense(direction[name].unsqueeze(0)).sketch(self.on(name, direction[name].device)) for name in self]
+        return torch.cat([part.squeeze(0).float() for part in parts])
 
     def check(self, parameters: Mapping[str, Tensor]) -> None:
         """Raises ValueError unless `parameters` has every sketched one in its shape."""

@@ -3,6 +3,7 @@
     manifest.json    what rows mean: the sketch's options, columns and checksum, and whatever the caller adds
     rows.bin         [n, size] numbers, little-endian, nothing else
     ids.txt          one example id per line, in the order of the rows
+    seal.json        written when the store is complete: sha256 of the other files, and notes
 
 A row counts once its id is there: rows are written before their ids, and what a killed process left half-written is
 cut off when the store is opened to append. One process appends at a time; any number may read.
@@ -10,6 +11,7 @@ cut off when the store is opened to append. One process appends at a time; any n
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,10 +19,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 FORMAT = 1
+SEAL = "seal.json"
+SEALED = ("manifest.json", "rows.bin", "ids.txt")
+SHOWN = 5
+"""Differences that a message names; the rest is counted."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -36,6 +43,7 @@ class GradientStore:
         size: numbers in a row.
         dtype: of the rows.
         manifest: what the rows mean.
+        notes: what the seal says of the rows besides; empty before it is read.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any], writable: bool):
@@ -44,6 +52,7 @@ class GradientStore:
         self.bytes_per_row = self.size * self.dtype.itemsize
         self.ids = self._committed()
         self._places = {name: place for place, name in enumerate(self.ids)}
+        self.notes: dict[str, Any] = {}
         self._rows_file = self._ids_file = None
         if writable:
             _cut(folder / "rows.bin", len(self.ids) * self.bytes_per_row)
@@ -67,24 +76,56 @@ class GradientStore:
             raise StoreError(f"dtype is {dtype}; accepted are {', '.join(DTYPES)}")
         for name in ("rows.bin", "ids.txt"):
             (folder / name).write_bytes(b"")
-        written = folder / "manifest.json.part"
-        written.write_text(json.dumps(manifest, indent=1, sort_keys=True))
-        written.replace(folder / "manifest.json")
+        _replace(folder / "manifest.json", manifest)
         return cls(folder, manifest, writable=True)
 
     @classmethod
     def append_to(cls, folder: Path | str, *, meaning: Mapping[str, Any]) -> GradientStore:
         """The store in `folder`, to add rows to. Raises StoreError where its rows mean something else."""
         manifest = _manifest(Path(folder))
-        differing = _differences(manifest["meaning"], json.loads(json.dumps(dict(meaning))))
-        if differing:
-            raise StoreError(f"{folder} holds rows of another meaning: " + "; ".join(differing))
+        _require(Path(folder), manifest["meaning"], meaning)
         return cls(Path(folder), manifest, writable=True)
 
     @classmethod
     def read(cls, folder: Path | str) -> GradientStore:
         """The store in `folder`, to read from."""
         return cls(Path(folder), _manifest(Path(folder)), writable=False)
+
+    @classmethod
+    def read_sealed(cls, folder: Path | str) -> GradientStore:
+        """The complete store in `folder`, every byte verified: reads all of it once.
+
+        Raises StoreError where it was not sealed, and naming the files that are not what was sealed.
+        """
+        folder = Path(folder)
+        if not cls.is_sealed(folder):
+            raise StoreError(f"{folder} is not complete: it holds {len(cls.read(folder))} rows so far")
+        try:
+            sealed = json.loads((folder / SEAL).read_bytes())
+            changed = [name for name in SEALED if _digest(folder / name) != sealed["sha256"][name]]
+            notes = dict(sealed["notes"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{folder} is damaged: {type(error).__name__}: {error}") from error
+        if changed:
+            raise StoreError(f"{folder} is damaged: {', '.join(changed)} changed since it was sealed")
+        store = cls.read(folder)
+        store.notes = notes
+        return store
+
+    @staticmethod
+    def is_sealed(folder: Path | str) -> bool:
+        """Whether the store in `folder` was complete; `read_sealed` says whether it still is."""
+        return (Path(folder) / SEAL).is_file()
+
+    def seal(self, notes: Mapping[str, Any] | None = None) -> None:
+        """Marks the store as complete, with what is worth knowing of its rows. Appending to it breaks the seal."""
+        self.close()
+        digests = {name: _digest(self.folder / name) for name in SEALED}
+        _replace(self.folder / SEAL, {"sha256": digests, "notes": dict(notes or {})})
+
+    def require(self, meaning: Mapping[str, Any]) -> None:
+        """StoreError naming every difference unless the rows mean this; what `meaning` leaves out may be anything."""
+        _require(self.folder, {name: self.manifest["meaning"].get(name) for name in meaning}, meaning)
 
     def append(self, ids: Sequence[str], rows: Tensor) -> None:
         """Adds one row per id; `rows` [n, size] on any device.
@@ -107,6 +148,7 @@ class GradientStore:
             raise StoreError(f"rows hold numbers that are not finite in {self.manifest['dtype']}")
         if self.dtype == torch.float16 and not torch.equal(host.any(1), rows.detach().any(1).cpu()):
             raise StoreError("rows vanish in float16, whose smallest number is 6e-8; use bfloat16 or float32")
+        (self.folder / SEAL).unlink(missing_ok=True)
         self._rows_file.write(host.view(torch.uint8).numpy().data)
         self._rows_file.flush()
         self._ids_file.write("".join(f"{name}\n" for name in ids).encode())
@@ -121,6 +163,10 @@ class GradientStore:
     def __contains__(self, name: str) -> bool:
         return name in self._places
 
+    def place(self, name: str) -> int:
+        """Position of a row; KeyError for an unknown one."""
+        return self._places[name]
+
     def rows(self, ids: Sequence[str]) -> Tensor:
         """[n, size] rows of the given ids. Raises StoreError for unknown ones."""
         unknown = [name for name in ids if name not in self._places]
@@ -132,6 +178,15 @@ class GradientStore:
                 file.seek(self._places[name] * self.bytes_per_row)
                 file.readinto(memoryview(found[place].view(torch.uint8).numpy()))  # type: ignore[arg-type]
         return found
+
+    def columns(self, start: int, stop: int) -> Tensor:
+        """[n, stop - start] some columns of every row."""
+        if not len(self):
+            return torch.empty(0, stop - start, dtype=self.dtype)
+        shape = (len(self), self.bytes_per_row)
+        stored = np.memmap(self.folder / "rows.bin", np.uint8, "r", shape=shape)
+        width = self.dtype.itemsize
+        return torch.from_numpy(stored[:, start * width : stop * width].copy()).view(self.dtype)
 
     def blocks(self, count: int) -> Iterator[tuple[int, Tensor]]:
         """(index of the first row, [n <= count, size] rows) from first to last.
@@ -180,9 +235,30 @@ def _manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads((folder / "manifest.json").read_text())
     except FileNotFoundError:
         raise StoreError(f"{folder} holds no store (no manifest.json)") from None
+    except ValueError as error:
+        raise StoreError(f"{folder}/manifest.json is damaged: {error}") from error
     if manifest.get("format") != FORMAT:
         raise StoreError(f"{folder} has format {manifest.get('format')}; this version reads {FORMAT}")
     return manifest
+
+
+def _replace(path: Path, value: Any) -> None:
+    """The file holds `value` as JSON; a crash leaves the old file or the new one."""
+    written = path.with_name(f"{path.name}.part")
+    written.write_text(json.dumps(value, indent=1))
+    written.replace(path)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _require(folder: Path, stored: Any, asked: Mapping[str, Any]) -> None:
+    differing = _differences(stored, json.loads(json.dumps(dict(asked))))
+    if differing:
+        more = f"; and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
+        raise StoreError(f"{folder} holds rows of another meaning: {'; '.join(differing[:SHOWN])}{more}")
 
 
 def _differences(stored: Any, asked: Any, path: str = "") -> list[str]:
@@ -190,7 +266,7 @@ def _differences(stored: Any, asked: Any, path: str = "") -> list[str]:
     if isinstance(stored, dict) and isinstance(asked, dict):
         return [
             line
-            for key in sorted({*stored, *asked})
+            for key in {**stored, **asked}
             for line in _differences(stored.get(key), asked.get(key), f"{path}.{key}".lstrip("."))
         ]
     return [] if stored == asked else [f"{path} is {stored!r}, asked for {asked!r}"]

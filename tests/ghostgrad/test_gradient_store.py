@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ghostgrad.influence import preconditioned, top_k
+from ghostgrad.influence import norms, pairs_above, preconditioned, scores, top_k
 from ghostgrad.store import GradientStore, StoreError
 from processes import limited
 
@@ -87,6 +87,51 @@ def test_a_half_written_end_is_cut_off(tmp_path: Path, rows_kept: float, ids_kep
         store.append([f"row-{n}" for n in missing], rows[missing])
     again = GradientStore.read(tmp_path)
     assert torch.equal(again.rows([f"row-{n}" for n in range(3)]), rows)
+
+
+def sealed(folder: Path, rows: torch.Tensor) -> Path:
+    filled(folder, rows)
+    with GradientStore.append_to(folder, meaning=MEANING) as store:
+        store.seal({"error": 0.5})
+    return folder
+
+
+def test_a_sealed_store_is_whole_until_it_is_appended_to(tmp_path: Path) -> None:
+    rows = torch.randn(3, 4)
+    filled(tmp_path, rows)
+    with pytest.raises(StoreError, match="not complete: it holds 3 rows so far"):
+        GradientStore.read_sealed(tmp_path)
+    store = GradientStore.read_sealed(sealed(tmp_path / "sealed", rows))
+    assert store.notes == {"error": 0.5} and len(store) == 3
+    store.require({"checkpoint": "step-10"})
+    with pytest.raises(StoreError, match=r"checkpoint is 'step-10', asked for 'step-20'"):
+        store.require({"checkpoint": "step-20"})
+    with GradientStore.append_to(tmp_path / "sealed", meaning=MEANING) as store:
+        store.append(["row-3"], rows[:1])
+    with pytest.raises(StoreError, match="not complete: it holds 4 rows"):
+        GradientStore.read_sealed(tmp_path / "sealed")
+
+
+@pytest.mark.parametrize("name", ["rows.bin", "ids.txt", "manifest.json", "seal.json"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+def test_damage_to_a_sealed_store_is_found(tmp_path: Path, name: str, damage: str) -> None:
+    file = sealed(tmp_path, torch.randn(3, 4)) / name
+    whole = file.read_bytes()
+    if damage == "gone":
+        file.unlink()
+    else:
+        half = len(whole) // 2
+        file.write_bytes(
+            whole[:half] if damage == "cut" else whole[:half] + bytes([whole[half] ^ 1]) + whole[half + 1 :]
+        )
+    with pytest.raises(StoreError):
+        GradientStore.read_sealed(tmp_path)
+
+
+def test_many_differences_are_counted(tmp_path: Path) -> None:
+    GradientStore.create(tmp_path, size=1, dtype=torch.float32, meaning={f"m{n}": n for n in range(9)}).close()
+    with pytest.raises(StoreError, match=r"m0 is 0, asked for 1; .*m4 is 4, asked for 5; and 4 more$"):
+        GradientStore.append_to(tmp_path, meaning={f"m{n}": n + 1 for n in range(9)})
 
 
 WRITER = """
@@ -173,3 +218,40 @@ def test_preconditioning_equals_a_dense_solve(tmp_path: Path, rows: int) -> None
 def test_preconditioning_needs_rows(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no row other than 0"):
         preconditioned(filled(tmp_path, torch.zeros(2, 3)), torch.ones(1, 3), 0.1)
+
+
+@pytest.mark.parametrize("rows", [4, 40])
+def test_blocks_of_the_fisher_matrix_are_solved_by_themselves(tmp_path: Path, rows: int) -> None:
+    """Wider than there are rows, and narrower; the damping is that of the whole."""
+    values, asked = torch.randn(rows, 12), torch.randn(2, 12)
+    store = filled(tmp_path, values)
+    spans = [(0, 3), (3, 10), (10, 12)]
+    fisher = values.double().mT @ values.double() / rows
+    kept = torch.block_diag(*[torch.ones(stop - start, stop - start) for start, stop in spans])
+    damped = fisher * kept + 0.1 * fisher.diagonal().mean() * torch.eye(12)
+    expected = torch.linalg.solve(damped, asked.double().mT).mT
+    torch.testing.assert_close(preconditioned(store, asked, 0.1, spans).double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_all_scores_and_lengths_equal_brute_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ghostgrad.influence.BLOCK_NUMBERS", 8 * 7)
+    monkeypatch.setattr("ghostgrad.influence.MERGED_ROWS", 20)
+    rows, asked = torch.randn(101, 8), torch.randn(3, 8)
+    store = filled(tmp_path, rows)
+    torch.testing.assert_close(scores(store, asked, "dot"), asked @ rows.mT, rtol=1e-5, atol=1e-5)
+    expected = asked @ rows.mT / asked.norm(dim=1, keepdim=True) / rows.norm(dim=1)
+    torch.testing.assert_close(scores(store, asked[:1], "cosine"), expected[:1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(norms(store), rows.norm(dim=1))
+
+
+def test_pairs_equal_brute_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ghostgrad.influence.QUERY_NUMBERS", 3 * 30)
+    monkeypatch.setattr("ghostgrad.influence.BLOCK_NUMBERS", 3 * 7)
+    monkeypatch.setattr("ghostgrad.influence.MERGED_ROWS", 20)
+    rows = torch.randn(101, 3)
+    rows[17] = 0
+    found = {(first, second): cosine for first, second, cosine in pairs_above(filled(tmp_path, rows), 0.95)}
+    cosines = torch.nn.functional.cosine_similarity(rows[:, None], rows[None], dim=2)
+    expected = [(i, j) for i in range(101) for j in range(i + 1, 101) if cosines[i, j] >= 0.95]
+    assert sorted(found) == expected and len(expected) > 20
+    assert all(cosine == pytest.approx(float(cosines[pair]), abs=1e-5) for pair, cosine in found.items())

@@ -147,3 +147,25 @@ def test_error_bars_cover_the_error() -> None:
 @pytest.mark.parametrize("name", list(PROFILES))
 def test_profiles_are_valid_and_write_json(name: str) -> None:
     assert PROFILES[name].as_json()["size"] >= 64
+
+
+def test_the_sketch_of_a_direction_is_that_of_a_gradient() -> None:
+    """And under exact@1 it is the direction itself, so that inner products are exact."""
+    model, batch = tiny(Switches(tied=True)), padded(4)
+    reference = one_backward_per_example(losses(model, batch, 4), model.named_parameters())
+    first = {name: value[0] for name, value in reference.items()}
+    for chosen in (options(), PROFILES["exact@1"]):
+        sketcher = Sketcher(shapes(model), chosen, TABLES)
+        sketches = Sketches(sketcher)
+        with GradientEngine(model).observe(sketches):
+            losses(model, batch, 4).sum().backward()
+        torch.testing.assert_close(sketcher.row(first), sketches.rows()[0].float(), rtol=1e-4, atol=1e-6)
+    whole = torch.cat([first[name].flatten() for name in sketcher])
+    torch.testing.assert_close(sketcher.row(first), whole.float(), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="not observed"):
+        sketcher.row({})
+
+
+def test_options_come_back_from_json() -> None:
+    for chosen in PROFILES.values():
+        assert SketchOptions.from_json(chosen.as_json()) == chosen

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ghosttune.cli import studying
+from ghosttune.cli import rows, studying
 from ghosttune.errors import GhosttuneError, InputError
 
 app = typer.Typer(
@@ -364,7 +364,7 @@ def serve(
     listen(run_or_model, host, port, api_key, waiting, max_tokens, device)
 
 
-for _command in (studying.compare, studying.sweep, studying.prove):
+for _command in (studying.compare, studying.sweep, studying.prove, *rows.COMMANDS):
     app.command()(_command)
 
 

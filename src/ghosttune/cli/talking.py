@@ -1,6 +1,6 @@
 """A conversation in the terminal: lines in, answers out as they are written, commands that begin with a slash.
 
-A command is a function of the talk and its argument; others (`/why`) can be added to `COMMANDS`.
+A command is a function of the talk and its argument, entered in `COMMANDS`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ghosttune.cli.rows import attribution_lines
 from ghosttune.errors import GhosttuneError, InputError, nearest
 from ghosttune.inference.chatting import Conversation
 from ghosttune.inference.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from ghosttune.workflows.opened import OpenedRun
 
 LEAVING = ("quit", "exit", "q", "/quit", "/exit")
 
@@ -32,6 +36,7 @@ class Talk:
         self.conversation = conversation
         self._device = device
         self._others: dict[str, Pipeline] = {}
+        self._opened: OpenedRun | None = None
 
     def run(self) -> None:
         """Reads lines until the user leaves; whatever goes wrong with one leaves the conversation as it was."""
@@ -92,6 +97,14 @@ class Talk:
         if run_or_model not in self._others:
             self._others[run_or_model] = Pipeline.open(run_or_model, self._device)
         return self._others[run_or_model]
+
+    def opened(self) -> OpenedRun:
+        """The run that answers, with its rows; opened once. InputError when a model without rows answers."""
+        from ghosttune.workflows.opened import OpenedRun
+
+        if self._opened is None:
+            self._opened = OpenedRun(self.name, self._device)
+        return self._opened
 
     def say(self, text: str) -> None:
         """A line that is not part of an answer."""
@@ -174,6 +187,18 @@ def _compare(talk: Talk, argument: str) -> None:
         talk.conversation = after
 
 
+def _why(talk: Talk, argument: str) -> None:
+    """[N]: the rows that most raised and lowered the likelihood of the last answer; the run must have been indexed"""
+    from ghosttune.workflows.attribute import why
+
+    if not (argument or "5").isdigit() or argument == "0":
+        raise InputError(f"/why takes a number of rows, got {argument!r}")
+    question, after = talk.conversation.last_question, talk.conversation
+    turns = after.without_last().asking(question)
+    for line in attribution_lines(why(talk.opened(), turns, after.said[-1].content, top=int(argument or "5"))):
+        talk.say(line)
+
+
 COMMANDS: dict[str, Command] = {
     "/help": _help,
     "/clear": _clear,
@@ -184,6 +209,7 @@ COMMANDS: dict[str, Command] = {
     "/save": _save,
     "/load": _load,
     "/compare": _compare,
+    "/why": _why,
 }
 
 

@@ -29,7 +29,7 @@ from ghosttune.errors import ConfigError, InputError, Problem, listed, nearest
 
 __all__ = ["load_config", "shipped", "value_at", "with_values"]
 
-DATA_PATHS = ("data.train.path", "data.dev.path", *EVALUATION_FILES)
+DATA_PATHS = ("data.train.path", "data.train.keep", "data.dev.path", *EVALUATION_FILES)
 
 
 def load_config(

@@ -132,6 +132,10 @@ class SourceSettings(Section):
         None, unit="rows", why="a fixed sample drawn by row id, not the first rows of the file"
     )
     """Use only this many rows."""
+    keep: Text | None = setting(
+        None, why="the rows that judge stay the same, so that selections can be compared with each other and with none"
+    )
+    """Train only on the rows whose ids stand in this file, such as `ghosttune select` writes."""
 
 
 class DevSettings(Section):

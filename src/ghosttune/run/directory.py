@@ -90,6 +90,10 @@ class RunDir:
     def predictions(self, split: str) -> Path:
         return self.path / "predictions" / f"{split}.jsonl"
 
+    def store(self, rows: str, step: int) -> Path:
+        """Gradients of the rows of that name (`train`, or a file's) at a checkpoint."""
+        return self.path / "store" / rows / f"step-{step}"
+
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step}"
 

@@ -136,6 +136,21 @@ def restore_adapter(folder: Path, model: torch.nn.Module) -> None:
             expected[name].copy_(tensor)
 
 
+def adapter_digest(folder: Path) -> str:
+    """sha256 of the adapter's weights in a checkpoint."""
+    return _digest(folder / ADAPTER)
+
+
+def second_moments(folder: Path, beta: float, device: torch.device) -> dict[str, torch.Tensor]:
+    """AdamW's v̂ (the corrected second moment) of each parameter that has been updated, by name."""
+    saved = load_file(str(folder / OPTIMIZER), device=str(device))
+    return {
+        name: tensor / (1 - beta ** float(saved[f"{name}|step"]))
+        for key, tensor in saved.items()
+        if (name := key.removesuffix("|exp_avg_sq")) != key
+    }
+
+
 def restore_optimizer(folder: Path, model: torch.nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     """Loads the optimizer's moments and options by parameter name; returns the scheduler's state."""
     saved = load_file(str(folder / OPTIMIZER))

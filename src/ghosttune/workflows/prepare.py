@@ -12,9 +12,11 @@ from ghosttune.config.loading import value_at, with_values
 from ghosttune.config.resolve import Facts, resolve_sources, resolve_steps
 from ghosttune.config.schema import EVALUATION_FILES, RunConfig, SourceSettings
 from ghosttune.data.encoding import Encoded, Encoder, RowEncoder
+from ghosttune.data.files import fingerprint
 from ghosttune.data.hub import is_hub_id
 from ghosttune.data.questions import questions_of
 from ghosttune.data.records import Record
+from ghosttune.data.selecting import ids_in
 from ghosttune.data.sources import Source, open_source, read_source, refuse_repeated, source_files
 from ghosttune.data.splitting import sample, shared_groups, split_off, split_off_rows
 from ghosttune.data.templates import Template
@@ -97,7 +99,7 @@ def prepare(config: RunConfig) -> Prepared:
         train=train,
         dev=dev,
         guide=guide,
-        fingerprints=source.fingerprints | (dev_source.fingerprints if dev_source else {}),
+        fingerprints=source.fingerprints | (dev_source.fingerprints if dev_source else {}) | _keep_fingerprint(config),
         left_out=dict(left_out),
     )
 
@@ -143,7 +145,28 @@ def split_records(config: RunConfig, source: Source, dev_source: Source | None) 
     _refuse_shared("dev", judges, kept, "dev would reward memory")
     _refuse_shared("guide", guides, kept, "the guide gradient would reward memory")
     _refuse_shared("dev", judges, guides, "the two would not judge independently", other="guide")
+    if config.data.train.keep is not None:
+        kept, not_kept = _named_rows(config.data.train.keep, kept, source)
+        left_out |= not_kept
     return Drawn(kept, dev_records, guides, judges, {reason: count for reason, count in left_out.items() if count})
+
+
+def _named_rows(path: str, rows: list[Record], source: Source) -> tuple[list[Record], dict[str, int]]:
+    """(the rows whose ids stand in the file, how many are left out by which reason); DataError for unknown ids."""
+    names = ids_in(Path(path))
+    if unknown := sorted(names - {record.example_id for record in source.records}):
+        raise DataError(
+            f"data.train.keep {path} names {len(unknown)} rows that the data does not have: {listed(unknown, 5)}; give "
+            "the data that it was selected from"
+        )
+    kept = [record for record in rows if record.example_id in names]
+    if not kept:
+        raise DataError(f"data.train.keep {path} names none of the {len(rows)} rows that could train")
+    left_out = {
+        "not in data.train.keep": len(rows) - len(kept),
+        "in data.train.keep, but not among the rows that train": len(names) - len(kept),
+    }
+    return kept, left_out
 
 
 def _guide_records(config: RunConfig, source: Source, kept: list[Record]) -> tuple[list[Record], list[Record], int]:
@@ -173,6 +196,11 @@ def _refuse_shared(
             f"{len(shared)} {other} rows ask the same as a {purpose} row ({listed(shared, 5)}), so that {consequence}; "
             f"remove them from one of the two, or let data.{purpose}.fraction draw the {purpose} rows"
         )
+
+
+def _keep_fingerprint(config: RunConfig) -> dict[str, str]:
+    path = config.data.train.keep
+    return {} if path is None else {path: fingerprint(Path(path))}
 
 
 def _require_format(config: RunConfig, task: Any) -> None:

@@ -81,6 +81,7 @@ VALUES: dict[str, st.SearchStrategy] = {
     "data.train.format": st.sampled_from(["auto", "text", "prompt_completion", "messages", "alpaca"]),
     "data.train.columns": COLUMNS,
     "data.train.limit": COUNT,
+    "data.train.keep": TEXT,
     "data.dev.fraction": SHARE,
     "data.dev.split": TEXT,
     "data.dev.path": TEXT,

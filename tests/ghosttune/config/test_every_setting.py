@@ -46,6 +46,8 @@ def world(tmp_path_factory) -> Path:
     ]
     _write(folder / "rows.jsonl", rows)
     _write(folder / "fewer.jsonl", rows[:30])
+    _write(folder / "named.jsonl", [{**row, "id": f"row {n}"} for n, row in enumerate(rows)])
+    _write(folder / "kept.jsonl", [{"example_id": f"row {n}"} for n in range(20)])
     labels = ["yes" if len(row["prompt"]) % 2 else "no" for row in rows]
     _write(
         folder / "labelled.jsonl",
@@ -452,6 +454,7 @@ CASES: dict[str, Case] = {
     "data.train.format": Case(rows, "text"),
     "data.train.columns": Case(rows, {"prompt": "question"}),
     "data.train.limit": Case(rows, 7),
+    "data.train.keep": Case(rows, "@kept.jsonl", {"data.train.path": "@named.jsonl"}),
     "data.dev.fraction": Case(rows, 0.4),
     "data.dev.split": Case(rows, "test", {"data.train.path": "@split.jsonl"}),
     "data.dev.path": Case(rows, "@dev.jsonl"),

@@ -1,0 +1,263 @@
+"""Commands that ask a run about its rows: index, attribute, similar, dedupe, select."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from textwrap import shorten
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ghosttune.workflows.attribute import Attribution, Influence
+    from ghosttune.workflows.neighbours import Neighbour
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
+Checkpoints = Annotated[
+    list[str] | None, typer.Option("--checkpoint", help="best (the default), last, all or a step; may be repeated.")
+]
+Data = Annotated[Path | None, typer.Option("--data", help="Rows of this file, not the run's training rows.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", show_default=True)]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+LONGEST = 300
+"""Characters of a row that a line shows; --json has all."""
+
+LINE_SECONDS = 5.0
+"""Least time between two lines of progress."""
+
+
+def index(
+    run: RunFolder,
+    data: Data = None,
+    checkpoint: Checkpoints = None,
+    sketch: Annotated[
+        str,
+        typer.Option(
+            "--sketch", help="auto, exact@1, standard@1, compact@1 or reference@1; auto is exact up to 256 MiB."
+        ),
+    ] = "auto",
+    size: Annotated[int | None, typer.Option("--size", min=1, help="Numbers per parameter at most.")] = None,
+    side: Annotated[int | None, typer.Option("--side", min=1, help="Least rank of each side of a parameter.")] = None,
+    layers: Annotated[
+        list[str] | None, typer.Option("--layers", help="Pattern of parameter names, such as '*mlp*'; may be repeated.")
+    ] = None,
+    projection: Annotated[str | None, typer.Option("--projection", help="gaussian, rademacher or orthonormal.")] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="even (estimates best) or cheap (multiplies least).")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the projections.")] = None,
+    embeddings: Annotated[
+        bool | None, typer.Option("--embeddings/--no-embeddings", help="Whether lookup tables are kept.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Rows at once; the run's batch if not given.")
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Store the gradient of every row at a checkpoint; takes up where it was cut off."""
+    from ghosttune.workflows.index import index as indexed
+    from ghosttune.workflows.index import sketch_changes
+
+    changes = sketch_changes(
+        size=size,
+        side=side,
+        layers=layers,
+        kind=projection,
+        split=split,
+        dtype=dtype,
+        seed=seed,
+        embeddings=embeddings,
+    )
+    stores = indexed(
+        run,
+        data,
+        checkpoints=checkpoint or ["best"],
+        kind=sketch,
+        changes=changes,
+        batch_size=batch_size,
+        device=device,
+        tell=_progress(),
+    )
+    if as_json:
+        _print_json([asdict(store) for store in stores])
+        return
+    for store in stores:
+        kept = "whole gradients" if store.exact else "projections"
+        size_mib = store.bytes / (1 << 20)
+        error = f", cosines within ±{store.error['cosine']:.3f}" if store.error else ""
+        typer.echo(
+            f"step {store.step}: {store.rows:,} rows ({store.added:,} new), {kept} of {store.numbers_per_row:,} numbers"
+            f"{error}, {size_mib:.1f} MiB in {store.folder}"
+        )
+
+
+def attribute(
+    run: RunFolder,
+    query: Annotated[Path | None, typer.Option("--query", help="Rows whose likelihood is to be explained.")] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="A question, with --completion.")] = None,
+    completion: Annotated[str | None, typer.Option("--completion", help="The answer to be explained.")] = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="How many rows of each side.")] = 10,
+    by: Annotated[str, typer.Option("--by", help="cosine, dot, adamw or preconditioned.")] = "cosine",
+    damping: Annotated[
+        float, typer.Option("--damping", help="Of `preconditioned`, in units of the mean squared gradient.")
+    ] = 0.1,
+    data: Data = None,
+    checkpoint: Checkpoints = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Show the rows that most raised or lowered the likelihood of an answer."""
+    from ghosttune.workflows.attribute import attribute as attributed
+
+    found = attributed(
+        run,
+        query,
+        prompt=prompt,
+        completion=completion,
+        by=by,  # type: ignore[arg-type]
+        checkpoints=checkpoint or ["best"],
+        data=data,
+        damping=damping,
+        top=top,
+        device=device,
+    )
+    if as_json:
+        _print_json(asdict(found))
+        return
+    for line in attribution_lines(found):
+        typer.echo(line)
+
+
+def similar(
+    run: RunFolder,
+    row_id: Annotated[str, typer.Argument(metavar="ROW_ID", help="Id of a row.")],
+    top: Annotated[int, typer.Option("--top", min=1, help="How many rows.")] = 10,
+    data: Data = None,
+    checkpoint: Checkpoints = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Show the rows whose gradients are nearest to that of a row."""
+    from ghosttune.workflows.neighbours import similar as neighbours
+
+    found = neighbours(run, row_id, checkpoints=checkpoint or ["best"], data=data, top=top, device=device)
+    if as_json:
+        _print_json([asdict(row) for row in found])
+        return
+    for row in found:
+        typer.echo(f"{row.cosine:+.4f}  {_row(row)}")
+
+
+def dedupe(
+    run: RunFolder,
+    cosine: Annotated[float, typer.Option("--cosine", help="Least similarity of two near-duplicates.")] = 0.95,
+    data: Data = None,
+    checkpoint: Annotated[str, typer.Option("--checkpoint", help="best, last or a step.")] = "best",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Show groups of near-duplicates, the most similar first."""
+    from ghosttune.workflows.neighbours import dedupe as duplicates
+
+    groups = duplicates(run, cosine=cosine, checkpoint=checkpoint, data=data, device=device)
+    if as_json:
+        _print_json([asdict(group) for group in groups])
+        return
+    for group in groups:
+        typer.echo(f"{group.cosine:.4f}")
+        for row in group.rows:
+            typer.echo(f"  {row.cosine:+.4f}  {_row(row)}")
+    extra = sum(len(group.rows) - 1 for group in groups)
+    typer.echo(f"{len(groups)} groups, {extra} rows more than one of each")
+
+
+def select(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option("--out", help="File for the rows that are kept (JSONL); the rest beside it.")],
+    keep: Annotated[float | None, typer.Option("--keep", help="Share below 1, or number of rows.")] = None,
+    above: Annotated[float | None, typer.Option("--above", help="Keep scores above this, in place of --keep.")] = None,
+    below: Annotated[float | None, typer.Option("--below", help="Keep scores below this.")] = None,
+    by: Annotated[str, typer.Option("--by", help="value, similarity, loss, gradient_norm or random.")] = "value",
+    lowest: Annotated[bool, typer.Option("--lowest", help="Keep the lowest scores: a control.")] = False,
+    stratify: Annotated[
+        str | None, typer.Option("--stratify", help="Column of which every value keeps the same share.")
+    ] = None,
+    query: Annotated[
+        Path | None, typer.Option("--query", help="Rows to be similar to; the run's guide rows if not given.")
+    ] = None,
+    similarity: Annotated[str, typer.Option("--similarity", help="cosine, dot, adamw or preconditioned.")] = "cosine",
+    data: Data = None,
+    checkpoint: Checkpoints = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of `random`; the run's if not given.")] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Choose rows to train on, with a reason for each; `data.train.keep` takes the file."""
+    from ghosttune.workflows.select import select as selected
+
+    chosen = selected(
+        run,
+        out,
+        keep=keep,
+        above=above,
+        below=below,
+        by=by,  # type: ignore[arg-type]
+        lowest=lowest,
+        stratify=stratify,
+        query=query,
+        similarity=similarity,  # type: ignore[arg-type]
+        checkpoints=checkpoint or ["best"],
+        data=data,
+        seed=seed,
+        device=device,
+    )
+    if as_json:
+        _print_json({"by": chosen.by, "kept": len(chosen.kept), "dropped": len(chosen.dropped), "file": chosen.file})
+        return
+    typer.echo(f"{len(chosen.kept):,} rows kept by {chosen.by} in {chosen.file}")
+    typer.echo(f"{len(chosen.dropped):,} rows dropped, with reasons, in {chosen.dropped_file}")
+    typer.echo(f"train on them with the same data and --set data.train.keep={chosen.file}")
+
+
+COMMANDS = (index, attribute, similar, dedupe, select)
+
+
+def attribution_lines(found: Attribution) -> list[str]:
+    """What was found, a row on each line."""
+    steps = ", ".join(str(step) for step in found.checkpoints)
+    lines = [f"{found.rows:,} rows by {found.by} at step {steps}, query of {found.query_rows} rows"]
+    for name, rows in (("helpful", found.helpful), ("harmful", found.harmful)):
+        for row in rows:
+            error = f" ±{row.error:.2g}" if row.error else ""
+            lines.append(f"{name}  {row.score:+.4g}{error}  {_row(row)}")
+        if not rows:
+            lines.append(f"{name}  none")
+    return lines
+
+
+def _row(row: Influence | Neighbour) -> str:
+    said = " → ".join(" ".join(str(value).split()) for value in row.content.values())
+    extra = ", ".join(f"{name}: {value}" for name, value in row.metadata.items())
+    return f"{row.example_id}  {shorten(said, LONGEST, placeholder=' …')}" + (f"  ({extra})" if extra else "")
+
+
+def _progress() -> Any:
+    last = time.monotonic()
+
+    def tell(done: int, rows: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= LINE_SECONDS:
+            last = time.monotonic()
+            typer.echo(f"{done:,} of {rows:,} rows", err=True)
+
+    return tell
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))

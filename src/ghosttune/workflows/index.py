@@ -1,0 +1,129 @@
+"""The store of every row's gradient at one or several checkpoints of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ghostgrad import Sketcher
+from ghostgrad.store import DTYPES, GradientStore, StoreError
+from ghosttune.errors import InputError, RunError, listed
+from ghosttune.training.sketching import AUTO, is_exact, sketcher_of
+from ghosttune.workflows.opened import OpenedRun, Rows
+
+Tell = Callable[[int, int], None]
+"""Called with how many rows of how many are stored."""
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """A complete store."""
+
+    step: int
+    folder: str
+    rows: int
+    added: int
+    """Rows whose gradients were not there yet."""
+    exact: bool
+    """Whether whole gradients are kept, or projections of them."""
+    numbers_per_row: int
+    bytes: int
+    error: dict[str, Any] | None
+    """How far cosines are from those of whole gradients (`ghostgrad.sketch.ErrorBar`); None where they are exact."""
+
+
+def index(
+    run: str | Path,
+    data: str | Path | None = None,
+    *,
+    checkpoints: Sequence[str] = ("best",),
+    kind: str = AUTO,
+    changes: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
+    device: str = "auto",
+    tell: Tell | None = None,
+) -> list[Indexed]:
+    """Stores the gradient of every training row, or of every row of a file, at each of the checkpoints.
+
+    What is stored already stays: a call that was cut off is taken up where it ended, each row once.
+
+    Args:
+        checkpoints: `best`, `last`, `all`, or steps.
+        kind: `auto` (whole gradients where all fit into 256 MiB, else `standard@1`), or one of `ghostgrad.PROFILES`.
+        changes: options of the sketch to replace, such as {"size": 1024} (`ghostgrad.SketchOptions`).
+        batch_size: rows of one forward and backward; the run's own batch where it is not given.
+
+    Raises InputError where the run, the rows or the options do not allow it, or a store of another meaning is there.
+    """
+    opened = OpenedRun(run, device)
+    rows = opened.rows(data)
+    sketcher = sketcher_of(opened.adapted.facts, opened.parameters, len(rows.ids), kind, changes)
+    with opened.run.locked():
+        return [
+            _index(opened, rows, step, sketcher, batch_size, tell or (lambda done, all_rows: None))
+            for step in opened.steps(checkpoints)
+        ]
+
+
+def sketch_changes(**given: Any) -> dict[str, Any]:
+    """The options of a sketch that are given (not None), as `ghostgrad.SketchOptions` takes them."""
+    changes = {name: value for name, value in given.items() if value is not None}
+    if "layers" in changes:
+        changes["layers"] = tuple(changes["layers"])
+    if "dtype" in changes:
+        if changes["dtype"] not in DTYPES:
+            raise InputError(f"dtype is {changes['dtype']!r}; accepted are {listed(DTYPES)}")
+        changes["dtype"] = DTYPES[changes["dtype"]]
+    return changes
+
+
+def _index(opened: OpenedRun, rows: Rows, step: int, sketcher: Sketcher, batch_size: int | None, tell: Tell) -> Indexed:
+    meaning = opened.meaning(rows, step) | {"sketch": sketcher.manifest()}
+    folder = opened.run.store(rows.name, step)
+    try:
+        is_complete = GradientStore.is_sealed(folder)
+        added = 0 if is_complete else _complete(opened, rows, step, sketcher, meaning, batch_size, tell)
+        store = GradientStore.read_sealed(folder)
+        store.require(meaning)
+    except StoreError as error:
+        raise RunError(f"{error}. Delete the folder to make it anew, or give the options it was made with") from error
+    return Indexed(
+        step,
+        str(folder),
+        len(store),
+        added,
+        is_exact(sketcher),
+        store.size,
+        len(store) * store.bytes_per_row,
+        store.notes["error"],
+    )
+
+
+def _complete(
+    opened: OpenedRun,
+    rows: Rows,
+    step: int,
+    sketcher: Sketcher,
+    meaning: dict[str, Any],
+    batch_size: int | None,
+    tell: Tell,
+) -> int:
+    """Stores the gradients that are missing and seals the store; how many they were."""
+    gradients = opened.gradients(step, sketcher, batch_size)
+    with _opened_store(opened.run.store(rows.name, step), sketcher, meaning) as store:
+        missing = [row for row in rows.features if row.example_id not in store]
+        added = len(rows.ids) - len(store)
+        for ids, sketches in gradients.sketches(missing):
+            store.append(ids, sketches)
+            tell(len(store), len(rows.ids))
+        error = None if is_exact(sketcher) else gradients.error(rows.features)
+        store.seal({"error": asdict(error) if error else None})
+    return added
+
+
+def _opened_store(folder: Path, sketcher: Sketcher, meaning: dict[str, Any]) -> GradientStore:
+    if (folder / "manifest.json").exists():
+        return GradientStore.append_to(folder, meaning=meaning)
+    return GradientStore.create(folder, size=sketcher.size, dtype=sketcher.options.dtype, meaning=meaning)

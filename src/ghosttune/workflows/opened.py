@@ -1,0 +1,202 @@
+"""A run opened to ask about its rows: its model at any of its checkpoints, and rows as the run would read them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ghostgrad import Sketcher, SketchOptions
+from ghostgrad.store import GradientStore, StoreError
+from ghosttune.config.loading import load_config
+from ghosttune.config.schema import SourceSettings
+from ghosttune.data.encoding import Encoded, RowFeatures
+from ghosttune.data.records import Record
+from ghosttune.data.sources import read_source, source_files
+from ghosttune.errors import DataError, RunError, listed
+from ghosttune.models.loading import device_of
+from ghosttune.run.directory import RunDir
+from ghosttune.training import checkpoints
+from ghosttune.training.sketching import RowGradients, sketcher_for
+from ghosttune.workflows.prepare import prepare, require_same_data
+from ghosttune.workflows.train import adapted_model
+
+TRAIN = "train"
+"""Name of the run's own training rows."""
+
+GRADIENT = "of a row's summed nats, without dropout"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows to ask about."""
+
+    name: str
+    """Under which the run keeps their gradients."""
+    records: list[Record]
+    encoded: Encoded
+
+    @cached_property
+    def features(self) -> Sequence[RowFeatures]:
+        return self.encoded.features
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """Of the rows that have features, in their order."""
+        return list(dict.fromkeys(row.example_id for row in self.features))
+
+    @cached_property
+    def by_id(self) -> dict[str, Record]:
+        return {record.example_id: record for record in self.records}
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of every row's id and of all that the model sees of it."""
+        digest = hashlib.sha256()
+        for row in self.features:
+            for name, value in sorted(vars(row).items()):
+                if name != "index":
+                    digest.update(name.encode())
+                    digest.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
+        return digest.hexdigest()
+
+
+class OpenedRun:
+    """Reads a run directory and holds its model; raises as training does where rows or weights are not what they were.
+
+    Args:
+        path: of the run.
+        device: `auto`, `cpu` or `cuda:N`, whatever the run was trained on.
+    """
+
+    def __init__(self, path: str | Path, device: str = "auto"):
+        self.run = RunDir(path).open()
+        config = load_config(self.run.config, overrides=[f"model.device={device}"])
+        self.prepared = prepare(config)
+        require_same_data(self.run, self.prepared.fingerprints)
+        self.config, self.task = self.prepared.config, self.prepared.task
+        self.train = Rows(TRAIN, self.prepared.train_records, self.prepared.train)
+        self._verified: dict[tuple[str, int, str], GradientStore] = {}
+        """Stores whose bytes need not be read once more."""
+
+    @cached_property
+    def adapted(self) -> Any:
+        return adapted_model(self.prepared)
+
+    @cached_property
+    def parameters(self) -> dict[str, Any]:
+        """The trained ones, by name."""
+        named = dict(self.adapted.model.named_parameters())
+        return {name: named[name] for name in self.adapted.facts}
+
+    def rows(self, data: str | Path | None) -> Rows:
+        """The training rows, or all rows of a file, read and encoded as the run reads its own; DataError if it cannot.
+
+        Rows of a file are named after it.
+        """
+        if data is None:
+            return self.train
+        path = Path(data).expanduser()
+        files = source_files(path)
+        if path.is_dir():
+            raise DataError(f"{data} is a folder; give one file of it: {listed(file.name for file in files.values())}")
+        train = self.config.data.train
+        settings = SourceSettings(path=str(path), columns=train.columns if train.name is None else None)
+        records = read_source(files, settings, self.task.formats).records
+        if not records:
+            raise DataError(f"{data} holds no rows")
+        name = path.name.split(".")[0]
+        if name == TRAIN:
+            name = f"{path.parent.name}-{name}"
+        return Rows(name, records, self.encode(records))
+
+    def encode(self, records: list[Record], truncated_share: float | None = None) -> Encoded:
+        """As the run's own rows are; of how many rows context may be cut where that is not as in the run."""
+        share = self.config.data.truncated_share if truncated_share is None else truncated_share
+        return self.prepared.encoder.encode(records, share)
+
+    def steps(self, names: Sequence[str]) -> list[int]:
+        """The steps of checkpoints called `best`, `last`, `all` or by their number; RunError for others."""
+        have = self.run.checkpoint_steps()
+        if not have:
+            raise RunError(f"{self.run.path} has no checkpoint yet; continue it with `{self.run.resume_command}`")
+        record = self.run.read_record()
+        known = {"best": [record.get("best_step") or have[-1]], "last": have[-1:], "all": have}
+        known |= {str(step): [step] for step in have}
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise RunError(
+                f"{self.run.path} has no checkpoint {listed(unknown)}; it has {listed(known)}. More are kept with "
+                "train.save_total_limit"
+            )
+        return sorted({step for name in names for step in known[name]})
+
+    def at(self, step: int) -> Any:
+        """The model with the adapter of a checkpoint; RunError when it is damaged."""
+        folder = self.run.checkpoint(step)
+        checkpoints.verify(folder)
+        checkpoints.restore_adapter(folder, self.adapted.model)
+        return self.adapted.model
+
+    def gradients(self, step: int, sketcher: Sketcher, batch_size: int | None = None) -> RowGradients:
+        """Gradients of rows at a checkpoint, under a sketch."""
+        size = batch_size or self.config.train.per_device_train_batch_size
+        return RowGradients(self.at(step), self.task, self.prepared.collator, sketcher, size)
+
+    def second_moments(self, step: int) -> dict[str, Any]:
+        """AdamW's v̂ at a checkpoint, by parameter."""
+        return checkpoints.second_moments(
+            self.run.checkpoint(step), self.config.train.adam_beta2, device_of(self.config.model)
+        )
+
+    def learning_rate(self, step: int) -> float:
+        """What the run recorded at this step, between the events around it."""
+        events = [event for event in self.run.events() if "learning_rate" in event]
+        if not events:
+            raise RunError(f"{self.run.metrics} has no learning rate; lower train.logging_steps")
+        return float(np.interp(step, [e["step"] for e in events], [e["learning_rate"] for e in events]))
+
+    def meaning(self, rows: Rows, step: int) -> dict[str, Any]:
+        """What the stored gradients of these rows are of; the sketch says how they are kept."""
+        return {
+            "checkpoint": {"step": step, "adapter": checkpoints.adapter_digest(self.run.checkpoint(step))},
+            "model": {"name": self.config.model.name, "dtype": self.config.model.dtype},
+            "rows": {"count": len(rows.ids), "sha256": rows.digest},
+            "gradient": GRADIENT,
+        }
+
+    def store(self, rows: Rows, step: int) -> GradientStore:
+        """The complete, undamaged store of the rows at a checkpoint; RunError says what is not as it should be."""
+        key = rows.name, step, rows.digest
+        if key not in self._verified:
+            self._verified[key] = self._verified_store(rows, step)
+        return self._verified[key]
+
+    def _verified_store(self, rows: Rows, step: int) -> GradientStore:
+        folder = self.run.store(rows.name, step)
+        again = f"`ghosttune index {self.run.path}{'' if rows is self.train else ' --data FILE'} --checkpoint {step}`"
+        if not folder.exists():
+            raise RunError(
+                f"{self.run.path} has no gradients of its {rows.name} rows at step {step}; make them: {again}"
+            )
+        try:
+            store = GradientStore.read_sealed(folder)
+            store.require(self.meaning(rows, step))
+        except StoreError as error:
+            raise RunError(f"{error}. Complete it with {again}; delete the folder first where it is damaged") from error
+        return store
+
+    def sketcher(self, store: GradientStore) -> Sketcher:
+        """The projections a store was made with; RunError where they come out otherwise here."""
+        written = store.manifest["meaning"]["sketch"]
+        sketcher = sketcher_for(self.adapted.facts, self.parameters, SketchOptions.from_json(written["options"]))
+        try:
+            store.require({"sketch": sketcher.manifest()})
+        except StoreError as error:
+            raise RunError(str(error)) from error
+        return sketcher
