@@ -36,7 +36,6 @@ _HOMES = {
     "Pipeline": "ghosttune.inference.pipeline",
 }
 
-<<<<<<< HEAD
 __all__ = [
     "Pipeline",
     "Run",
@@ -47,12 +46,10 @@ __all__ = [
     "open_run",
     "prove",
     "quickstart",
+    "report",
     "sweep",
     "train",
 ]
-=======
-__all__ = ["Pipeline", "Run", "__version__", "evaluate", "load_config", "open_run", "quickstart", "report", "train"]
->>>>>>> h-report
 
 
 def __getattr__(name: str) -> Any:

@@ -104,7 +104,8 @@ def _write_t5(folder: Path) -> Path:
     torch.manual_seed(0)
     shape: dict[str, Any] = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
     special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    config = T5Config(vocab_size=len(tokenizer), decoder_start_token_id=tokenizer.pad_token_id, **shape, **special)
+    special["decoder_start_token_id"] = tokenizer.pad_token_id
+    config = T5Config(vocab_size=len(tokenizer), **shape, **special)
     T5ForConditionalGeneration(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
