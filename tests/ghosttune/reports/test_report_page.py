@@ -90,7 +90,7 @@ def test_it_says_what_the_run_says(page, full_run):
     assert "untouched base" in page.text and "One run, one seed" in page.text
     for origin in ("--set", "default"):
         assert origin in page.texts
-    for name in ("train.learning_rate", "both", "attention", "tokens per second", "sha256 of"):
+    for name in ("train.learning_rate", "both", "attention", "tokens per second", "rows.jsonl, sha256"):
         assert name in page.text, name
     assert f"{record['ledger']['columns']['planted']['rows']} planted rows" in page.text
 
