@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ghosttune.config.notation import parse_value
-from ghosttune.reports.markup import Markup, facts, joined, shown, table, tag
+from ghosttune.reports.markup import Markup, facts, joined, said, shown, table, tag
 from ghosttune.reports.reading import RunNumbers
 from ghosttune.reports.verdict import duration
 
@@ -73,7 +73,7 @@ def origin(numbers: RunNumbers) -> Markup:
         "rows": _listed(data["rows"]),
         "tokens": _listed(data["tokens"]),
         "targets": _listed(data["targets"]),
-        **{f"sha256 of {name}": digest for name, digest in data["fingerprints"].items()},
+        "files": said("\n".join(f"{name}, sha256 {digest}" for name, digest in data["fingerprints"].items())),
         "machine": f"{host['name']}, {host['system']}, {host['cpus']} processors",
         "Python": environment["python"],
         "packages": ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version),

@@ -244,12 +244,12 @@ def use_logarithm(ax: Axes) -> None:
 
 
 def write_plainly(axis: Any, low: float, high: float) -> None:
-    """Numbers without powers of ten on a logarithmic axis; over a short range also 2 and 5 between them."""
+    """Numbers without powers of ten on a logarithmic axis; over a short range also 2 and 5, or all, between them."""
     from matplotlib.ticker import FuncFormatter, NullLocator
 
     axis.set_major_formatter(FuncFormatter(_plain))
     if high < 30 * low:
-        axis.set_minor_formatter(FuncFormatter(_two_and_five))
+        axis.set_minor_formatter(FuncFormatter(_plain if high < 4 * low else _two_and_five))
     else:
         axis.set_minor_locator(NullLocator())
 

@@ -14,6 +14,9 @@ from ghosttune.run.tables import read_table
 EXTREMES = 10
 """Rows at either end that are shown."""
 
+UNFOLDED = 4
+"""Of them, those that are seen without a click."""
+
 ANSWERS = 8
 
 Texts = Mapping[str, Sequence[tuple[str, str]]]
@@ -41,15 +44,19 @@ def extreme_rows(numbers: RunNumbers, texts: Texts, why_no_texts: str) -> Markup
         blocks.append(
             tag("p", f"{harmful or 'None'} of them raised the loss of the guide rows more than they lowered it.")
         )
-        blocks += [_row_card(row, texts.get(row["example_id"], ()), parts[row["example_id"]]) for row in rows]
+        cards = [_row_card(row, texts.get(row["example_id"], ()), parts[row["example_id"]]) for row in rows]
+        blocks += cards[:UNFOLDED]
+        if more := cards[UNFOLDED:]:
+            blocks.append(tag("details", tag("summary", f"{len(more)} more"), *more))
     return joined(blocks)
 
 
 def _row_card(row: Mapping[str, Any], text: Sequence[tuple[str, str]], parts: Iterable[str]) -> Markup:
     own = {name: value for name, value in row.items() if name not in OWN_COLUMNS and value not in (None, "")}
     facts = [
-        f"value {row['value']:+.4g} nats per target in {row['steps_seen']} visits",
-        f"{row['tokens']} tokens",
+        f"value {row['value']:+.4g} nats per target",
+        f"visits: {row['steps_seen']}",
+        f"tokens: {row['tokens']}",
         *(f"{name}: {shown(value)}" for name, value in own.items()),
     ]
     standing = tag("span", f"{row['standing']:+.2f}", class_="bad" if row["standing"] < 0 else "good")
@@ -101,7 +108,9 @@ def answers(numbers: RunNumbers, split: str) -> Markup:
 
 def _answer_card(row: Mapping[str, Any]) -> Markup:
     names = [name for name in dict.fromkeys([*FIRST_FIELDS, *row]) if name != "example_id"]
-    texts = {name.replace("_", " "): text for name in names if (text := _text(row.get(name))) is not None}
+    between = {"references": "\n"}
+    found = {name.replace("_", " "): _text(row.get(name), between.get(name, " ")) for name in names}
+    texts = {name: text for name, text in found.items() if text is not None}
     others = [f"{name}: {shown(value)}" for name, value in _flat(row).items() if _text(value) is None]
     return tag(
         "div",
@@ -112,12 +121,12 @@ def _answer_card(row: Mapping[str, Any]) -> Markup:
     )
 
 
-def _text(value: Any) -> str | None:
-    """A text, or several below each other; None for anything else."""
+def _text(value: Any, between: str = " ") -> str | None:
+    """A text, or several joined; None for anything else."""
     if isinstance(value, str):
         return value
     is_several = isinstance(value, list) and value and all(isinstance(entry, str) for entry in value)
-    return "\n".join(value) if is_several else None
+    return between.join(value) if is_several else None
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:

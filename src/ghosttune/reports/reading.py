@@ -186,16 +186,21 @@ class RunNumbers:
 
     @cached_property
     def evaluation(self) -> dict[str, Any]:
-        path = self.run.evaluation
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return next(iter(_json(self.run.evaluation)), {})
 
     def predictions(self, split: str) -> list[dict[str, Any]]:
-        path = self.run.predictions(split)
-        return (
-            [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-            if path.is_file()
-            else []
-        )
+        return _json(self.run.predictions(split), by_line=True)
+
+
+def _json(path: Path, by_line: bool = False) -> list[dict[str, Any]]:
+    """The objects in a file, one or one per line; none where there is no file; RunError when it is damaged."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    try:
+        return [json.loads(part) for part in (text.split("\n") if by_line else [text]) if part]
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}; evaluate the run again, or remove the file") from error
 
 
 def role_of(module: str, layer: int | None) -> str:

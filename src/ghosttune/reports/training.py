@@ -41,8 +41,8 @@ def loss_figure(losses: Sequence[Loss], spans: Sequence[Span]) -> Figure:
     return Figure(
         "Loss over the run",
         "Nats per target; lower is better. Train: the rows of the updates since the last point, with dropout where "
-        "it is on. Dev: held-out rows; step 0 is the untouched base, the ring the best, which became the adapter. "
-        "Bands are phases, named after what trains in them.",
+        "it is on. Dev: held-out rows; step 0 is the untouched base, the ring the best, which became the adapter."
+        + (" Bands are phases, named after what trains in them." if len(spans) > 1 else ""),
         ("step", "split", "loss"),
         losses,
         {name: partial(_draw_losses, losses, spans, logarithmic) for name, logarithmic in views.items()},

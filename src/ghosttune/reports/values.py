@@ -78,7 +78,7 @@ def _draw_histogram(rows: Rows, name: str, flags: str | None, narrow: bool) -> D
             f"{label(flags, 24)}: {text}": [row for row in rows if row[flags] is flag]
             for text, flag in (("no", False), ("yes", True))
         }
-    drawing, (ax,) = panels(narrow, [f"rows by {name}"], head=head_of(len(kinds), narrow))
+    drawing, (ax,) = panels(narrow, [f"rows by {name}"], head=head_of(len(kinds), narrow) if flags else 0)
     every = np.array([row[name] for row in rows])
     edges = np.histogram_bin_edges(every, bins=int(np.clip(np.sqrt(len(every)) * 2, 8, MOST_BINS)))
     base = np.zeros(len(edges) - 1)

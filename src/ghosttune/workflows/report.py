@@ -39,10 +39,10 @@ def texts_of(run: RunDir) -> tuple[Texts, str]:
     changed = [file for file, digest in source.fingerprints.items() if recorded.get(file) != digest]
     if changed:
         return {}, f"The texts of the rows are not shown, because these files changed since: {', '.join(changed)}"
-    return {name: said for name, said in _every_text(source, config) if name in wanted}, ""
+    return {name: said for name, said in every_text(source, config) if name in wanted}, ""
 
 
-def _every_text(source: Source, config: RunConfig) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+def every_text(source: Source, config: RunConfig) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """(example_id, (who says it, what)) of every row of the source."""
     if source.in_blocks is None:
         yield from ((record.example_id, _said(record)) for record in source.records)

@@ -18,7 +18,7 @@ from ghosttune.reports.figures import picture_name
 from ghosttune.reports.gradients import SMOOTHING, smoothed
 from ghosttune.reports.page import figures_of
 from ghosttune.reports.reading import Norms, Place, RunNumbers
-from ghosttune.run.directory import RunDir
+from ghosttune.run.directory import RunDir, write_csv
 from ghosttune.run.tables import read_table
 
 WITHOUT = {
@@ -122,6 +122,18 @@ def test_modules_and_their_account_are_those_of_the_ledger(full_run):
         row["group"]: float(row["guide_loss_drop_so_far"]) for row in rows_of(full_run / "report" / "ledger_steps.csv")
     }
     assert last == pytest.approx({group: terms[group] for group in ("attention", "mlp")})
+
+
+def test_standard_errors_of_modules_are_shown_where_the_run_has_them(full_run, tmp_path):
+    run = RunDir(shutil.copytree(full_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "report")))
+    modules = rows_of(run.export("modules"))
+    rows = [[*row.values(), at / 1000] for at, row in enumerate(modules, 1)]
+    write_csv(run.export("modules"), [*modules[0], "standard_error"], rows)
+    figure = figures_of(RunNumbers(run))["ledger_modules"]
+    assert figure.columns[-1] == "standard_error" and "Whiskers" in figure.caption
+    assert [row[-1] for row in figure.rows] == [row[-1] for row in rows]
+    (ax,) = figure.views["ranked"](True).axes
+    assert len([line for line in ax.lines if len(line.get_xdata()) == 2]) == len(rows) + 1, "one is the zero line"
 
 
 def test_values_are_those_of_the_run_and_their_means_by_kind(full_run):

@@ -17,13 +17,15 @@ from typer.testing import CliRunner
 
 from ghosttune import report
 from ghosttune.cli.main import app
+from ghosttune.data.records import Record, Turn
+from ghosttune.data.sources import Source
 from ghosttune.errors import RunError
 from ghosttune.registry import FIGURES
 from ghosttune.reports.page import figures_of
 from ghosttune.reports.page import page as page_of
 from ghosttune.reports.reading import RunNumbers
 from ghosttune.run.directory import RunDir
-from ghosttune.workflows.report import texts_of
+from ghosttune.workflows.report import every_text, texts_of
 
 
 class Page(HTMLParser):
@@ -88,7 +90,7 @@ def test_it_says_what_the_run_says(page, full_run):
     assert "untouched base" in page.text and "One run, one seed" in page.text
     for origin in ("--set", "default"):
         assert origin in page.texts
-    for name in ("train.learning_rate", "both", "attention", "tokens per second", "sha256 of"):
+    for name in ("train.learning_rate", "both", "attention", "tokens per second", "rows.jsonl, sha256"):
         assert name in page.text, name
     assert f"{record['ledger']['columns']['planted']['rows']} planted rows" in page.text
 
@@ -114,6 +116,22 @@ def test_texts_of_lost_rows_are_not_shown(copied, full_run):
     config.write_text(config.read_text().replace(str(full_run.parent), "/nowhere"))
     texts, why_none = texts_of(RunDir(copied))
     assert not texts and "cannot be read any more" in why_none and "/nowhere/rows.jsonl" in why_none
+
+
+def test_rows_of_every_task_have_a_text():
+    turns = Record("a", (Turn("user", "Who?"), Turn("assistant", "I.")), "g")
+    labelled = Record("b", (), "g", columns={"text": "fine", "label": 3, "note": None})
+    tagged = Record("c", (), "g", columns={"tokens": ["Anna", "left"], "tags": ["B-PER", "O"]})
+    found = dict(every_text(Source([turns, labelled, tagged], "any", {}), None))
+    assert found["a"] == [("user", "Who?"), ("assistant", "I.")]
+    assert found["b"] == [("text", "fine"), ("label", "3")]
+    assert found["c"] == [("tokens", "Anna left"), ("tags", "B-PER O")]
+
+
+def test_a_damaged_file_is_named(copied):
+    (copied / "evaluation.json").write_text('{"dev": ')
+    with pytest.raises(RunError, match=r"evaluation\.json is damaged"):
+        figures_of(RunNumbers(RunDir(copied)))
 
 
 @pytest.mark.parametrize("status", ["running", "stopped", "failed"])
