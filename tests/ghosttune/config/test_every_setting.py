@@ -253,8 +253,8 @@ def answers(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
     asked: list[Any] = []
 
     class FakePipeline:
-        def __init__(self, model: Any, encoder: Any, max_new_tokens: int):
-            self.model, self.encoder = model, encoder
+        def __init__(self, model: Any, encoder: Any, max_new_tokens: int, task: Any):
+            self.model, self.encoder, self.task = model, encoder, task
             asked.append(max_new_tokens)
 
         def generate(self, prompts: Any, adapter: bool = True) -> list[Answer]:
