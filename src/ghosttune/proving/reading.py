@@ -103,9 +103,9 @@ def _write_t5(folder: Path) -> Path:
     tokenizer = from_folder(builtin_model_folder("builtin:tiny"))
     torch.manual_seed(0)
     shape: dict[str, Any] = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
-    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    special["decoder_start_token_id"] = tokenizer.pad_token_id
-    config = T5Config(vocab_size=len(tokenizer), **shape, **special)
+    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+    shape |= {"pad_token_id": pad, "eos_token_id": end, "decoder_start_token_id": pad}
+    config = T5Config(vocab_size=len(tokenizer), **shape)
     T5ForConditionalGeneration(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
