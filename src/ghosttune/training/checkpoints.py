@@ -136,9 +136,9 @@ def restore_adapter(folder: Path, model: torch.nn.Module) -> None:
             expected[name].copy_(tensor)
 
 
-def adapter_digest(folder: Path) -> str:
-    """sha256 of the adapter's weights in a checkpoint."""
-    return _digest(folder / ADAPTER)
+def weights_digest(folder: Path) -> str:
+    """sha256 of the trained weights in a checkpoint."""
+    return _digest(folder / WEIGHTS)
 
 
 def second_moments(folder: Path, beta: float, device: torch.device) -> dict[str, torch.Tensor]:

@@ -19,13 +19,19 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from ghostgrad import GradientEngine
+from ghostgrad import GradientEngine, UnsupportedLayer
 from ghosttune.run.tables import Table
 
 
 def lengths(tensors: list[Tensor]) -> list[Tensor]:
     """The norm of each, left on its device; one call for all: hundreds of small ones cost more than the work."""
     return list(torch._foreach_norm(tensors))  # type: ignore[reportPrivateImportUsage]
+
+
+def unsupported_layers(error: UnsupportedLayer) -> str:
+    """The first of the layers the engine names, the rest counted; its own advice is for those who write loops."""
+    layers = [line.strip() for line in str(error).splitlines() if line.startswith("  ")]
+    return f"{layers[0]} and {len(layers) - 1} more" if len(layers) > 1 else layers[0] if layers else str(error)
 
 
 @dataclass(frozen=True)

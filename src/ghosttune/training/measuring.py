@@ -15,7 +15,7 @@ from ghosttune.run.directory import RunDir
 from ghosttune.run.tables import Table
 from ghosttune.training.allocating import RankAllocation, is_allocated
 from ghosttune.training.guide import Guide
-from ghosttune.training.instruments import Instrument, Measurement
+from ghosttune.training.instruments import Instrument, Measurement, unsupported_layers
 from ghosttune.training.ledger import MODULE_COLUMNS, ROW_COLUMNS, Ledger
 from ghosttune.training.norms import EFFECTIVE_COLUMNS, NORM_COLUMNS, EffectiveNorms, Norms
 from ghosttune.training.rotation import Rotation
@@ -80,12 +80,9 @@ def _ledger(
 
 
 def _refusal(config: RunConfig, setting: str, switch: str, error: UnsupportedLayer) -> ConfigError:
-    """With the first of the layers the engine names; its own advice is for those who write loops."""
-    layers = [line.strip() for line in str(error).splitlines() if line.startswith("  ")]
-    which = f"{layers[0]} and {len(layers) - 1} more" if len(layers) > 1 else layers[0] if layers else str(error)
     message = (
-        f"cannot be measured with method {config.method.type}: the gradients of single rows are not known for {which}. "
-        f"Set {switch}: null; training works without it"
+        f"cannot be measured with method {config.method.type}: the gradients of single rows are not known for "
+        f"{unsupported_layers(error)}. Set {switch}: null; training works without it"
     )
     return ConfigError([config.problem(setting, message)])
 

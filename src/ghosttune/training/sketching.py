@@ -19,7 +19,7 @@ from ghosttune.config.facts import ParameterFacts
 from ghosttune.data.encoding import RowFeatures
 from ghosttune.errors import InputError, listed, nearest
 from ghosttune.training.guide import GuideRows, evaluating, guide_gradient
-from ghosttune.training.instruments import MicroBatch
+from ghosttune.training.instruments import MicroBatch, unsupported_layers
 
 EXACT_BYTES = 1 << 28
 """Largest store of whole gradients that `auto` makes: 256 MiB."""
@@ -91,7 +91,7 @@ class RowGradients:
         try:
             self.engine = GradientEngine(model, select=lambda name, parameter: name in sketcher)
         except UnsupportedLayer as error:
-            raise InputError(f"gradients of single rows cannot be had here: {error}") from error
+            raise InputError(f"gradients of single rows are not known for {unsupported_layers(error)}") from error
 
     def sketches(self, rows: Sequence[RowFeatures]) -> Iterator[tuple[list[str], Tensor]]:
         """(ids, [B, size] rows) of all rows, shortest first; windows of one row are added up."""

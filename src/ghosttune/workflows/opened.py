@@ -164,7 +164,7 @@ class OpenedRun:
     def meaning(self, rows: Rows, step: int) -> dict[str, Any]:
         """What the stored gradients of these rows are of; the sketch says how they are kept."""
         return {
-            "checkpoint": {"step": step, "adapter": checkpoints.adapter_digest(self.run.checkpoint(step))},
+            "checkpoint": {"step": step, "weights": checkpoints.weights_digest(self.run.checkpoint(step))},
             "model": {"name": self.config.model.name, "dtype": self.config.model.dtype},
             "rows": {"count": len(rows.ids), "sha256": rows.digest},
             "gradient": GRADIENT,

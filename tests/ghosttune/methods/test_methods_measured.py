@@ -8,12 +8,15 @@ import pytest
 import torch
 from method_cases import CASES, Case
 
+from ghostgrad.store import GradientStore
 from ghosttune import train
 from ghosttune.config.facts import ParameterFacts
-from ghosttune.errors import ConfigError
+from ghosttune.errors import ConfigError, InputError
 from ghosttune.run.tables import read_table
 from ghosttune.training.instruments import MicroBatch
 from ghosttune.training.norms import EffectiveNorms
+from ghosttune.workflows.index import index
+from ghosttune.workflows.opened import OpenedRun
 
 MEASURED = {
     "measure__norms": {"every": 2, "effective": 3},
@@ -53,6 +56,27 @@ def test_the_account_closes_and_norms_are_recorded(case: Case, measured_config, 
     else:
         effective = read_table(run.folder, "effective").to_pylist()
         assert {row["step"] for row in effective} == {1, 4} and all(row["effective_norm"] >= 0 for row in effective)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_gradients_of_rows_can_be_stored_wherever_there_is_a_ledger(case: Case, method_config, tmp_path):
+    """At the run's checkpoint, as one backward per row gives them; else refused by name."""
+    run = train(method_config(case), tmp_path / "run")
+    if not case.has_ledger:
+        with pytest.raises(InputError, match=r"gradients of single rows are not known for .*q_proj.* and 13 more"):
+            index(run.path, device="cpu")
+        return
+    (indexed,) = index(run.path, device="cpu")
+    store = GradientStore.read_sealed(indexed.folder)
+    assert len(store) == 4 and indexed.exact
+    opened = OpenedRun(run.path, "cpu")
+    model, row = opened.at(indexed.step).eval(), opened.train.features[0]
+    named = dict(sorted(opened.parameters.items()))
+    loss = opened.task.example_loss(model, opened.prepared.collator([row])).sum()
+    gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True, materialize_grads=True)
+    expected = torch.cat([gradient.flatten() for gradient in gradients])
+    found = store.rows([row.example_id])[0]
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
 WITHOUT_LEDGER = {name: case for name, case in CASES.items() if not case.has_ledger}

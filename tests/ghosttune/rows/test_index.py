@@ -146,7 +146,7 @@ def test_a_store_of_other_weights_is_refused(own_indexed):
     stores = own_indexed / "store" / "train"
     shutil.rmtree(stores / "step-6")
     shutil.copytree(stores / "step-3", stores / "step-6")
-    with pytest.raises(RunError, match=r"checkpoint\.step is 3, asked for 6; checkpoint\.adapter is '"):
+    with pytest.raises(RunError, match=r"checkpoint\.step is 3, asked for 6; checkpoint\.weights is '"):
         attribute(own_indexed, prompt="a", completion="b", device="cpu")
 
 

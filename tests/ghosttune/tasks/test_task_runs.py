@@ -10,6 +10,7 @@ import pytest
 import torch
 from task_cases import CASES, MATRIX
 
+from ghostgrad.store import GradientStore
 from ghosttune.data.labelled import SAID
 from ghosttune.errors import RunError
 from ghosttune.models.loading import load_adapter, load_model
@@ -18,6 +19,7 @@ from ghosttune.training import checkpoints
 from ghosttune.training.guide import evaluating
 from ghosttune.training.order import RowOrder, rows_of_steps
 from ghosttune.workflows.evaluate import evaluate
+from ghosttune.workflows.index import index
 from ghosttune.workflows.infer import infer
 from ghosttune.workflows.prepare import Prepared, prepare
 from ghosttune.workflows.runs import Run
@@ -144,6 +146,22 @@ def test_the_saved_adapter_gives_the_same_answers(measured) -> None:
     for record, prediction in zip(prepared.dev_records, again, strict=True):
         before = said[record.example_id]
         assert prediction.output == (pytest.approx(before, rel=1e-5) if isinstance(before, float) else before)
+
+
+def test_stored_gradients_are_those_of_one_backward_per_row(measured) -> None:
+    """Windows of one row, as question answering has them, added up."""
+    case, run, prepared = measured
+    (indexed,) = index(run.path, checkpoints=["last"], device="cpu")
+    store = GradientStore.read_sealed(indexed.folder)
+    assert sorted(store.ids) == sorted(record.example_id for record in prepared.train_records)
+    model = adapted_model(prepared).model.eval()
+    checkpoints.restore_adapter(run.folder.checkpoint(3), model)
+    for example_id in (store.ids[0], store.ids[-1]):
+        windows = [row for row in prepared.train.features if row.example_id == example_id]
+        own = [row_gradient(model, case, prepared, window, 1) for window in windows]
+        expected = torch.cat([sum(gradient[name] for gradient in own).flatten() for name in sorted(own[0])])
+        found = store.rows([example_id])[0]
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_values_are_those_of_one_backward_per_row(measured) -> None:
