@@ -49,7 +49,7 @@ def share_left(name: str, task: str) -> float:
     """Of the loss, after STEPS updates; a frozen random model without a new head hardly listens to a prompt."""
     if task == "rewriting":
         return 0.95 if name in ("prompt_tuning", "p_tuning") else 0.25
-    return 0.15
+    return 0.5 if (name, task) == ("p_tuning", "regression") else 0.15
 
 
 def losses(model: Any, prepared: Prepared) -> torch.Tensor:
