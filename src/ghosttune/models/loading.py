@@ -217,7 +217,7 @@ def save_adapter(model: Any, folder: Path) -> None:
 @contextmanager
 def _every_rank(configuration: Any) -> Iterator[None]:
     """PEFT would cut the ranks that AdaLoRA has taken away by now, which the weights of an earlier step still have."""
-    pattern = getattr(configuration, "rank_pattern", None)
+    pattern = configuration.rank_pattern if getattr(configuration, "peft_type", None) == "ADALORA" else None
     if pattern:
         configuration.rank_pattern = None
     try:
