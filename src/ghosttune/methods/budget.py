@@ -9,7 +9,7 @@ import numpy as np
 from ghosttune.errors import ConfigError, Problem
 
 
-def ranks_for(sizes: Mapping[str, int], budget: int) -> dict[str, int]:
+def ranks_for(sizes: Mapping[str, int], budget: int, fixed: int = 0) -> dict[str, int]:
     """Whole ranks by module, as equal as the budget allows, whose parameters come nearest to `budget`.
 
     Every module gets the same rank, and some of them one more: the set of them whose sizes add up best to what remains,
@@ -18,15 +18,17 @@ def ranks_for(sizes: Mapping[str, int], budget: int) -> dict[str, int]:
     Args:
         sizes: parameters that one rank of each module costs, its inputs plus its outputs.
         budget: trained parameters wanted.
+        fixed: parameters of it that no rank changes.
 
     Raises:
         ConfigError: a budget below one rank per module.
     """
     each = sum(sizes.values())
-    if budget < each:
-        message = f"is {budget:,}, and one rank for each of the {len(sizes)} target modules takes {each:,}; raise it"
+    if budget < each + fixed:
+        least = each + fixed
+        message = f"is {budget:,}, and one rank for each of the {len(sizes)} target modules takes {least:,}; raise it"
         raise ConfigError([Problem("method.parameter_budget", message)])
-    rank, rest = divmod(budget, each)
+    rank, rest = divmod(budget - fixed, each)
     kinds = sorted(set(sizes.values()))
     names = {kind: [name for name, size in sizes.items() if size == kind] for kind in kinds}
     raised = _nearest_counts(kinds, [len(names[kind]) for kind in kinds], rest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,6 +11,7 @@ from pydantic import Field
 from ghosttune.config.facts import Targets
 from ghosttune.config.schema import Count, RunConfig, setting
 from ghosttune.errors import ConfigError, Problem
+from ghosttune.methods.budget import ranks_for
 from ghosttune.methods.targets import LinearSettings
 from ghosttune.registry import METHODS
 
@@ -28,6 +30,10 @@ class LoraSettings(LinearSettings):
         16.0, critical=True, why="the update is scaled by lora_alpha / r"
     )
     """Numerator of the update's scale."""
+    parameter_budget: Count | None = setting(
+        None, unit="trained parameters", why="arms of a comparison should differ in where they train, not in how much"
+    )
+    """Ranks so that all layers together come nearest to this many; `r` then only sets the scale lora_alpha / r."""
     lora_dropout: Dropout = setting(0.0)
     """Dropout on the adapter's input."""
     use_rslora: bool = setting(False, why="the scale then stays right when r grows (rsLoRA, arXiv 2312.03732)")
@@ -64,6 +70,11 @@ class LoraSettings(LinearSettings):
                 "measures the base weights, which PEFT cannot in int8 on the CPU; use nf4, a GPU, or lora without it"
             )
             yield "method.use_dora", message
+        if self.parameter_budget is not None and self.init_lora_weights in ("pissa", "olora"):
+            message = (
+                f"{self.init_lora_weights} is saved with one rank for all layers; use default with parameter_budget"
+            )
+            yield "method.init_lora_weights", message
         if self.use_dora and self.init_lora_weights in ("pissa", "olora"):
             yield (
                 "method.init_lora_weights",
@@ -82,8 +93,11 @@ def lora(settings: LoraSettings, targets: Targets) -> peft.LoraConfig:
             f"must be at most {most} for {settings.init_lora_weights}: no adapted weight has more directions than that"
         )
         raise ConfigError([Problem("method.r", message)])
+    ranks = _ranks(settings, targets)
     return peft.LoraConfig(
         r=settings.r,
+        rank_pattern=ranks,
+        alpha_pattern={name: _alpha(settings, rank) for name, rank in ranks.items()},
         lora_alpha=settings.lora_alpha,  # pyright: ignore[reportArgumentType]  # PEFT only divides it by r
         lora_dropout=settings.lora_dropout,
         use_rslora=settings.use_rslora,
@@ -93,6 +107,21 @@ def lora(settings: LoraSettings, targets: Targets) -> peft.LoraConfig:
         trainable_token_indices=settings.trainable_token_indices,
         fan_in_fan_out=targets.transposed,
     )
+
+
+def _ranks(settings: LoraSettings, targets: Targets) -> dict[str, int]:
+    """Rank by layer under a budget; without one, nothing. DoRA's magnitudes are part of it."""
+    if settings.parameter_budget is None:
+        return {}
+    shapes = dict(zip(targets.linear, zip(targets.inputs, targets.outputs, strict=True), strict=True))
+    fixed = sum(targets.outputs) if settings.use_dora else 0
+    return ranks_for({name: sum(shape) for name, shape in shapes.items()}, settings.parameter_budget, fixed)
+
+
+def _alpha(settings: LoraSettings, rank: int) -> float:
+    """That gives an update of this rank the scale that lora_alpha gives one of rank r."""
+    share = rank / settings.r
+    return settings.lora_alpha * (math.sqrt(share) if settings.use_rslora else share)
 
 
 class AdaloraSettings(LinearSettings):

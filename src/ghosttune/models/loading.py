@@ -15,7 +15,7 @@ from ghosttune.config.schema import MethodSettings, ModelSettings
 from ghosttune.errors import ConfigError, ModelError, Problem, listed
 from ghosttune.models.builtin import BUILTIN_MODELS, builtin_model_folder
 from ghosttune.models.modules import head_modules, targets_in
-from ghosttune.models.prompting import LEFT_OUT, fit_prompt, prompt_length, try_out
+from ghosttune.models.prompting import LEFT_OUT, can_do_without, fit_prompt, prompt_length, try_out
 from ghosttune.models.quantizing import prepared_for_training, quantized_loading
 from ghosttune.models.upstream import without_upstream_reports, without_upstream_warnings
 from ghosttune.registry import METHODS
@@ -199,7 +199,7 @@ def _adapted(model: PreTrainedModel, configuration: Any) -> Any:
         raise ConfigError([Problem("method.type", f"{kind} does not fit this model: {_first_line(error)}")]) from error
     adapted.peft_config["default"].base_model_name_or_path = model.name_or_path
     adapted.trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
-    return adapted
+    return can_do_without(adapted)
 
 
 def save_adapter(model: Any, folder: Path) -> None:
@@ -217,7 +217,7 @@ def save_adapter(model: Any, folder: Path) -> None:
 @contextmanager
 def _every_rank(configuration: Any) -> Iterator[None]:
     """PEFT would cut the ranks that AdaLoRA has taken away by now, which the weights of an earlier step still have."""
-    pattern = getattr(configuration, "rank_pattern", None)
+    pattern = configuration.rank_pattern if getattr(configuration, "peft_type", None) == "ADALORA" else None
     if pattern:
         configuration.rank_pattern = None
     try:
@@ -260,7 +260,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
             if not (folder / "adapter_config.json").exists() and (folder / "config.json").exists():
                 tuned = type(model).from_pretrained(str(folder), dtype=model.dtype, use_safetensors=True)
                 return DirectModel(tuned.to(model.device).train(model.training), [], model.load_again)
-            return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+            return can_do_without(peft.PeftModel.from_pretrained(model, str(folder), is_trainable=False))
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(f"the adapter in {folder} cannot be loaded: {_first_line(error)}") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ghosttune.config.facts import ModelKind
@@ -53,6 +54,32 @@ def prompt_length(model: Any) -> int:
     return max((getattr(adapter, "num_virtual_tokens", 0) or 0 for adapter in adapters), default=0)
 
 
+def can_do_without(adapted: Any) -> Any:
+    """The model with a `disable_adapter` that works behind a learned prompt with a new head too.
+
+    PEFT's asks the model for functions of generation, and would leave the trained head in place.
+    """
+    if prompt_length(adapted) and adapted.active_peft_config.modules_to_save:
+        adapted.disable_adapter = partial(_disabled, adapted)
+    return adapted
+
+
+@contextmanager
+def _disabled(adapted: Any) -> Iterator[None]:
+    from peft.utils import ModulesToSaveWrapper
+
+    heads = [module for module in adapted.modules() if isinstance(module, ModulesToSaveWrapper)]
+    adapted.forward = adapted.get_base_model().forward
+    for head in heads:
+        head.enable_adapters(False)
+    try:
+        yield
+    finally:
+        del adapted.forward
+        for head in heads:
+            head.enable_adapters(True)
+
+
 @contextmanager
 def reading_last_token(model: Any, mask: Tensor) -> Iterator[None]:
     """While inside, a decoder that judges rows behind learned vectors does it at each row's last token.
@@ -62,7 +89,7 @@ def reading_last_token(model: Any, mask: Tensor) -> Iterator[None]:
     """
     import torch
 
-    if not prompt_length(model) or model.active_peft_config.peft_type.value == "PREFIX_TUNING":
+    if not prompt_length(model):
         yield
         return
     head = model.get_base_model().get_submodule(head_modules(model.get_base_model())[-1])
@@ -70,9 +97,10 @@ def reading_last_token(model: Any, mask: Tensor) -> Iterator[None]:
 
     def select(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden = inputs[0]
-        if hidden.dim() < 3 or not hasattr(head, "in_features"):  # an encoder's
+        in_front = hidden.shape[1] - mask.shape[1] if hidden.dim() == 3 else 0
+        if not in_front or not hasattr(head, "in_features"):  # no vectors, or an encoder
             return inputs
-        last = hidden.shape[1] - mask.shape[1] + mask.sum(1) - 1
+        last = in_front + mask.sum(1) - 1
         return (hidden[rows, last][:, None], *inputs[1:])
 
     handle = head.register_forward_pre_hook(select)

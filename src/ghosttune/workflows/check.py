@@ -15,7 +15,7 @@ from ghosttune.models.modules import matched_modules, module_facts
 from ghosttune.run.directory import RunDir
 from ghosttune.training.phasing import Phasing
 from ghosttune.workflows.prepare import Prepared, prepare, task_of
-from ghosttune.workflows.train import adapted_model, measurement_of, phasing_of
+from ghosttune.workflows.train import Adapted, adapted_model, measurement_of, phasing_of
 
 SIGNALS = {"effective": "chosen by effective norms", "ledger": "chosen by the ledger's shares"}
 
@@ -64,7 +64,7 @@ def check(config: RunConfig) -> Report:
             adapted = adapted_model(prepared)
             phasing = phasing_of(prepared, adapted)
             measurement_of(RunDir(config.run.root), prepared, adapted, phasing)
-            report.plan = _plan(prepared, adapted.counts, phasing)
+            report.plan = _plan(prepared, adapted.counts, phasing) | _budget(config, adapted)
     except InputError as error:
         report.errors.append(str(error))
     if prepared is not None:
@@ -102,6 +102,16 @@ def _plan(prepared: Prepared, counts: dict[str, int], phasing: Phasing | None) -
         "trainable_parameters": counts | {"total": sum(counts.values())},
         **({"phases": _phases(phasing)} if phasing else {}),
     }
+
+
+def _budget(config: RunConfig, adapted: Adapted) -> dict[str, Any]:
+    """What is asked of the adapter's own parameters, what whole ranks reach, and what is left; nothing without one."""
+    budget = getattr(config.method, "parameter_budget", None)
+    if budget is None:
+        return {}
+    own = {name for name, fact in adapted.facts.items() if fact.factor in ("A", "B", "magnitude")}
+    reached = sum(parameter.numel() for name, parameter in adapted.model.named_parameters() if name in own)
+    return {"parameter_budget": {"asked": budget, "reached": reached, "left": budget - reached}}
 
 
 def _phases(phasing: Phasing) -> dict[str, Any]:

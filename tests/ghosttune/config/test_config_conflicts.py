@@ -61,6 +61,10 @@ CASES = {
             {"model.quantization": "nf4"},
         ),
         ({"method": method("lora", use_dora=True, init_lora_weights="pissa")}, "method.init_lora_weights", OTHER),
+        *[
+            ({"method": method("lora", parameter_budget=9, init_lora_weights=start)}, "method.init_lora_weights", OTHER)
+            for start in ("pissa", "olora")
+        ],
         ({"method": method("adalora", init_r=4)}, "method.target_r", OTHER),
         ({"method": method("adalora", tfinal=300)}, "method.tfinal", {"train.max_steps": 301}),
         ({"method": method("adalora", tinit=300)}, "method.tinit", {"train.max_steps": 301}),

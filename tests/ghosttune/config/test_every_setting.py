@@ -430,6 +430,7 @@ CASES: dict[str, Case] = {
     "method(lora).r": Case(adapter, 4),
     "method(lora).lora_alpha": Case(adapter, 8),
     "method(lora).lora_dropout": Case(adapter, 0.5),
+    "method(lora).parameter_budget": Case(adapter, 3000),
     "method(lora).trainable_token_indices": Case(adapter, [2]),
     "method(lora).target_modules": Case(adapter, ["q_proj"]),
     "method(lora).use_rslora": Case(adapter, True),

@@ -64,7 +64,7 @@ QUICK_METHODS = ["lora", "oft", "prompt_tuning", "prefix_tuning", "bitfit"]
 
 def on_the_page(compatibility, task: str) -> dict[str, dict[str, str]]:
     """Family -> method -> the letters in its cell."""
-    section = compatibility.PAGE.read_text().partition(f"### {task}\n")[2].partition("###")[0]
+    section = compatibility.PAGE.read_text().partition(f"### {task}\n")[2].partition("\n#")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
     _, *methods = rows[0]
     return {name: dict(zip(methods, (cell.split()[0] for cell in cells), strict=True)) for name, *cells in rows[2:]}

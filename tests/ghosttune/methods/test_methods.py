@@ -7,8 +7,9 @@ import torch
 from method_cases import CASES, Case
 
 from ghosttune import train
-from ghosttune.models.loading import load_model
+from ghosttune.models.loading import add_adapter, load_adapter, load_model, save_adapter
 from ghosttune.registry import METHODS, TASKS
+from ghosttune.workflows.check import check
 from ghosttune.workflows.prepare import prepare
 
 IDS = torch.tensor([[5, 9, 300, 17, 40, 8, 77]])
@@ -63,3 +64,25 @@ def assert_only_its_own_moved(case: Case, model, base) -> None:
         return
     found = {name.replace(".base_layer", ""): tensor for name, tensor in inside.items()}
     assert all(torch.equal(found[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("kind", [{}, {"use_rslora": True}, {"use_dora": True}], ids=["lora", "rslora", "dora"])
+def test_a_budget_decides_the_ranks_and_leaves_the_scale(kind, method_config, tmp_path):
+    """Two arms train as many parameters to 2 %; what is saved is read back by PEFT alone."""
+    scales, budget = set(), 40_000
+    for arm in ("attention", "mlp"):
+        settings = {"r": 8, "lora_alpha": 12.0, "parameter_budget": budget, "target_modules": arm, **kind}
+        config = method_config(Case("lora", settings))
+        model = add_adapter(load_model(config.model, 0), config.method, 0)
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert abs(trained - budget) <= 0.02 * budget
+        layers = [module for module in model.modules() if hasattr(module, "lora_A")]
+        assert len({layer.r["default"] for layer in layers}) <= 2
+        scales |= {round(layer.scaling["default"], 9) for layer in layers}
+        plan = check(config).plan["parameter_budget"]
+        assert plan == {"asked": budget, "reached": trained, "left": budget - trained}
+    assert scales == {round(12 / 8**0.5, 9) if kind.get("use_rslora") else 1.5}
+    torch.nn.init.normal_(layers[0].lora_B["default"].weight)
+    save_adapter(model, tmp_path / "adapter")
+    again = load_adapter(load_model(config.model, 0), tmp_path / "adapter")
+    torch.testing.assert_close(logits(again), logits(model))
