@@ -6,6 +6,7 @@ them fit into EXACT_BYTES; else every parameter's is projected (`ghostgrad.sketc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -68,7 +69,28 @@ def sketcher_for(
 
 def is_exact(sketcher: Sketcher) -> bool:
     """Whether rows are the gradients themselves."""
-    return all(sketcher[name].outer is None and sketcher[name].inner is None for name in sketcher)
+    return sketcher.size == sum(math.prod(shape) for shape in sketcher.shapes.values())
+
+
+def predicted(model: nn.Module, facts: Mapping[str, ParameterFacts], rows: int) -> dict[str, Any]:
+    """Kind, width and size of the store that `auto` makes of so many rows; InputError where there can be none."""
+    named = dict(model.named_parameters())
+    sketcher = sketcher_of(facts, named, rows)
+    engine_of(model, sketcher)
+    size = sketcher.size * sketcher.options.dtype.itemsize * rows
+    return {
+        "gradients": "whole" if is_exact(sketcher) else "projected",
+        "numbers_per_row": sketcher.size,
+        "bytes": size,
+    }
+
+
+def engine_of(model: nn.Module, sketcher: Sketcher) -> GradientEngine:
+    """Sees the parameters that are sketched; InputError for those whose per-row gradient is not known, by name."""
+    try:
+        return GradientEngine(model, select=lambda name, parameter: name in sketcher)
+    except UnsupportedLayer as error:
+        raise InputError(f"gradients of single rows are not known for {unsupported_layers(error)}") from error
 
 
 class RowGradients:
@@ -88,10 +110,7 @@ class RowGradients:
     def __init__(self, model: nn.Module, task: Any, collate: Any, sketcher: Sketcher, batch_size: int):
         self.model, self.task, self.collate, self.sketcher, self.batch_size = model, task, collate, sketcher, batch_size
         self.device = next(model.parameters()).device
-        try:
-            self.engine = GradientEngine(model, select=lambda name, parameter: name in sketcher)
-        except UnsupportedLayer as error:
-            raise InputError(f"gradients of single rows are not known for {unsupported_layers(error)}") from error
+        self.engine = engine_of(model, sketcher)
 
     def sketches(self, rows: Sequence[RowFeatures]) -> Iterator[tuple[list[str], Tensor]]:
         """(ids, [B, size] rows) of all rows, shortest first; windows of one row are added up."""

@@ -14,6 +14,7 @@ from ghosttune.models.loading import load_model, load_tokenizer
 from ghosttune.models.modules import matched_modules, module_facts
 from ghosttune.run.directory import RunDir
 from ghosttune.training.phasing import Phasing
+from ghosttune.training.sketching import predicted
 from ghosttune.workflows.prepare import Prepared, prepare, task_of
 from ghosttune.workflows.train import Adapted, adapted_model, measurement_of, phasing_of
 
@@ -64,7 +65,8 @@ def check(config: RunConfig) -> Report:
             adapted = adapted_model(prepared)
             phasing = phasing_of(prepared, adapted)
             measurement_of(RunDir(config.run.root), prepared, adapted, phasing)
-            report.plan = _plan(prepared, adapted.counts, phasing) | _budget(config, adapted)
+            own = {"index": _store(prepared, adapted)}
+            report.plan = _plan(prepared, adapted.counts, phasing) | _budget(config, adapted) | own
     except InputError as error:
         report.errors.append(str(error))
     if prepared is not None:
@@ -112,6 +114,14 @@ def _budget(config: RunConfig, adapted: Adapted) -> dict[str, Any]:
     own = {name for name, fact in adapted.facts.items() if fact.factor in ("A", "B", "magnitude")}
     reached = sum(parameter.numel() for name, parameter in adapted.model.named_parameters() if name in own)
     return {"parameter_budget": {"asked": budget, "reached": reached, "left": budget - reached}}
+
+
+def _store(prepared: Prepared, adapted: Adapted) -> dict[str, Any] | str:
+    """What `ghosttune index` would keep of the training rows, per checkpoint; or why it cannot."""
+    try:
+        return predicted(adapted.model, adapted.facts, len(prepared.train_records))
+    except InputError as error:
+        return f"cannot be had: {error}"
 
 
 def _phases(phasing: Phasing) -> dict[str, Any]:

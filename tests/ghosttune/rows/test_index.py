@@ -15,8 +15,10 @@ import pytest
 import torch
 
 from ghostgrad.store import GradientStore
+from ghosttune.config.loading import load_config
 from ghosttune.errors import ConfigError, InputError, RunError
 from ghosttune.workflows.attribute import attribute
+from ghosttune.workflows.check import check
 from ghosttune.workflows.index import index, sketch_changes
 from ghosttune.workflows.opened import OpenedRun
 from processes import limited
@@ -43,6 +45,8 @@ def test_what_is_said_of_a_store(run):
     assert first.numbers_per_row == sum(p.numel() for p in OpenedRun(run, "cpu").parameters.values())
     rows = Path(first.folder) / "rows.bin"
     assert first.bytes == rows.stat().st_size == 27 * 4 * first.numbers_per_row
+    predicted = check(load_config(run / "config.yaml")).plan["index"]
+    assert predicted == {"gradients": "whole", "numbers_per_row": first.numbers_per_row, "bytes": first.bytes}
     before = rows.stat().st_mtime_ns
     (again,) = index(run, device="cpu")
     assert again.added == 0 and rows.stat().st_mtime_ns == before
