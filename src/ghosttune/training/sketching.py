@@ -128,14 +128,17 @@ class RowGradients:
         named = {name: self.engine.parameters[name] for name in self.sketcher}
         return guide_gradient(self.model, guide, named)[1]
 
-    def error(self, rows: Sequence[RowFeatures]) -> ErrorBar | None:
+    def error(self, rows: Sequence[RowFeatures]) -> ErrorBar:
         """How far cosines of sketches are from those of the gradients, over pairs of a few rows.
 
-        None where it cannot be told: fewer than three rows.
+        InputError for fewer than three rows, which cannot tell.
         """
         some = next(row_batches(rows, CALIBRATION_ROWS), {})
         if len(some) < 3:
-            return None
+            raise InputError(
+                f"{len(some)} rows cannot tell the error of projections, for which three are needed; keep whole "
+                f"gradients ({EXACT})"
+            )
         gram, sketches = Gram(), Sketches(self.sketcher)
         with evaluating(self.model):
             places = self._observe(some, gram, sketches)

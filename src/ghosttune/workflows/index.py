@@ -112,14 +112,14 @@ def _complete(
 ) -> int:
     """Stores the gradients that are missing and seals the store; how many they were."""
     gradients = opened.gradients(step, sketcher, batch_size)
+    error = None if is_exact(sketcher) else asdict(gradients.error(rows.features))
     with _opened_store(opened.run.store(rows.name, step), sketcher, meaning) as store:
         missing = [row for row in rows.features if row.example_id not in store]
         added = len(rows.ids) - len(store)
         for ids, sketches in gradients.sketches(missing):
             store.append(ids, sketches)
             tell(len(store), len(rows.ids))
-        error = None if is_exact(sketcher) else gradients.error(rows.features)
-        store.seal({"error": asdict(error) if error else None})
+        store.seal({"error": error})
     return added
 
 

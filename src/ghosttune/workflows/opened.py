@@ -41,7 +41,7 @@ class Rows:
     records: list[Record]
     encoded: Encoded
 
-    @cached_property
+    @property
     def features(self) -> Sequence[RowFeatures]:
         return self.encoded.features
 
@@ -106,7 +106,7 @@ class OpenedRun:
         if path.is_dir():
             raise DataError(f"{data} is a folder; give one file of it: {listed(file.name for file in files.values())}")
         train = self.config.data.train
-        settings = SourceSettings(path=str(path), columns=train.columns if train.name is None else None)
+        settings = SourceSettings(path=str(path), columns=train.columns)
         records = read_source(files, settings, self.task.formats).records
         if not records:
             raise DataError(f"{data} holds no rows")

@@ -179,6 +179,14 @@ def test_wrong_requests(trained, options, message):
         index(trained, device="cpu", **options)
 
 
+def test_two_rows_tell_no_error(run, tmp_path):
+    lines = [{"id": str(n), "prompt": f"Say {n}", "completion": str(n)} for n in range(2)]
+    (tmp_path / "two.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(InputError, match="2 rows cannot tell the error of projections"):
+        index(run, tmp_path / "two.jsonl", kind="compact@1", device="cpu")
+    assert not (run / "store" / "two").exists()
+
+
 def test_wrong_numbers_and_folders(trained, tmp_path):
     with pytest.raises(InputError, match="dtype is 'float8'; accepted are float32, float16, bfloat16"):
         sketch_changes(dtype="float8")
