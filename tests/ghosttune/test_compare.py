@@ -15,6 +15,7 @@ from ghosttune.cli.main import app
 from ghosttune.errors import InputError, RunError
 from ghosttune.metrics.pooling import pooled
 from ghosttune.metrics.scoring import of_hits, of_mean, of_sums, ratio
+from ghosttune.proving.reading import ROWS
 from ghosttune.proving.specimens import short_run, write_rows
 from ghosttune.run.directory import RunDir
 from ghosttune.workflows.compare import compare
@@ -170,6 +171,19 @@ def test_the_command_writes_json_csv_and_markdown(runs, tmp_path, capsys):
         rows = list(csv.DictReader(file))
     assert [row["verdict"] != "" for row in rows] == [row["arm"] == "large-1" for row in rows]
     assert json.loads((tmp_path / "out" / "comparison.json").read_text())["reference"] == "small-1"
+
+
+def test_labels_are_tested_by_their_probabilities_and_what_is_not_tested_is_said(tiny_model, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(ROWS["sequence_classification"](n)) + "\n" for n in range(24)))
+    task = {"task__type": "sequence_classification", "model__init": "random", "train__warmup_steps": 0}
+    few = {"train__max_steps": 1, "data__dev__fraction": 0.3, "evaluate__limit": None}
+    for r in (2, 4):
+        train(short_run(tiny_model, rows, method__r=r, **task, **few), tmp_path / str(r))
+    result = compare([tmp_path / "2", tmp_path / "4"], tmp_path / "out")
+    tested, untested = set(result["tests"]["4"]), set(result["not_tested"]["4"])
+    assert {"dev_loss", "likelihood_accuracy", "likelihood_macro_f1"} <= tested and tested | untested >= {"auc"}
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == result
 
 
 def test_rows_answered_twice_are_drawn_together():

@@ -257,4 +257,21 @@ def test_a_person_reads_every_number(run, capsys):
 
 def test_the_pipeline_is_greedy(run):
     prompts = ["Name colour 0", "Say red number 1"]
-    assert Pipeline.from_run(run.path).generate(prompts) == Pipeline.from_run(run.path).generate(prompts)
+    answers = Pipeline.from_run(run.path).generate(prompts)
+    assert answers == Pipeline.from_run(run.path).generate(prompts)
+    pipeline = Pipeline.from_run(run.path)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        assert answer.text == likeliest(pipeline, prompt)
+
+
+def likeliest(pipeline: Pipeline, prompt: str) -> str:
+    """The answer by one forward for every token."""
+    template, ids = pipeline.encoder.template, pipeline.prompt_ids(prompt)
+    written: list[int] = []
+    while len(written) < pipeline.max_new_tokens:
+        with torch.no_grad():
+            token = int(pipeline.model(input_ids=torch.tensor([ids + written])).logits[0, -1].argmax())
+        if token in template.stop_token_ids:
+            break
+        written.append(token)
+    return template.tokenizer.decode(written, skip_special_tokens=True).strip()

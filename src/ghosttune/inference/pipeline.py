@@ -188,7 +188,7 @@ class Pipeline:
     ) -> list[dict[str, float]]:
         """Label -> probability of each text or pair of texts, the likeliest first; `top_k` keeps so many."""
         rows = [{"text": t} if isinstance(t, str) else {"premise": t[0], "hypothesis": t[1]} for t in texts]
-        found = [prediction.details.get("scores") for prediction in self.predict(rows, adapter=adapter)]
+        found = [prediction.details.get("probabilities") for prediction in self.predict(rows, adapter=adapter)]
         if None in found:
             raise RunError("this run's task gives no labels; use predict")
         return [dict(sorted(scores.items(), key=lambda one: -one[1])[:top_k]) for scores in found if scores]

@@ -76,7 +76,7 @@ class SequenceTask(PredictingTask):
         def read(batch: dict[str, Tensor]) -> list[Prediction]:
             shares = row_outputs(model, batch).softmax(-1).tolist()
             scores = [dict(zip(names, row, strict=True)) for row in shares]
-            return [Prediction(max(row, key=row.__getitem__), {"scores": row}) for row in scores]
+            return [Prediction(max(row, key=row.__getitem__), {"probabilities": row}) for row in scores]
 
         return read_rows(model, encoder, encoder.encode(records).features, read)
 
@@ -84,7 +84,7 @@ class SequenceTask(PredictingTask):
         return ["likelihood_accuracy", "likelihood_macro_f1", *(["auc"] if len(self.labels or []) == 2 else [])]
 
     def item(self, prediction: Prediction, record: Record) -> Item:
-        nats = {label: -math.log(max(share, SMALLEST)) for label, share in prediction.details["scores"].items()}
+        nats = {label: -math.log(max(share, SMALLEST)) for label, share in prediction.details["probabilities"].items()}
         return Item(prediction.output, (label_name(record.columns["label"]),), label_nats=nats)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,11 +19,12 @@ from ghosttune.metrics.judging import labels_of
 from ghosttune.metrics.pooling import pooled
 from ghosttune.metrics.scoring import Corpus, Item, Score, of_hits, of_mean, of_sums, ratio
 from ghosttune.registry import METRICS
+from ghosttune.tasks.sequence import SMALLEST
 from ghosttune.workflows.runs import Run, open_run
 
 DEV_LOSS = "dev_loss"
-REBUILT = ("answers", "endings", "labels")
-"""What a metric may need so that it can be computed again from predictions/dev.jsonl."""
+REBUILT = ("answers", "endings", "labels", "label likelihoods")
+"""What metrics that can be computed again from predictions/dev.jsonl may need."""
 
 OWN = ("run", "train.seed")
 """Settings in which runs of one arm differ."""
@@ -104,6 +106,11 @@ def interval_of(score: Score) -> Interval:
     if score.hits is None and score.value in (0.0, 1.0) and np.ptp(score.resampled) == 0:
         return share([bool(score.value)] * score.n)
     return score.interval
+
+
+def finite(interval: Interval) -> dict[str, float | None]:
+    """As JSON holds it: null where a bound has no value, such as an AUC in draws of one class."""
+    return {name: value if math.isfinite(value) else None for name, value in interval.as_dict().items()}
 
 
 def lower_is_better(metric: str) -> bool:
@@ -225,5 +232,11 @@ def _again(metric: str, rows: Sequence[Mapping[str, Any]]) -> Score | None:
     """The metric computed again from the answers, for those of a whole corpus."""
     if METRICS[metric].settings.needs not in REBUILT or not rows:
         return None
-    items = [Item(row["output"], tuple(row["references"]), stopped=row["stopped"]) for row in rows]
+    items = [_item(row) for row in rows]
     return METRICS[metric].build(Corpus(items, labels_of([item.references for item in items], [metric])))
+
+
+def _item(row: Mapping[str, Any]) -> Item:
+    """What predictions/dev.jsonl holds of an answer."""
+    nats = {label: -math.log(max(share, SMALLEST)) for label, share in row.get("probabilities", {}).items()}
+    return Item(row["output"], tuple(row["references"]), stopped=row.get("stopped", True), label_nats=nats)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from ghosttune.errors import InputError, RunError, listed
 from ghosttune.metrics.comparing import compared
 from ghosttune.metrics.intervals import Interval
 from ghosttune.run.directory import write_csv, write_json, write_text
-from ghosttune.workflows.arms import Arm, answers_of, grouped, interval_of, lower_is_better
+from ghosttune.workflows.arms import Arm, answers_of, finite, grouped, interval_of, lower_is_better
 from ghosttune.workflows.comparison_text import as_markdown
 from ghosttune.workflows.runs import Run
 
@@ -44,9 +44,11 @@ def comparison_of(arms: Sequence[Arm], out: str | Path | None = None, flags: Seq
         "reference": first.name,
         "arms": {arm.name: _described(arm) for arm in arms},
         "tests": {arm.name: _tests(first, arm) for arm in others},
+        "not_tested": {},
         "differing_settings": _differing(arms),
         "flags": [*_flags(arms), *left_out, *flags],
     }
+    result["not_tested"] = {arm.name: _untested(arm, result["tests"][arm.name]) for arm in others}
     if out is not None:
         write(Path(out), result)
     return result
@@ -107,9 +109,8 @@ def _described(arm: Arm) -> dict[str, Any]:
         "seeds": arm.seeds,
         "budget": arm.budget,
         "cost": arm.cost,
-        "metrics": {name: interval_of(score).as_dict() for name, score in arm.scores.items()},
+        "metrics": {name: finite(interval_of(score)) for name, score in arm.scores.items()},
         "by_seed": {name: [one.scores[name].value for one in arm.each if name in one.scores] for name in arm.scores},
-        "not_tested": arm.not_rebuilt,
     }
 
 
@@ -127,6 +128,11 @@ def _tests(first: Arm, arm: Arm) -> dict[str, Any]:
         if len(arm.runs) > 1:
             found[name] |= _over_seeds(result.change, name, first, arm, found[name]["verdict"])
     return found
+
+
+def _untested(arm: Arm, tests: Mapping[str, Any]) -> list[str]:
+    """Metrics of the arm that no test was made of: predictions hold too little, or some draws give no value."""
+    return [name for name in dict.fromkeys([*arm.scores, *arm.not_rebuilt]) if name not in tests]
 
 
 def _over_seeds(change: Interval, name: str, first: Arm, arm: Arm, verdict: str) -> dict[str, Any]:

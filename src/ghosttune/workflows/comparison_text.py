@@ -17,8 +17,8 @@ def as_markdown(result: dict[str, Any]) -> str:
     ]
     if result["differing_settings"]:
         parts += ["Settings that differ:", _table(["setting", *result["arms"]], _settings(result))]
-    untested = {name: arm["not_tested"] for name, arm in result["arms"].items() if arm["not_tested"]}
-    notes = [*result["flags"], *(f"{name}: no test for {', '.join(metrics)}" for name, metrics in untested.items())]
+    untested = (f"not tested: {', '.join(names)} of {arm}" for arm, names in result["not_tested"].items() if names)
+    notes = [*result["flags"], *untested]
     if notes:
         parts.append("\n".join(f"* {note}" for note in notes))
     return "\n\n".join(parts) + "\n"
@@ -72,7 +72,10 @@ def _said(value: Any) -> str:
 
 
 def _interval(found: dict[str, Any] | None) -> str:
-    return "" if found is None else f"{found['value']:.4f} ({found['low']:.4f} to {found['high']:.4f})"
+    if found is None:
+        return ""
+    value, low, high = ("none" if found[key] is None else f"{found[key]:.4f}" for key in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
