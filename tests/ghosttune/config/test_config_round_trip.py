@@ -68,6 +68,7 @@ VALUES: dict[str, st.SearchStrategy] = {
     "method.type": st.just("lora"),
     "method.r": COUNT,
     "method.lora_alpha": POSITIVE,
+    "method.parameter_budget": COUNT,
     "method.lora_dropout": BELOW_ONE,
     "method.use_rslora": st.booleans(),
     "method.use_dora": st.booleans(),
@@ -150,7 +151,8 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
     if "train.early_stopping_threshold" in flat:
         flat.setdefault("train.early_stopping_patience", 2)
     if flat.get("model.quantization", "none") != "none":
-        flat.pop("model.init", None)
+        for plain in ("model.init", "method.init_lora_weights", "method.use_dora"):
+            flat.pop(plain, None)
     if "model.revision" in flat:
         flat["model.name"] = "org/model"
     if flat.get("data.dev.split") == "train":
