@@ -3,7 +3,7 @@
 GhosttuneError            the work failed: exit 1
 └── InputError            the user's input is wrong: exit 2
     ├── ConfigError       settings: every problem of every source at once
-    ├── DataError         rows and the files they come from
+    ├── DataError         rows and the files they come from (TooFewRows: not enough of them)
     ├── ModelError        a model, tokenizer or adapter that cannot be used as asked
     └── RunError          a run directory that is used, damaged or of another run
 """
@@ -11,7 +11,7 @@ GhosttuneError            the work failed: exit 1
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -29,6 +29,15 @@ class InputError(GhosttuneError):
 
 class DataError(InputError):
     """Rows, or the file they come from, cannot be used."""
+
+    def __init__(self, message: str, rows: Mapping[str, str] | None = None):
+        super().__init__(message)
+        self.rows = dict(rows or {})
+        """Place of each row that cannot be used -> why, where the others could be used without them."""
+
+
+class TooFewRows(DataError):
+    """Not enough rows for what is asked."""
 
 
 class ModelError(InputError):

@@ -99,17 +99,19 @@ def test_init_trains_as_it_stands(tmp_path):
 
 
 def test_check_finds_everything_and_prints_the_plan(config_file, rows_file, tmp_path):
-    good = ghosttune("check", config_file)
+    enough = ["--set", "data.dev.fraction=0.3", "--set", "evaluate.max_new_tokens=16"]
+    good = ghosttune("check", config_file, *enough)
     assert good.returncode == 0, good.stdout
     assert "trainable_parameters" in good.stdout and "nothing to complain about" in good.stdout
     bad = ghosttune(
         "check", config_file, "--set", "method.target_modules=[q_prj]", "--set", "data.max_length=8", "--json"
     )
     report = json.loads(bad.stdout)
-    assert bad.returncode == 2 and len(report["errors"]) == 2
-    assert "q_proj" in report["errors"][1] and "max_length" in report["errors"][0]
+    assert bad.returncode == 2 and report["plan"] == {}
+    assert "do not fit into data.max_length 8; answers are never cut" in report["errors"][0]
+    assert "did you mean q_proj?" in report["errors"][-1]
     rows_file.write_text(rows_file.read_text() * 2)
-    twice = ghosttune("check", config_file)
+    twice = ghosttune("check", config_file, *enough)
     assert twice.returncode == 1 and "repeat another row" in twice.stdout
 
 

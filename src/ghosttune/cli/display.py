@@ -201,7 +201,14 @@ class Display:
         for error in report.errors:
             self.line(error, "red")
         for finding in report.findings:
-            self.line(f"{finding.subject}: {finding.message}", "yellow")
+            self.line(str(finding), "yellow")
+        for what in report.not_checked:
+            self.line(f"not checked: {what}", "yellow")
+        if report.fixed:
+            kept, left_out = (report.fixed[name] for name in ("rows", "left_out"))
+            self.line(
+                f"{report.fixed['path']}: {kept:,} rows; {report.fixed['others']}: {left_out:,} left out, and why"
+            )
         for name, value in report.plan.items():
             lines = [f"{updates}: {what}" for updates, what in value.items()] if name == "phases" else [_plain(value)]
             for number, line in enumerate(lines):

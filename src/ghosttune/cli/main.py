@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
@@ -141,22 +140,34 @@ def check(
     profile: Profile = None,
     set_: Set = None,
     strict: Strict = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The run directory that train would be given: can it be used?")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Whether the run in --out could be continued.")] = False,
+    fix: Annotated[
+        Path | None, typer.Option("--fix", help="Write the rows that can be used to this .jsonl, the others beside it.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Find everything that is wrong with a run before training it, and print the plan."""
+    if resume and (config or preset or profile or set_ or out is None):
+        raise typer.BadParameter("looks at a run with its own config.yaml: --resume --out RUN", param_hint="--resume")
     try:
-        loaded = _load(config, preset, profile, set_, strict)
+        from ghosttune.config.loading import read_config
+
+        source = out / "config.yaml" if resume and out else config
+        loaded, problems = read_config(source, preset=preset, profile=profile, overrides=set_ or [], strict=strict)
     except InputError as error:  # what `check` was asked to find, so that it is its result
         if _debug():
             raise
-        typer.echo(_report_as_json([str(error)]) if as_json else str(error))
+        typer.echo(json.dumps({"errors": [str(error)]}, indent=2, ensure_ascii=False) if as_json else str(error))
         raise typer.Exit(error.exit_code) from error
     from ghosttune.cli.display import Display
     from ghosttune.workflows.check import check as checked
 
-    report = checked(loaded)
+    report = checked(loaded, problems, out, resume, fix)
     if as_json:
-        typer.echo(_report_as_json(report.errors, [vars(finding) for finding in report.findings], report.plan))
+        typer.echo(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
     else:
         Display().report(report)
     raise typer.Exit(report.exit_code)
@@ -374,11 +385,6 @@ def _load(
     from ghosttune.config.loading import load_config
 
     return load_config(config, preset=preset, profile=profile, overrides=overrides or [], strict=strict)
-
-
-def _report_as_json(errors: list[str], findings: Sequence[Any] = (), plan: Mapping[str, Any] | None = None) -> str:
-    report = {"errors": errors, "findings": list(findings), "plan": plan or {}}
-    return json.dumps(report, indent=2, ensure_ascii=False)
 
 
 def _debug() -> bool:

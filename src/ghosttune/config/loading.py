@@ -27,7 +27,7 @@ from ghosttune.config.schema import (
 from ghosttune.config.wording import concerned, explain
 from ghosttune.errors import ConfigError, InputError, Problem, listed, nearest
 
-__all__ = ["load_config", "shipped", "value_at", "with_values"]
+__all__ = ["load_config", "read_config", "shipped", "value_at", "with_values"]
 
 DATA_PATHS = ("data.train.path", "data.train.keep", "data.dev.path", *EVALUATION_FILES)
 
@@ -45,6 +45,21 @@ def load_config(
     `source` is a YAML or JSON file, or a nested mapping; `overrides` are `a.b=value` texts. Under `strict`, critical
     settings that nobody chose are problems too. Raises ConfigError with all problems, InputError for unreadable files.
     """
+    config, problems = read_config(source, preset=preset, profile=profile, overrides=overrides, strict=strict)
+    if problems:
+        raise ConfigError(problems, str(source) if isinstance(source, str | Path) else "the configuration")
+    return config
+
+
+def read_config(
+    source: str | Path | dict[str, Any] | None = None,
+    *,
+    preset: str | None = None,
+    profile: str | None = None,
+    overrides: Iterable[str] = (),
+    strict: bool = False,
+) -> tuple[RunConfig, list[Problem]]:
+    """The configuration without its wrong settings, and every problem; InputError for unreadable files."""
     layers = read_layers(source, preset, profile, overrides)
     problems = [problem for layer in layers for problem in layer.problems]
     config, wrong = _validate(merge(layers))
@@ -53,9 +68,7 @@ def load_config(
     problems += conflicts(config, wrong={problem.setting for problem in problems})
     if strict:
         problems += unchosen(config, wrong={problem.setting for problem in problems})
-    if problems:
-        raise ConfigError(problems, str(source) if isinstance(source, str | Path) else "the configuration")
-    return config
+    return config, problems
 
 
 def value_at(config: RunConfig, path: str) -> Any:
@@ -131,7 +144,7 @@ def _validate_section(name: str, section: type[Section], given: Leaves) -> tuple
                 problems.append(Problem(".".join([name, *path]), explain(section, path, details), origin))
                 bad.update(covered)
             if not bad:  # a required setting is missing: there is nothing to take away and try again
-                return section.model_construct(), problems
+                return section_class(name)(), problems
             given = {path: leaf for path, leaf in given.items() if path not in bad}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,8 @@ class Facts:
     """Format the training rows are written in."""
     has_template: bool = True
     """Whether the task renders its rows through a template."""
+    device_has_bfloat16: bool = True
+    """Whether the device computes in bfloat16 itself."""
     has_chat_template: bool = False
     """Whether the model's tokenizer has a chat template."""
     holds_conversations: bool = False
@@ -35,7 +38,17 @@ class Facts:
     """Whether rows written as text begin with such a mark and are one side of a conversation."""
 
 
-def resolve_sources(config: RunConfig, facts: Facts) -> RunConfig:
+Refuse = Callable[[Sequence[Problem]], None]
+"""What becomes of problems; none of them leaves a value undecided, so that a collector can look further."""
+
+
+def refuse(problems: Sequence[Problem]) -> None:
+    """ConfigError when there are any."""
+    if problems:
+        raise ConfigError(problems)
+
+
+def resolve_sources(config: RunConfig, facts: Facts, refuse: Refuse = refuse) -> RunConfig:
     """The configuration with device, row format, template and dev source decided; ConfigError if they cannot be had."""
     derived: dict[str, Any] = {}
     if config.model.device == "auto":
@@ -62,12 +75,11 @@ def resolve_sources(config: RunConfig, facts: Facts) -> RunConfig:
         *conflicts(config),
         *_loss_problems(config, facts),
     ]
-    if problems:
-        raise ConfigError(problems)
+    refuse(problems)
     return config
 
 
-def resolve_steps(config: RunConfig, train_rows: int, processes: int = 1) -> RunConfig:
+def resolve_steps(config: RunConfig, train_rows: int, processes: int = 1, refuse: Refuse = refuse) -> RunConfig:
     """The configuration with the run's length and intervals as numbers of steps; ConfigError when they do not fit."""
     train = config.train
     derived: dict[str, Any] = {}
@@ -84,8 +96,7 @@ def resolve_steps(config: RunConfig, train_rows: int, processes: int = 1) -> Run
     if train.save_steps is None:
         derived["train.save_steps"] = eval_steps
     config = with_values(config, derived, "derived")
-    if problems := conflicts(config):
-        raise ConfigError(problems)
+    refuse(conflicts(config))
     return config
 
 
@@ -97,6 +108,9 @@ def steps_per_epoch(config: RunConfig, train_rows: int, processes: int = 1) -> i
 
 def _device_problems(config: RunConfig, facts: Facts) -> list[Problem]:
     device = config.model.device
+    if config.model.dtype == "bfloat16" and not facts.device_has_bfloat16:
+        message = f"is bfloat16, which {device} does not compute in; use float32"
+        return [config.problem("model.dtype", message)]
     if device == "cpu" or int(device.partition(":")[2] or 0) < facts.cuda_devices:
         return []
     found = f"{facts.cuda_devices or 'no'} CUDA device{'s' if facts.cuda_devices != 1 else ''}"

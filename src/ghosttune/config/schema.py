@@ -90,6 +90,8 @@ class MethodSettings(Section):
     type: str
     quantized_base: ClassVar[bool] = True
     """Whether it works on base weights of 8 or 4 bits."""
+    usual_rates: ClassVar[tuple[float, float]] = (1e-5, 1e-3)
+    """Learning rates that models of width 1,024 and more usually learn with."""
 
     def conflicts(self, config: RunConfig) -> Iterator[tuple[str, str]]:
         """(setting, message) of what this method cannot do together with the rest of the configuration."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ghosttune.data.fetching import KnownFile, located
-from ghosttune.data.files import Fields, Placed, fingerprint, listed_faults, shown
+from ghosttune.data.files import Fields, Placed, fingerprint, shown, unusable
 from ghosttune.data.records import Record, RowFault, records_of
 from ghosttune.data.sources import Source, example_ids
 from ghosttune.errors import DataError, listed
@@ -112,7 +112,7 @@ class KnownDataset:
             except RowFault as fault:
                 faults.append(f"{place}: {fault}")
         if faults:
-            raise DataError(listed_faults(f"{file}: {len(faults)} of {len(rows)} rows cannot be used", faults))
+            raise unusable(f"{file}: {len(faults)} of {len(rows)} rows cannot be used", faults)
         return records_of(asked, "prompt_completion", ids, self.group), dropped
 
     def asked(self, fields: Fields, split: str | None = None) -> Fields:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ghosttune.data.files import listed_faults
+from ghosttune.data.files import unusable
 from ghosttune.data.records import Record, Turn
 from ghosttune.data.templates import Part, Template
 from ghosttune.errors import DataError, ModelError, listed
@@ -142,8 +142,7 @@ class Encoder:
         ids_of = self._tokenised(part for parts in rendered for part in parts)
         faults: list[str] = []
         features: list[Features] = []
-        cut_rows: list[str] = []
-        cut_tokens = 0
+        cut: dict[str, int] = {}
         for index, (record, parts) in enumerate(zip(records, rendered, strict=True)):
             if record.tokens is not None:
                 features.append(_block(index, record.example_id, record.tokens))
@@ -155,13 +154,12 @@ class Encoder:
                 if len(kept) > self.max_length:
                     faults.append(f"{_place(record)}: answer and cue need {len(kept)} tokens")
                     continue
-                cut_rows.append(record.example_id)
-                cut_tokens += len(ids) - len(kept)
+                cut[record.example_id] = len(ids) - len(kept)
                 ids, trained = ids[kept], trained[kept]
             trained[0] = False
             features.append(Features(index, record.example_id, ids, trained))
-        self._refuse_long(records, faults, cut_rows, truncated_share)
-        return Encoded(features, cut_rows, cut_tokens)
+        self._refuse_long(records, faults, cut, truncated_share)
+        return Encoded(features, list(cut), sum(cut.values()))
 
     def prompt_ids(self, record_or_turns: Record | Sequence[Turn], room: int = 0) -> list[int]:
         """Token ids of the prompt, cut so that `room` more tokens fit into `max_length`, as far as it can be cut.
@@ -285,27 +283,34 @@ class Encoder:
             raise DataError(
                 f"{len(plain)} of {len(records)} rows are plain text without a completion to train on: "
                 f"{listed(plain, 5)}. Set data.loss_on: all, or give rows with prompt and completion, messages, or "
-                "User:/Assistant: lines."
+                "User:/Assistant: lines.",
+                dict.fromkeys(plain, "is plain text without a completion"),
             )
 
     def _refuse_long(
-        self, records: Sequence[Record], faults: list[str], cut_rows: list[str], truncated_share: float
+        self, records: Sequence[Record], faults: list[str], cut: dict[str, int], truncated_share: float
     ) -> None:
         if faults:
             rows = f"of {len(records)} rows"
             title = f"{len(faults)} {rows} do not fit into data.max_length {self.max_length}; answers are never cut"
-            raise DataError(listed_faults(title, faults) + "\nRaise data.max_length, or split these rows.")
-        refuse_cut(len(records), cut_rows, self.max_length, truncated_share)
+            raise unusable(title, faults, "\nRaise data.max_length, or split these rows.")
+        refuse_cut(records, cut, self.max_length, truncated_share)
 
 
-def refuse_cut(rows: int, cut_rows: Sequence[str], max_length: int, truncated_share: float) -> None:
-    """DataError when more than `truncated_share` of the rows had to be cut."""
-    share = len(cut_rows) / max(1, rows)
+def refuse_cut(records: Sequence[Record], cut: Mapping[str, int], max_length: int, truncated_share: float) -> None:
+    """DataError when more than `truncated_share` of the rows had to be cut; `cut` is what each would lose."""
+    share = len(cut) / max(1, len(records))
     if share > truncated_share:
         raise DataError(
-            f"{len(cut_rows)} of {rows} rows ({share:.1%}) are longer than data.max_length {max_length} and would "
-            f"lose context: {listed(cut_rows, 5)}. Raise data.max_length, or accept the cut with "
-            f"data.truncated_share: {min(1.0, share + 0.01):.2f}."
+            f"{len(cut)} of {len(records)} rows ({share:.1%}) are longer than data.max_length {max_length} and would "
+            f"lose {sum(cut.values())} tokens of context: {listed(cut, 5)}. Raise data.max_length to "
+            f"{max_length + max(cut.values())}, or accept the cut with data.truncated_share: "
+            f"{min(1.0, share + 0.01):.2f}.",
+            {
+                _place(record): f"would lose {cut[record.example_id]} tokens of context"
+                for record in records
+                if record.example_id in cut
+            },
         )
 
 

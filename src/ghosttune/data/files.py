@@ -7,12 +7,13 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ghosttune.errors import DataError
+from ghosttune.errors import DataError, TooFewRows
 
 READABLE = ("jsonl", "json", "csv", "tsv", "parquet", "txt")
 SHOWN_FAULTS = 10
@@ -31,18 +32,27 @@ def kind_of(path: Path) -> str | None:
     return last if last in READABLE else None
 
 
-def read_file(path: Path) -> list[Placed]:
-    """Every row of the file with its place; DataError lists all lines that cannot be read (the first ten in full)."""
+def read_file(path: Path, without: Collection[str] = ()) -> list[Placed]:
+    """Every row of the file with its place; DataError lists all lines that cannot be read (the first ten in full).
+
+    Lines at the places in `without` need not be rows.
+    """
+    rows, faults = rows_and_faults(path)
+    error = unusable(f"{path} cannot be read, {len(faults)} of its lines or rows are wrong", faults)
+    if error.rows.keys() - without:
+        raise error
+    if not rows:
+        raise TooFewRows(f"{path} holds no rows")
+    return rows
+
+
+def rows_and_faults(path: Path) -> tuple[list[Placed], list[str]]:
+    """Every row of the file with its place, and what is wrong with lines that are none; DataError for unknown files."""
     kind = kind_of(path)
     if kind is None:
         raise DataError(f"{path}: unknown kind of file; readable are {', '.join(READABLE)} (each also as .gz)")
     faults: list[str] = []
-    rows = list(_READERS[kind](path, faults))
-    if faults:
-        raise DataError(listed_faults(f"{path} cannot be read, {len(faults)} of its lines or rows are wrong", faults))
-    if not rows:
-        raise DataError(f"{path} holds no rows")
-    return rows
+    return list(_READERS[kind](path, faults)), faults
 
 
 def read_unquoted(path: Path, columns: tuple[str, ...]) -> list[Placed]:
@@ -85,7 +95,13 @@ def read_document(path: Path) -> Any:
     raise DataError(faults[0] if faults else f"{path} is empty")
 
 
-def listed_faults(title: str, faults: list[str]) -> str:
+def unusable(title: str, faults: Sequence[str], remedy: str = "") -> DataError:
+    """The error of faults that are written `place: reason`: the first ones in full, and the rows of all of them."""
+    parts = (re.split(r"(?<=\d|\]): ", fault, maxsplit=1) for fault in faults)
+    return DataError(listed_faults(title, faults) + remedy, {part[0]: part[-1] for part in parts})
+
+
+def listed_faults(title: str, faults: Sequence[str]) -> str:
     """A title and the first faults below it; the rest is counted."""
     more = [f"… and {len(faults) - SHOWN_FAULTS} more"] if len(faults) > SHOWN_FAULTS else []
     return "\n  ".join([f"{title}:", *faults[:SHOWN_FAULTS], *more])

@@ -19,9 +19,8 @@ from ghosttune.data.encoding import (
     padding_token,
     refuse_cut,
 )
-from ghosttune.data.files import listed_faults
+from ghosttune.data.files import unusable
 from ghosttune.data.records import Record
-from ghosttune.errors import DataError
 
 if TYPE_CHECKING:
     import torch
@@ -61,19 +60,17 @@ class LabelEncoder:
         """Features of every record, in order; DataError lists the rows whose label cannot be meant."""
         labels = self._labels(records)
         features: list[RowFeatures] = []
-        cut_rows: list[str] = []
-        cut_tokens = 0
+        cut: dict[str, int] = {}
         for start in range(0, len(records), TOKENISED_TOGETHER):
             block = records[start : start + TOKENISED_TOGETHER]
             for place, (record, ids, segments) in enumerate(zip(block, *self._tokenised(block), strict=True), start):
                 if (lost := len(ids) - self.max_length) > 0:
                     (ids,), (segments,) = self._tokenised([record], self.max_length)
-                    cut_rows.append(record.example_id)
-                    cut_tokens += lost
+                    cut[record.example_id] = lost
                 arrays = np.asarray(ids, np.int32), np.asarray(segments, np.int32)
                 features.append(LabelledFeatures(place, record.example_id, *arrays, labels[place]))
-        refuse_cut(len(records), cut_rows, self.max_length, truncated_share)
-        return Encoded(features, cut_rows, cut_tokens)
+        refuse_cut(records, cut, self.max_length, truncated_share)
+        return Encoded(features, list(cut), sum(cut.values()))
 
     def _tokenised(
         self, records: Sequence[Record], longest: int | None = None
@@ -111,7 +108,7 @@ class LabelEncoder:
             except RowFault as fault:
                 faults.append(f"{record.place or record.example_id}: {fault}")
         if faults:
-            raise DataError(listed_faults(f"{len(faults)} of {len(records)} labels cannot be used", faults))
+            raise unusable(f"{len(faults)} of {len(records)} labels cannot be used", faults)
         return labels
 
     def marked(self, row: LabelledFeatures) -> MarkedRow:

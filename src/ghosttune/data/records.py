@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ghosttune.data.columns import RowFault, text_of
-from ghosttune.data.files import Fields, Placed, listed_faults, shown
+from ghosttune.data.files import Fields, Placed, shown, unusable
 from ghosttune.data.labelled import LABELLED_COLUMNS, READ_LABELLED
 from ghosttune.errors import DataError, listed
 
@@ -69,9 +69,7 @@ def detect_format(rows: list[Placed], formats: Sequence[str]) -> str:
             for place, fields in rows
             if not _has_columns(fields, first)
         ]
-        raise DataError(
-            listed_faults(f"the first row is {first} ({_needed(first)}), {len(lacking)} others lack columns", lacking)
-        )
+        raise unusable(f"the first row is {first} ({_needed(first)}), {len(lacking)} others lack columns", lacking)
     raise DataError(
         f"columns {listed(sorted(rows[0][1]))} (first row, {rows[0][0]}) fit no format; needed are "
         f"{'; '.join(f'{name}: {_needed(name)}' for name in formats)}. "
@@ -160,7 +158,7 @@ def records_of(rows: list[Placed], row_format: str, ids: list[str], group_column
         metadata = {name: value for name, value in fields.items() if name not in used}
         records.append(Record(example_id, turns, group, fields.get("split"), metadata, place, columns=columns))
     if faults:
-        raise DataError(listed_faults(f"{len(faults)} of {len(rows)} rows cannot be used", faults))
+        raise unusable(f"{len(faults)} of {len(rows)} rows cannot be used", faults)
     return records
 
 

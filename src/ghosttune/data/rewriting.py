@@ -19,9 +19,9 @@ from ghosttune.data.encoding import (
     padding_token,
     refuse_cut,
 )
-from ghosttune.data.files import listed_faults
+from ghosttune.data.files import unusable
 from ghosttune.data.records import Record
-from ghosttune.errors import DataError, ModelError
+from ghosttune.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -63,8 +63,7 @@ class RewriteEncoder:
         """Features of every record, in order; DataError lists the answers that are too long."""
         features: list[RewriteFeatures] = []
         faults: list[str] = []
-        cut_rows: list[str] = []
-        cut_tokens = 0
+        cut: dict[str, int] = {}
         for start in range(0, len(records), TOKENISED_TOGETHER):
             block = records[start : start + TOKENISED_TOGETHER]
             asked = ["\n".join(turn.content for turn in record.prompt) for record in block]
@@ -76,15 +75,14 @@ class RewriteEncoder:
                     faults.append(f"{record.place or record.example_id}: the answer has {len(target)} tokens")
                 if (lost := len(ids) - self.max_length) > 0:
                     (ids,) = self._ids(text=[asked[place]], truncation=True, max_length=self.max_length)
-                    cut_rows.append(record.example_id)
-                    cut_tokens += lost
+                    cut[record.example_id] = lost
                 arrays = np.asarray(ids, np.int32), np.asarray(target, np.int32)
                 features.append(RewriteFeatures(start + place, record.example_id, *arrays))
         if faults:
             title = f"{len(faults)} of {len(records)} answers are longer than task.max_target_length"
-            raise DataError(listed_faults(f"{title} {self.max_target_length}; answers are never cut: raise it", faults))
-        refuse_cut(len(records), cut_rows, self.max_length, truncated_share)
-        return Encoded(features, cut_rows, cut_tokens)
+            raise unusable(f"{title} {self.max_target_length}; answers are never cut: raise it", faults)
+        refuse_cut(records, cut, self.max_length, truncated_share)
+        return Encoded(features, list(cut), sum(cut.values()))
 
     def _ids(self, **texts: Any) -> list[list[int]]:
         return self.tokenizer(**texts, verbose=False).input_ids

@@ -6,13 +6,13 @@ import difflib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ghosttune.config.schema import SourceSettings
-from ghosttune.data.files import Fields, Placed, fingerprint, kind_of, listed_faults, read_file, shown
+from ghosttune.data.files import Fields, Placed, fingerprint, kind_of, read_file, shown, unusable
 from ghosttune.data.hub import hub_rows, is_hub_id
 from ghosttune.data.records import (
     ID_COLUMNS,
@@ -23,7 +23,7 @@ from ghosttune.data.records import (
     records_of,
     rename_columns,
 )
-from ghosttune.errors import DataError, listed
+from ghosttune.errors import DataError, TooFewRows, listed
 from ghosttune.registry import DATASETS
 
 BUILTIN_ROWS = "builtin:rows"
@@ -65,14 +65,19 @@ class Source:
         return self.row_format == "text" and any(is_one_side(record) for record in self.records)
 
 
-def open_source(settings: SourceSettings, formats: Sequence[str] = TURN_FORMATS) -> Source:
-    """The records of a source in one of these formats; DataError when files are missing or rows cannot be used."""
+def open_source(
+    settings: SourceSettings, formats: Sequence[str] = TURN_FORMATS, without: Collection[str] = ()
+) -> Source:
+    """The records of a source in one of these formats; DataError when files are missing or rows cannot be used.
+
+    Of a file or folder, the rows at the places in `without` are passed over.
+    """
     if settings.name is not None and is_hub_id(settings.name):
         return read_hub(settings.name, settings, formats)
     if settings.name is not None:
         return _in_format(DATASETS[settings.name].build(settings.path), settings.name, formats)
     path = builtin_rows() if settings.path == BUILTIN_ROWS else Path(settings.path or "")
-    return read_source(source_files(path), settings, formats)
+    return read_source(source_files(path), settings, formats, without)
 
 
 def _in_format(source: Source, name: str, formats: Sequence[str]) -> Source:
@@ -97,11 +102,15 @@ def builtin_rows() -> Path:
 
 
 def read_source(
-    files: dict[str | None, Path], settings: SourceSettings, formats: Sequence[str] = TURN_FORMATS
+    files: dict[str | None, Path],
+    settings: SourceSettings,
+    formats: Sequence[str] = TURN_FORMATS,
+    without: Collection[str] = (),
 ) -> Source:
     """Records of the files, each file being one split, or (key None) one file whose rows may name their split."""
-    parts = [(path.name.split(".")[0], split, read_file(path)) for split, path in files.items()]
-    return _source_of(parts, settings, {str(path): fingerprint(path) for path in files.values()}, formats)
+    parts = [(path.name.split(".")[0], split, read_file(path, without)) for split, path in files.items()]
+    fingerprints = {str(path): fingerprint(path) for path in files.values()}
+    return _source_of(parts, settings, fingerprints, formats, without)
 
 
 def read_hub(name: str, settings: SourceSettings, formats: Sequence[str] = TURN_FORMATS) -> Source:
@@ -121,18 +130,22 @@ def _source_of(
     settings: SourceSettings,
     fingerprints: dict[str, str],
     formats: Sequence[str],
+    without: Collection[str] = (),
 ) -> Source:
-    """One source of several (name, split, rows)."""
+    """One source of several (name, split, rows); ids are those that the rows have beside the ones passed over."""
     rows: list[Placed] = []
     ids: list[str] = []
     for name, split, read in parts:
-        named = _with_split(rename_columns(read, settings.columns or {}), split)
+        places = [position for position, (place, _) in enumerate(read) if place not in without]
+        if not places:
+            raise TooFewRows(f"{name} holds no rows that can be used")
+        named = _with_split(rename_columns([read[position] for position in places], settings.columns or {}), split)
         ids += [
             _own_id(fields) or _derived_id(name, split, position, read[position][1])
-            for position, (_, fields) in enumerate(named)
+            for position, (_, fields) in zip(places, named, strict=True)
         ]
         rows += named
-    refuse_repeated(ids)
+    refuse_repeated(ids, [place for place, _ in rows])
     row_format = detect_format(rows, formats) if settings.format == "auto" else settings.format
     return Source(records_of(rows, row_format, ids), row_format, fingerprints)
 
@@ -157,13 +170,21 @@ def _derived_id(dataset: str, split: str | None, position: int, fields: Fields) 
     return "-".join([dataset, *([split] if split else []), f"{position:06d}", digest])
 
 
-def refuse_repeated(ids: Iterable[str]) -> None:
-    """DataError when an id stands on more than one row."""
+def refuse_repeated(ids: Iterable[str], places: Sequence[str] = ()) -> None:
+    """DataError when an id stands on more than one row; `places` are those of the rows."""
+    ids = list(ids)
     repeated = [example_id for example_id, count in Counter(ids).items() if count > 1]
     if repeated:
+        firsts = {example_id: place for place, example_id in reversed([*zip(places, ids, strict=False)])}
+        again = {
+            place: f"its id {example_id} stands on an earlier row"
+            for place, example_id in zip(places, ids, strict=False)
+            if firsts[example_id] != place
+        }
         raise DataError(
             f"{len(repeated)} ids stand on more than one row: {listed(repeated)}. Ids name rows in every table of a "
-            "run; make them unique, or remove the column to have them derived."
+            "run; make them unique, or remove the column to have them derived.",
+            again,
         )
 
 
@@ -187,7 +208,7 @@ def _with_split(rows: list[Placed], of_file: str | None) -> list[Placed]:
             f"the split column must hold {accepted} on every row, or not exist (if it means something else, name it "
             "otherwise with data.train.columns: {other_name: split})"
         )
-        raise DataError(listed_faults(title, faults))
+        raise unusable(title, faults)
     return [(place, {**fields, "split": split}) for (place, fields), split in zip(rows, splits, strict=True)]
 
 

@@ -19,7 +19,7 @@ from ghosttune.data.encoding import (
     padding_token,
     require_offsets,
 )
-from ghosttune.data.files import listed_faults
+from ghosttune.data.files import unusable
 from ghosttune.data.records import Record
 from ghosttune.errors import DataError, listed
 
@@ -133,7 +133,7 @@ class SpanEncoder:
                 f"{len(faults)} questions leave no room for windows of data.max_length {self.max_length} that overlap "
                 f"by task.stride {self.stride}; raise the one or lower the other"
             )
-            raise DataError(listed_faults(title, faults))
+            raise unusable(title, faults)
 
     def marked(self, row: SpanFeatures) -> MarkedRow:
         """The window's tokens, those of the answer marked."""

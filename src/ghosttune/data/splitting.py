@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from ghosttune.data.records import Record
-from ghosttune.errors import DataError
+from ghosttune.errors import TooFewRows
 
 REMEDIES = {
     "dev": "Give data.dev.path a file of its own.",
@@ -34,7 +34,7 @@ def sample(records: list[Record], limit: int | None, seed: int) -> list[Record]:
 def split_off(records: list[Record], fraction: float, seed: int, purpose: str) -> tuple[list[Record], list[Record]]:
     """(rest, drawn): whole groups, drawn as long as each brings the rows nearer to the fraction; neither side is empty.
 
-    Raises DataError when all rows belong to one group, so that nothing can be set aside.
+    Raises TooFewRows when all rows belong to one group, so that nothing can be set aside.
     """
     sizes = _group_sizes(records, purpose)
     wanted = max(1, round(fraction * len(records)))
@@ -46,7 +46,7 @@ def split_off(records: list[Record], fraction: float, seed: int, purpose: str) -
 def split_off_rows(records: list[Record], rows: int, seed: int, purpose: str) -> tuple[list[Record], list[Record], int]:
     """(rest, exactly `rows` drawn, how many neither): whole groups leave the rest, and a last one may be cut.
 
-    Raises DataError when so many rows cannot be set aside.
+    Raises TooFewRows when so many rows cannot be set aside.
     """
     sizes = _group_sizes(records, purpose)
     order = sorted(sizes, key=lambda group: draw(seed, purpose, group))
@@ -57,7 +57,7 @@ def split_off_rows(records: list[Record], rows: int, seed: int, purpose: str) ->
             drawn.add(group)
             found += sizes[group]
     if found < rows:
-        raise DataError(
+        raise TooFewRows(
             f"data.{purpose}.rows asks for {rows} rows, and of {len(records)} rows at most {found} can be set aside "
             f"(equal prompts stay together, and some must train); set it to at most {found}"
         )
@@ -66,11 +66,11 @@ def split_off_rows(records: list[Record], rows: int, seed: int, purpose: str) ->
 
 
 def _group_sizes(records: list[Record], purpose: str) -> Counter[str]:
-    """Rows per group; DataError when there is one group only, so that nothing can be set aside."""
+    """Rows per group; TooFewRows when there is one group only, so that nothing can be set aside."""
     sizes = Counter(record.group for record in records)
     if len(sizes) < 2:
         same = "there is only one row" if len(records) == 1 else f"all {len(records)} rows have the same prompt"
-        raise DataError(
+        raise TooFewRows(
             f"{purpose} rows cannot be set aside: {same}, and equal prompts stay together. {REMEDIES[purpose]}"
         )
     return sizes

@@ -23,9 +23,8 @@ from ghosttune.data.encoding import (
     refuse_cut,
     require_offsets,
 )
-from ghosttune.data.files import listed_faults, shown
+from ghosttune.data.files import shown, unusable
 from ghosttune.data.records import Record
-from ghosttune.errors import DataError
 
 if TYPE_CHECKING:
     import torch
@@ -61,8 +60,7 @@ class TagEncoder:
         """Features of every record, in order; DataError lists rows with unknown tags or words that have no token."""
         features: list[RowFeatures] = []
         faults: list[str] = []
-        cut_rows: list[str] = []
-        cut_tokens = 0
+        cut: dict[str, int] = {}
         for start in range(0, len(records), TOKENISED_TOGETHER):
             block = records[start : start + TOKENISED_TOGETHER]
             for place, (record, row) in enumerate(zip(block, self._tokenised(block), strict=True), start):
@@ -71,12 +69,11 @@ class TagEncoder:
                 except RowFault as fault:
                     faults.append(f"{record.place or record.example_id}: {fault}")
                 if row[2]:
-                    cut_rows.append(record.example_id)
-                    cut_tokens += row[2]
+                    cut[record.example_id] = row[2]
         if faults:
-            raise DataError(listed_faults(f"{len(faults)} of {len(records)} rows cannot be used", faults))
-        refuse_cut(len(records), cut_rows, self.max_length, truncated_share)
-        return Encoded(features, cut_rows, cut_tokens)
+            raise unusable(f"{len(faults)} of {len(records)} rows cannot be used", faults)
+        refuse_cut(records, cut, self.max_length, truncated_share)
+        return Encoded(features, list(cut), sum(cut.values()))
 
     def _tokenised(self, records: Sequence[Record]) -> Iterator[tuple[list[int], list[int | None], int]]:
         """(token ids, the word that each token begins in, tokens lost) of each row."""

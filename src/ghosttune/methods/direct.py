@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 class Ia3Settings(MethodSettings):
+    usual_rates: ClassVar[tuple[float, float]] = (1e-4, 3e-2)
     type: Literal["ia3"] = setting("ia3", critical=True)
     """The adapter method (`ghosttune show methods`)."""
     target_modules: Literal["keys_values_inner", "attention_qv", "attention", "mlp", "all_linear"] | Names = setting(
@@ -38,6 +39,7 @@ class OwnParameters(MethodSettings):
     """What methods on the model's own parameters have."""
 
     quantized_base: ClassVar[bool] = False
+    usual_rates: ClassVar[tuple[float, float]] = (1e-5, 1e-2)
 
     def conflicts(self, config: RunConfig) -> Iterator[tuple[str, str]]:
         if config.model.dtype != "float32":
@@ -76,6 +78,7 @@ def bitfit(settings: BitfitSettings, targets: Targets) -> list[str]:
 
 
 class FullSettings(OwnParameters):
+    usual_rates: ClassVar[tuple[float, float]] = (1e-7, 3e-4)
     type: Literal["full"] = setting("full", critical=True)
     """The adapter method (`ghosttune show methods`)."""
 

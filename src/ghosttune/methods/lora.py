@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -182,6 +182,7 @@ def adalora(settings: AdaloraSettings, targets: Targets) -> peft.AdaLoraConfig:
 
 
 class VeraSettings(LinearSettings):
+    usual_rates: ClassVar[tuple[float, float]] = (1e-4, 5e-2)
     type: Literal["vera"] = setting("vera", critical=True)
     """The adapter method (`ghosttune show methods`)."""
     r: Count = setting(256, critical=True, cost="compute grows in proportion, trained parameters hardly")

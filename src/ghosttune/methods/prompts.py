@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 class PromptSettings(MethodSettings):
     """What every learned prompt has."""
 
+    usual_rates: ClassVar[tuple[float, float]] = (1e-4, 0.5)
     num_virtual_tokens: Count = setting(
         20, unit="positions", critical=True, cost="each takes one position of the model's context from every row"
     )

@@ -42,8 +42,8 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     """The model's own tokenizer; ModelError when there is none to be had."""
     from transformers import AutoTokenizer
 
-    place, arguments = _located(settings)
-    with _explained(settings, "tokenizer"):
+    place, arguments = located(settings)
+    with explained(settings, "tokenizer"):
         return AutoTokenizer.from_pretrained(place, **arguments)
 
 
@@ -60,11 +60,11 @@ def load_model(settings: ModelSettings, seed: int, kind: ModelKind = CAUSAL_LM) 
 
     disable_progress_bar()
     dtype = getattr(torch, settings.dtype)
-    place, arguments = _located(settings)
+    place, arguments = located(settings)
     torch.manual_seed(seed)
-    with _explained(settings, "model"):
+    with explained(settings, "model"):
         config = transformers.AutoConfig.from_pretrained(place, **arguments, **kind.entries)
-        loader = _loader(kind, config)
+        loader = loader_of(kind, config)
         build = partial(loader.from_config, config, dtype=dtype, trust_remote_code=settings.trust_remote_code)
         if settings.init == "random":
             model = build()
@@ -91,7 +91,7 @@ def load_model(settings: ModelSettings, seed: int, kind: ModelKind = CAUSAL_LM) 
     return model.requires_grad_(False)
 
 
-def _loader(kind: ModelKind, config: Any) -> Any:
+def loader_of(kind: ModelKind, config: Any) -> Any:
     """The class that loads it; models that see as well write under another one."""
     import transformers
 
@@ -166,6 +166,7 @@ def add_adapter(model: Any, settings: MethodSettings, seed: int, kind: ModelKind
 
     from ghosttune.models.direct import DirectModel
 
+    _require_tokens(model, getattr(settings, "trainable_token_indices", None) or [])
     heads = head_modules(model) if kind.new_head else []
     targets = targets_in(model, getattr(settings, "target_modules", None), heads)
     torch.manual_seed(seed)
@@ -179,6 +180,14 @@ def add_adapter(model: Any, settings: MethodSettings, seed: int, kind: ModelKind
         built.task_type = kind.adapter_task
     built.modules_to_save = heads or None
     return _adapted(model, built)
+
+
+def _require_tokens(model: PreTrainedModel, tokens: Sequence[int]) -> None:
+    table: Any = model.get_input_embeddings()
+    beyond = [token for token in tokens if token >= len(table.weight)]
+    if beyond:
+        message = f"holds {listed(beyond)}, and the model's tokens are 0 to {len(table.weight) - 1}"
+        raise ConfigError([Problem("method.trainable_token_indices", message)])
 
 
 def _adapted(model: PreTrainedModel, configuration: Any) -> Any:
@@ -272,6 +281,13 @@ def device_of(settings: ModelSettings) -> torch.device:
     return torch.device(settings.device)
 
 
+def has_bfloat16() -> bool:
+    """Whether the CUDA devices compute in bfloat16 themselves; True where there are none."""
+    import torch
+
+    return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def inference_device(name: str) -> torch.device:
     """The device a model answers on: `auto` is the GPU where there is one; ModelError when the asked one is missing."""
     import torch
@@ -290,7 +306,7 @@ def revision_of(model: PreTrainedModel) -> str | None:
     return getattr(model.config, "_commit_hash", None)
 
 
-def _located(settings: ModelSettings) -> tuple[str, dict[str, Any]]:
+def located(settings: ModelSettings) -> tuple[str, dict[str, Any]]:
     """What to hand to `from_pretrained`, and with which arguments; a cached hub id does not touch the network."""
     arguments: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
     if settings.name.startswith("builtin:"):
@@ -339,7 +355,7 @@ def _is_cached(name: str, revision: str) -> bool:
 
 
 @contextmanager
-def _explained(settings: ModelSettings, what: str) -> Iterator[None]:
+def explained(settings: ModelSettings, what: str) -> Iterator[None]:
     """Turns what Transformers raises for files it cannot use into a ModelError that says what to do."""
     from safetensors import SafetensorError
 

@@ -151,8 +151,9 @@ def matched_modules(facts: list[ModuleFacts], target_modules: str | list[str]) -
         found = [fact.name for fact in facts if fact.group != "embedding" and _matches(fact.name, entry)]
         if not found:
             last_names = dict.fromkeys(fact.name.rpartition(".")[2] for fact in layers)
-            have = listed(last_names, 20)
-            message = f"{entry!r} matches no linear layer{nearest(entry, last_names)} (the model has {have})"
+            last = max(fact.layer or 0 for fact in layers)
+            have = f"the model has {listed(last_names, 20)} in layers 0 to {last}"
+            message = f"{entry!r} matches no linear layer{nearest(entry, last_names)} ({have})"
             problems.append(Problem("method.target_modules", message))
         matched.update(dict.fromkeys(found))
     if problems or not target_modules:

@@ -10,10 +10,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from ghosttune.run.directory import RunDir
+from ghosttune.run.versions import installed
 from ghosttune.version import __version__
 
 RECORDED_PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy", "pydantic")
@@ -80,7 +80,7 @@ def environment() -> dict[str, Any]:
     """Versions, commit and machine; no paths, no names of users, no environment variables."""
     return {
         "python": platform.python_version(),
-        "packages": {name: found for name in RECORDED_PACKAGES if (found := _version(name))},
+        "packages": {name: found for name in RECORDED_PACKAGES if (found := installed(name))},
         "git": git_state(),
         "host": {"name": platform.node(), "system": platform.platform(), "cpus": os.cpu_count()},
     }
@@ -108,13 +108,6 @@ def peak_memory_mb() -> dict[str, float]:
     if torch is not None and torch.cuda.is_initialized():
         peak["cuda"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
     return peak
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _now() -> str:

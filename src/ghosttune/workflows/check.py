@@ -2,31 +2,74 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from ghosttune.config.advising import SETTINGS, Planned
+from ghosttune.config.findings import Checks, Finding, Found
+from ghosttune.config.loading import with_values
 from ghosttune.config.resolve import steps_per_epoch
-from ghosttune.config.schema import RunConfig
-from ghosttune.data.encoding import Encoded, Features
-from ghosttune.errors import InputError, ModelError, listed
-from ghosttune.models.loading import load_model, load_tokenizer
-from ghosttune.models.modules import matched_modules, module_facts
+from ghosttune.config.schema import DEFAULT, RunConfig
+from ghosttune.data.encoding import Encoded
+from ghosttune.data.hub import is_hub_id
+from ghosttune.data.inspecting import ROWS, Inspected, repeated_rows
+from ghosttune.errors import ConfigError, DataError, InputError, Problem, TooFewRows, listed
+from ghosttune.metrics.intervals import FEWEST_ROWS
+from ghosttune.models.loading import load_model, load_tokenizer, longest_input
+from ghosttune.models.modules import head_modules, targets_in
 from ghosttune.run.directory import RunDir
+from ghosttune.run.recording import RECORDED_PACKAGES
+from ghosttune.run.versions import changed_versions, installed, unmet_requirements
+from ghosttune.training import checkpoints
 from ghosttune.training.phasing import Phasing
 from ghosttune.training.sketching import predicted
-from ghosttune.workflows.prepare import Prepared, prepare, task_of
-from ghosttune.workflows.train import Adapted, adapted_model, measurement_of, phasing_of
+from ghosttune.workflows.fixing import require_fixable, write_usable
+from ghosttune.workflows.prepare import Prepared, prepare, require_same_data, task_of
+from ghosttune.workflows.train import (
+    Adapted,
+    adapted_model,
+    longest_row,
+    measurement_of,
+    phasing_of,
+    require_same_configuration,
+)
+from ghosttune.workflows.trying import MODEL, Tried, before_loading, on_real_rows
 
 SIGNALS = {"effective": "chosen by effective norms", "ledger": "chosen by the ledger's shares"}
 
+ENVIRONMENT = Checks()
+"""The checks of the machine; they need nothing."""
 
-@dataclass(frozen=True)
-class Finding:
-    """Something about the data that a person should look at before training."""
 
-    subject: str
-    message: str
+@ENVIRONMENT.add("What is tested is tested with the versions that are asked for")
+def package_versions(case: None) -> Found:
+    """Packages older or newer than ghosttune works with."""
+    for wrong in unmet_requirements():
+        yield wrong, "pip install -U ghosttune in a fresh environment, or that package alone", []
+
+
+RESUMING = Checks()
+"""The checks of a run that is to go on, each made of its record."""
+
+
+@RESUMING.add("Other versions may compute other bytes, so that the run is not the one it would have been")
+def versions_changed_since_the_start(record: dict[str, Any]) -> Found:
+    """A run that was started with other versions of packages."""
+    now = {name: found for name in RECORDED_PACKAGES if (found := installed(name))}
+    changed = changed_versions(record["environment"]["packages"], now)
+    if changed and record["status"] != "finished":
+        yield listed(changed), "Install the versions that run.json names, or accept the difference", []
+
+
+@RESUMING.add("There is nothing to continue")
+def run_finished_already(record: dict[str, Any]) -> Found:
+    """A run that has reached its end."""
+    if record["status"] == "finished":
+        yield "the run is finished", "Start a new run in another --out, with more train.max_steps", []
 
 
 @dataclass
@@ -36,42 +79,225 @@ class Report:
     errors: list[str] = field(default_factory=list)
     """Why training would refuse."""
     findings: list[Finding] = field(default_factory=list)
+    """What a person should look at, though training would go on."""
+    not_checked: list[str] = field(default_factory=list)
+    """What could not be looked at, and why."""
     plan: dict[str, Any] = field(default_factory=dict)
     """What training would do; empty when it would refuse."""
+    unusable: dict[str, str] = field(default_factory=dict)
+    """Place of each row of the training source that cannot be used -> why."""
+    fixed: dict[str, Any] = field(default_factory=dict)
+    """What --fix wrote."""
+    refused: set[str] = field(default_factory=set)
+    """Settings that errors are about."""
 
     @property
     def exit_code(self) -> int:
         return 2 if self.errors else 1 if self.findings else 0
 
+    def as_dict(self) -> dict[str, Any]:
+        """What --json prints."""
+        findings = [vars(finding) for finding in self.findings]
+        return vars(self) | {"findings": findings, "refused": sorted(self.refused)}
 
-def check(config: RunConfig) -> Report:
-    """Runs the tokenisation, templates and modules of training without training; needs no run directory."""
-    report = Report()
-    prepared: Prepared | None = None
-    try:
-        prepared = prepare(config)
-    except ModelError as error:
-        report.errors.append(str(error))
-        return report
-    except InputError as error:
-        report.errors.append(str(error))
-    try:
-        if prepared is None:  # the rows failed: the model can still be judged
-            kind = task_of(config).kind(load_tokenizer(config.model))
-            facts = module_facts(load_model(config.model, config.train.seed, kind))
-            with config.placing():
-                matched_modules(facts, config.method.target_modules)  # type: ignore[attr-defined]
+    def add(self, error: str) -> None:
+        """An error, once: what is looked at again after rows were passed over says the same again."""
+        if error not in self.errors:
+            self.errors.append(error)
+
+    def refuse_all(self, error: InputError) -> None:
+        """What an error says: each problem of settings by itself."""
+        if isinstance(error, ConfigError):
+            self.refuse(error.problems)
         else:
-            adapted = adapted_model(prepared)
-            phasing = phasing_of(prepared, adapted)
-            measurement_of(RunDir(config.run.root), prepared, adapted, phasing)
-            own = {"index": _store(prepared, adapted)}
-            report.plan = _plan(prepared, adapted.counts, phasing) | _budget(config, adapted) | own
-    except InputError as error:
-        report.errors.append(str(error))
-    if prepared is not None:
-        report.findings = [*_label_findings(prepared), *_row_findings(prepared)]
+            self.add(str(error))
+
+    def refuse(self, problems: Iterable[Problem]) -> None:
+        """Settings that cannot be followed."""
+        for problem in problems:
+            self.add(str(problem))
+            self.refused.add(problem.setting)
+
+    def concerns(self, *sections: str) -> bool:
+        """Whether a setting of one of these sections is refused; another device is as good for looking further."""
+        return any(setting.partition(".")[0] in sections for setting in self.refused - {"model.device"})
+
+    def go_on(self, problems: Sequence[Problem]) -> None:
+        """Collects settings that cannot be followed; ConfigError where rows could not be read in spite of them."""
+        self.refuse(problems)
+        if any(problem.setting.startswith(("data.", "task.")) for problem in problems):
+            raise ConfigError(problems)
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """What would end training ends only what stands inside."""
+        try:
+            yield
+        except InputError as error:
+            self.refuse_all(error)
+
+
+def check(
+    config: RunConfig,
+    problems: Sequence[Problem] = (),
+    out: Path | None = None,
+    resume: bool = False,
+    fix: Path | None = None,
+) -> Report:
+    """Runs the tokenisation, templates and modules of training without training; needs no run directory.
+
+    `problems` are those of the configuration's text; wrong settings are not in `config`. `out` is the run directory
+    that training would be given, and `resume` asks whether the run in it could go on. `fix` is where the rows that can
+    be used are written.
+    """
+    report = Report(findings=ENVIRONMENT.findings(None))
+    report.refuse(problems)
+    if fix is not None:
+        require_fixable(config, fix)
+    if out is not None and not resume:
+        with report.collecting():
+            RunDir(out).require_unused()
+    if _is_unknown(config, problems, "model", "model.name"):
+        report.not_checked.append("rows and model, because model.name is not known")
+        return report
+    prepared = None
+    if _is_unknown(config, problems, "data", "data.train.path", "data.train.name"):
+        report.not_checked.append("rows, because it is not known which (data.train)")
+    else:
+        prepared = _prepared(config, report)
+    with report.collecting():
+        if prepared is not None:
+            _look_at_the_rows(prepared, report)
+        if prepared is None or report.concerns("model", "method"):
+            _look_at_the_model(config, report)
+        else:
+            _look_at_the_run(prepared, report)
+    if resume and out is not None:
+        look_at_resuming(RunDir(out), config, prepared, report)
+    if fix is not None and prepared is None:
+        report.not_checked.append(f"all of the rows, so that {fix} is not written")
+    elif fix is not None:
+        report.fixed = write_usable(config, report.unusable, fix)
     return report
+
+
+def _is_unknown(config: RunConfig, problems: Sequence[Problem], section: str, *settings: str) -> bool:
+    """Whether something in the section is wrong and nobody chose any of these: looking further would mislead."""
+    is_wrong = any(f"{problem.setting}.".startswith(f"{section}.") for problem in problems)
+    return is_wrong and all(config.origins.get(setting) == DEFAULT for setting in settings)
+
+
+def _prepared(config: RunConfig, report: Report) -> Prepared | None:
+    """The rows as training gets them, once more without those that cannot be used, until nothing more is found."""
+    while True:
+        try:
+            prepared = prepare(config, report.unusable, report.go_on)
+            return replace(prepared, config=_on_this_machine(prepared.config))
+        except DataError as error:
+            new = {place: reason for place, reason in error.rows.items() if place not in report.unusable}
+            if Path(config.data.dev.path or "").name == Path(config.data.train.path or "").name:
+                new = {}  # two files of one name: a place could be in either
+            if not isinstance(error, TooFewRows) or not report.unusable:  # else too few because of what was found
+                report.add(str(error))
+            if not new:
+                return None
+            report.unusable |= new
+        except InputError as error:
+            report.refuse_all(error)
+            return None
+
+
+def _on_this_machine(config: RunConfig) -> RunConfig:
+    """The configuration on a device that is there: what else is wrong can be seen on any."""
+    import torch
+
+    device = config.model.device
+    if device == "auto":
+        return with_values(config, {"model.device": "cuda" if torch.cuda.is_available() else "cpu"})
+    if device.startswith("cuda") and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
+        return with_values(config, {"model.device": "cpu"})
+    return config
+
+
+def _look_at_the_model(config: RunConfig, report: Report) -> None:
+    """Judges what can be judged without rows, or without an adapter: memory for the weights, and target modules."""
+    config = with_values(_on_this_machine(config), {"model.quantization": "none"})
+    kind = task_of(config).kind(load_tokenizer(config.model))
+    if _loads(before_loading(config, kind), report) and hasattr(config.method, "target_modules"):
+        model = load_model(config.model, config.train.seed, kind)
+        with config.placing():
+            targets_in(model, config.method.target_modules, head_modules(model) if kind.new_head else [])  # type: ignore[attr-defined]
+
+
+def _look_at_the_rows(prepared: Prepared, report: Report) -> None:
+    """Judges rows that training would accept; those that spoil it count as unusable."""
+    places = {record.example_id: record.place for record in prepared.train_records}
+    for check, finding in ROWS.found(inspected(prepared)):
+        report.findings.append(finding)
+        if check.spoils:
+            report.unusable |= {places[row]: check.spoils for row in finding.rows}
+
+
+def _look_at_the_run(prepared: Prepared, report: Report) -> None:
+    """Judges the model on its rows, and plans the run where nothing is wrong."""
+    config = prepared.config
+    tried = before_loading(config, prepared.task.kind(prepared.encoder.tokenizer))
+    if not _loads(tried, report):
+        return
+    adapted = adapted_model(prepared, report.refuse)
+    width = adapted.model.config.get_text_config().hidden_size
+    planned = Planned(config, len(prepared.train), len(prepared.dev), FEWEST_ROWS, width)
+    report.findings += SETTINGS.findings(planned)
+    if longest_row(prepared) <= (longest_input(adapted.model) or math.inf):
+        tried = on_real_rows(tried, prepared, adapted)
+        report.findings += MODEL.findings(tried)
+    if report.concerns("phases", "measure"):
+        return
+    phasing = phasing_of(prepared, adapted)
+    measurement_of(RunDir(config.run.root), prepared, adapted, phasing)
+    if not report.errors:
+        own = {"index": _store(prepared, adapted), "memory": tried.described()}
+        report.plan = _plan(prepared, adapted.counts, phasing) | _budget(config, adapted) | own
+
+
+def _loads(tried: Tried, report: Report) -> bool:
+    """Whether the weights fit into memory; the report says what to do where they do not."""
+    if not tried.fits:
+        report.findings += MODEL.findings(tried)
+        report.not_checked.append("the model, whose weights alone need more memory than is free")
+    return tried.fits
+
+
+def look_at_resuming(run: RunDir, config: RunConfig, prepared: Prepared | None, report: Report) -> None:
+    """Judges whether a run could go on: everything that would stop it, and what has changed around it."""
+    with report.collecting():
+        record = run.open().read_record()
+        report.findings += RESUMING.findings(record)
+        with report.collecting():
+            require_same_configuration(run, config)
+        with report.collecting():
+            if prepared is not None:
+                require_same_data(run, prepared.fingerprints)
+        if steps := run.checkpoint_steps():
+            checkpoint = run.checkpoint(steps[-1])
+            checkpoints.verify(checkpoint)
+            run.require_events(steps[-1], checkpoints.read_counters(checkpoint)["events"])
+
+
+def inspected(prepared: Prepared) -> Inspected:
+    """What the checks of rows look at."""
+    source, evaluate = prepared.config.data.train, prepared.config.evaluate
+    return Inspected(
+        train=prepared.train_records,
+        dev=prepared.dev_records,
+        test=prepared.test_records,
+        features=prepared.train.features,
+        collate=prepared.collator,
+        tokenizer=prepared.encoder.tokenizer,
+        template=prepared.template,
+        max_new_tokens=None if evaluate.limit == 0 else evaluate.max_new_tokens,
+        published=source.name is not None and not is_hub_id(source.name),
+    )
 
 
 def _plan(prepared: Prepared, counts: dict[str, int], phasing: Phasing | None) -> dict[str, Any]:
@@ -87,13 +313,18 @@ def _plan(prepared: Prepared, counts: dict[str, int], phasing: Phasing | None) -
             "train": len(prepared.train_records),
             "dev": len(prepared.dev_records),
             "guide": len(prepared.guide_records),
+            "repeated": len(repeated_rows(prepared.train_records)),
             "left_out": prepared.left_out,
         },
         "tokens": {
             "longest_row": max(len(row) for row in prepared.train.features),
             "targets_per_row": _mean_targets(prepared.train),
         },
-        "cut": {"rows": len(prepared.train.cut_rows), "tokens": prepared.train.cut_tokens},
+        "cut": {
+            "rows": len(prepared.train.cut_rows),
+            "share": round(len(prepared.train.cut_rows) / len(prepared.train), 4),
+            "tokens": prepared.train.cut_tokens,
+        },
         "steps": {"total": steps, "per_epoch": per_epoch, "epochs": round(steps / per_epoch, 2)},
         "learning_rate": {
             "first": _first_rate(config),
@@ -103,6 +334,7 @@ def _plan(prepared: Prepared, counts: dict[str, int], phasing: Phasing | None) -
         "events": {"logs": steps // (train.logging_steps or 1), "evaluations": steps // (train.eval_steps or 1) + 1},
         "trainable_parameters": counts | {"total": sum(counts.values())},
         **({"phases": _phases(phasing)} if phasing else {}),
+        "packages": {name: found for name in RECORDED_PACKAGES if (found := installed(name))},
     }
 
 
@@ -147,32 +379,3 @@ def _first_rate(config: RunConfig) -> float:
 
 def _mean_targets(encoded: Encoded) -> float:
     return round(encoded.targets / len(encoded), 1)
-
-
-def _label_findings(prepared: Prepared) -> list[Finding]:
-    """Rows without a target, and answers whose stop token is not trained."""
-    template = prepared.template
-    stops = set(template.stop_token_ids) if template is not None else set()
-    empty = [row.example_id for row in prepared.train.features if row.targets == 0]
-    endless = [
-        row.example_id
-        for row in prepared.train.features
-        if isinstance(row, Features) and row.targets and int(row.input_ids[row.trained][-1]) not in stops
-    ]
-    found = []
-    if empty:
-        found.append(Finding("labels", f"{len(empty)} rows have no trained token: {listed(empty, 5)}"))
-    if endless:
-        found.append(Finding("stop token", f"{len(endless)} rows do not train their stop token: {listed(endless, 5)}"))
-    return found
-
-
-def _row_findings(prepared: Prepared) -> list[Finding]:
-    """Rows that stand more than once."""
-    rows = Counter(
-        (record.group, record.reference if record.turns else repr(record.columns)) for record in prepared.train_records
-    )
-    repeated = sum(count - 1 for count in rows.values())
-    if repeated:
-        return [Finding("duplicates", f"{repeated} training rows repeat another row's prompt and answer")]
-    return []

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ghosttune.config.loading import value_at, with_values
-from ghosttune.config.resolve import Facts, resolve_sources, resolve_steps
+from ghosttune.config.resolve import Facts, Refuse, refuse, resolve_sources, resolve_steps
 from ghosttune.config.schema import EVALUATION_FILES, RunConfig, SourceSettings
 from ghosttune.data.encoding import Encoded, Encoder, RowEncoder
 from ghosttune.data.files import fingerprint
@@ -20,9 +21,9 @@ from ghosttune.data.selecting import ids_in
 from ghosttune.data.sources import Source, open_source, read_source, refuse_repeated, source_files
 from ghosttune.data.splitting import sample, shared_groups, split_off, split_off_rows
 from ghosttune.data.templates import Template
-from ghosttune.errors import ConfigError, DataError, listed
+from ghosttune.errors import DataError, Problem, TooFewRows, listed
 from ghosttune.metrics.judging import labels_of
-from ghosttune.models.loading import load_tokenizer
+from ghosttune.models.loading import has_bfloat16, load_tokenizer
 from ghosttune.registry import TASKS
 from ghosttune.run.directory import RunDir
 from ghosttune.training.processes import processes
@@ -41,6 +42,8 @@ class Prepared:
     guide_records: list[Record]
     dev_pool: list[Record]
     """The dev rows with those beyond data.dev.limit: further references of the same prompts."""
+    test_records: list[Record]
+    """Rows of the source's own test split, which this run does not touch."""
     train: Encoded
     dev: Encoded
     guide: Encoded
@@ -65,21 +68,23 @@ def task_of(config: RunConfig) -> Any:
     return TASKS[config.task.type].build(config.task)
 
 
-def prepare(config: RunConfig) -> Prepared:
-    """Reads, splits and encodes the rows of a run; raises ConfigError, DataError or ModelError, and writes nothing."""
-    _require_trackers(config)
-    _require_evaluation_files(config)
+def prepare(config: RunConfig, without: Collection[str] = (), refuse: Refuse = refuse) -> Prepared:
+    """Reads, splits and encodes the rows of a run; raises ConfigError, DataError or ModelError, and writes nothing.
+
+    `without` are places of rows to pass over, and `refuse` is told of settings that cannot be followed.
+    """
+    refuse([*_tracker_problems(config), *_evaluation_file_problems(config)])
     tokenizer = load_tokenizer(config.model)
     task = task_of(config)
-    _require_format(config, task)
-    source = source_of(config, tokenizer)
-    config = resolve_sources(config, _facts(config, source, tokenizer))
-    dev_source = dev_source_of(config, tokenizer)
+    refuse(_format_problems(config, task))
+    source = source_of(config, tokenizer, without)
+    config = resolve_sources(config, _facts(config, source, tokenizer), refuse)
+    dev_source = dev_source_of(config, tokenizer, without)
     drawn = split_records(config, source, dev_source)
     derived = {f"task.{name}": value for name, value in task.derived(drawn.train).items()}
     config = with_values(config, derived, "derived")
     task = task_of(config)
-    _require_evaluable(config, task, drawn)
+    refuse(_metric_problems(config, drawn))
     encoder = task.encoder(tokenizer, config.data)
     train, dev, guide = (
         encoder.encode(records, config.data.truncated_share) for records in (drawn.train, drawn.dev, drawn.guide)
@@ -88,7 +93,7 @@ def prepare(config: RunConfig) -> Prepared:
     for split in (train, dev, guide):
         left_out.update(split.left_out)
     return Prepared(
-        config=resolve_steps(config, len(train), processes()),
+        config=resolve_steps(config, len(train), processes(), refuse),
         task=task,
         encoder=encoder,
         collator=encoder.collator(),
@@ -96,6 +101,7 @@ def prepare(config: RunConfig) -> Prepared:
         dev_records=drawn.dev,
         guide_records=drawn.guide,
         dev_pool=drawn.dev_pool,
+        test_records=[record for record in source.records if record.split == "test"],
         train=train,
         dev=dev,
         guide=guide,
@@ -124,7 +130,7 @@ def split_records(config: RunConfig, source: Source, dev_source: Source | None) 
     seed, dev, guide = config.train.seed, config.data.dev, config.data.guide
     own = [record for record in source.records if record.split in (None, "train")]
     if not own:
-        raise DataError("no training rows: the source's rows all belong to other splits")
+        raise TooFewRows("no training rows: the source's rows all belong to other splits")
     kept = sample(own, config.data.train.limit, seed)
     left_out = source.dropped | {"beyond data.train.limit": len(own) - len(kept)}
     for split in source.splits:
@@ -192,9 +198,11 @@ def _refuse_shared(
 ) -> None:
     shared = shared_groups(judges, rows)
     if shared:
+        places = {record.example_id: record.place for record in rows}
         raise DataError(
             f"{len(shared)} {other} rows ask the same as a {purpose} row ({listed(shared, 5)}), so that {consequence}; "
-            f"remove them from one of the two, or let data.{purpose}.fraction draw the {purpose} rows"
+            f"remove them from one of the two, or let data.{purpose}.fraction draw the {purpose} rows",
+            {places[example_id]: f"asks the same as a {purpose} row" for example_id in shared},
         )
 
 
@@ -203,37 +211,41 @@ def _keep_fingerprint(config: RunConfig) -> dict[str, str]:
     return {} if path is None else {path: fingerprint(Path(path))}
 
 
-def _require_format(config: RunConfig, task: Any) -> None:
+def _format_problems(config: RunConfig, task: Any) -> list[Problem]:
     row_format = config.data.train.format
-    if row_format != "auto" and row_format not in task.formats:
-        message = f"{row_format} is not for {config.task.type}, which reads {listed(task.formats)}"
-        raise ConfigError([config.problem("data.train.format", message)])
+    if row_format == "auto" or row_format in task.formats:
+        return []
+    message = f"{row_format} is not for {config.task.type}, which reads {listed(task.formats)}"
+    return [config.problem("data.train.format", message)]
 
 
-def _require_trackers(config: RunConfig) -> None:
+def _tracker_problems(config: RunConfig) -> list[Problem]:
     missing = [name for name in config.run.trackers if find_spec(name) is None]
-    if missing:
-        message = f"{', '.join(missing)} is not installed: pip install 'ghosttune[track]', or take it off the list"
-        raise ConfigError([config.problem("run.trackers", message)])
+    message = f"{', '.join(missing)} is not installed: pip install 'ghosttune[track]', or take it off the list"
+    return [config.problem("run.trackers", message)] if missing else []
 
 
-def _require_evaluation_files(config: RunConfig) -> None:
-    """ConfigError when a file that only the end of the run reads is not there."""
-    missing = {name: path for name in EVALUATION_FILES if (path := value_at(config, name)) and not Path(path).exists()}
-    if missing:
-        raise ConfigError([config.problem(name, f"{path} does not exist") for name, path in missing.items()])
+def _evaluation_file_problems(config: RunConfig) -> list[Problem]:
+    """The files that only the end of the run reads and that are not there."""
+    files = {name: value_at(config, name) for name in EVALUATION_FILES}
+    return [
+        config.problem(name, f"{path} does not exist")
+        for name, path in files.items()
+        if path and not Path(path).exists()
+    ]
 
 
-def _require_evaluable(config: RunConfig, task: Any, drawn: Drawn) -> None:
-    """ConfigError or DataError when the chosen metrics cannot judge the dev rows, now and not after training."""
+def _metric_problems(config: RunConfig, drawn: Drawn) -> list[Problem]:
+    """What keeps the chosen metrics from judging the dev rows, now and not after training; DataError for their rows."""
     chosen = config.evaluate.metrics
     if chosen == "auto" or config.evaluate.limit == 0 or config.task.type != "causal_lm":
-        return
+        return []
     questions, _ = questions_of(drawn.dev, drawn.dev_pool, config.evaluate.limit, config.train.seed)
     if not questions:
         message = "needs dev rows with an answer, and these are plain text; leave it out"
-        raise ConfigError([config.problem("evaluate.metrics", message)])
+        return [config.problem("evaluate.metrics", message)]
     labels_of([question.references for question in questions], chosen)
+    return []
 
 
 def require_same_data(run: RunDir, fingerprints: dict[str, str]) -> None:
@@ -252,25 +264,26 @@ def _facts(config: RunConfig, source: Source, tokenizer: Any) -> Facts:
         source_splits=source.splits,
         row_format=source.row_format,
         has_template=config.task.type == "causal_lm",
+        device_has_bfloat16=config.model.device == "cpu" or has_bfloat16(),
         has_chat_template=bool(getattr(tokenizer, "chat_template", None)),
         holds_conversations=source.has_turns,
         holds_lone_turns=source.has_lone_turns,
     )
 
 
-def source_of(config: RunConfig, tokenizer: Any) -> Source:
+def source_of(config: RunConfig, tokenizer: Any, without: Collection[str] = ()) -> Source:
     """The rows of `data.train` in a format of the task, a corpus in blocks of the run's length."""
-    return _opened(config.data.train, config, tokenizer)
+    return _opened(config.data.train, config, tokenizer, without)
 
 
-def _opened(settings: SourceSettings, config: RunConfig, tokenizer: Any) -> Source:
-    source = open_source(settings, task_of(config).formats)
+def _opened(settings: SourceSettings, config: RunConfig, tokenizer: Any, without: Collection[str] = ()) -> Source:
+    source = open_source(settings, task_of(config).formats, without)
     if source.in_blocks is None:
         return source
     return replace(source, records=source.in_blocks(tokenizer, config.data.max_length))
 
 
-def dev_source_of(config: RunConfig, tokenizer: Any) -> Source | None:
+def dev_source_of(config: RunConfig, tokenizer: Any, without: Collection[str] = ()) -> Source | None:
     """The rows of `data.dev.path`, one file, named and read like the training rows."""
     path = config.data.dev.path
     if path is None:
@@ -283,9 +296,9 @@ def dev_source_of(config: RunConfig, tokenizer: Any) -> Source | None:
         if train.name is not None and not is_hub_id(train.name):
             return _opened(SourceSettings(name=train.name, path=path), config, tokenizer)
         (file,) = source_files(Path(path)).values()
-        return read_source({"dev": file}, settings, task_of(config).formats)
+        return read_source({"dev": file}, settings, task_of(config).formats, without)
     except DataError as error:
-        raise DataError(f"data.dev.path: {error}") from error
+        raise DataError(f"data.dev.path: {error}", error.rows) from error
 
 
 def default_run_folder(config: RunConfig, now: str) -> Path:

@@ -18,11 +18,12 @@ import numpy as np
 from ghosttune.config.facts import ParameterFacts
 from ghosttune.config.loading import load_config
 from ghosttune.config.rendering import plain_yaml
+from ghosttune.config.resolve import Refuse, refuse
 from ghosttune.config.schema import RunConfig
 from ghosttune.data.encoding import RowFeatures
 from ghosttune.data.records import Record as RowRecord
 from ghosttune.data.templates import Template
-from ghosttune.errors import ConfigError, GhosttuneError, RunError
+from ghosttune.errors import ConfigError, GhosttuneError, Problem, RunError
 from ghosttune.metrics.intervals import FEWEST_ROWS, mean_ratio, verdict
 from ghosttune.models.loading import add_adapter, device_of, load_model, longest_input, revision_of, untrained_twins
 from ghosttune.models.modules import module_facts, parameter_facts, trainable_counts
@@ -102,7 +103,7 @@ def _resume(run: RunDir, listen: Listener) -> Run:
         return Run(run)
     start = time.perf_counter()
     config = load_config(run.config)
-    _require_same_configuration(run, config)
+    require_same_configuration(run, config)
     prepared = prepare(config)
     steps = run.checkpoint_steps()
     checkpoint = run.checkpoint(steps[-1]) if steps else None
@@ -157,25 +158,32 @@ class Adapted:
     """How many the model has."""
 
 
-def adapted_model(prepared: Prepared) -> Adapted:
-    """The model that trains; ConfigError or ModelError when it does not fit the rows or the method."""
+def adapted_model(prepared: Prepared, refuse: Refuse = refuse) -> Adapted:
+    """The model that trains; ConfigError or ModelError when it does not fit the method.
+
+    `refuse` is told of settings that do not fit the model.
+    """
     config = prepared.config
     kind = prepared.task.kind(prepared.encoder.tokenizer)
     base = load_model(config.model, config.train.seed, kind)
-    limit = longest_input(base)
+    limit, longest = longest_input(base), longest_row(prepared)
     limit = None if limit is None else limit - getattr(config.method, "num_virtual_tokens", 0)
-    longest = max(row.positions for row in [*prepared.train.features, *prepared.dev.features, *prepared.guide.features])
     if limit is not None and longest > limit:
         message = f"lets rows of {longest} tokens through, and the model reads at most {limit}; set it to {limit}"
-        raise ConfigError([config.problem("data.max_length", message)])
+        refuse([config.problem("data.max_length", message)])
     if prepared.template is not None and config.method.type != "full":
-        _require_learned_stop_token(base, prepared.template, prepared)
+        refuse(_stop_token_problems(base, prepared.template, prepared))
     facts = module_facts(base)
     with config.placing():
         model = add_adapter(base, config.method, config.train.seed, kind)
     counts = trainable_counts(model, facts)
     layers = 1 + max(fact.layer for fact in facts if fact.layer is not None)
     return Adapted(model.to(device_of(config.model)), counts, parameter_facts(model, facts), layers)
+
+
+def longest_row(prepared: Prepared) -> int:
+    """Positions that the longest row of all splits takes."""
+    return max(row.positions for row in [*prepared.train.features, *prepared.dev.features, *prepared.guide.features])
 
 
 def phasing_of(prepared: Prepared, adapted: Adapted) -> Phasing | None:
@@ -190,21 +198,21 @@ def phasing_of(prepared: Prepared, adapted: Adapted) -> Phasing | None:
         raise ConfigError([config.problem("phases.plan", f"cannot be followed: {error}")]) from error
 
 
-def _require_learned_stop_token(base: Any, template: Template, prepared: Prepared) -> None:
-    """ConfigError when answers could not learn to stop because the base never learned the stop token."""
+def _stop_token_problems(base: Any, template: Template, prepared: Prepared) -> list[Problem]:
+    """Why answers could not learn to stop: the base never learned the stop token, and nothing would train it."""
     method = prepared.config.method
     stop = template.tokenizer.convert_tokens_to_ids(template.stop_token)
     twins = untrained_twins(base, [stop])
     if not twins or stop in (getattr(method, "trainable_token_indices", None) or []):
-        return
+        return []
     message = (
         f"the base never learned the stop token {template.stop_token}, whose row is the same as that of {twins[stop]} "
         "other tokens, so that answers could not learn to stop"
     )
     if hasattr(method, "trainable_token_indices"):
-        raise ConfigError([prepared.config.problem("method.trainable_token_indices", f"must hold {stop}: {message}")])
+        return [prepared.config.problem("method.trainable_token_indices", f"must hold {stop}: {message}")]
     remedy = f"use lora with trainable_token_indices: [{stop}], or full"
-    raise ConfigError([prepared.config.problem("method.type", f"cannot be {method.type}: {message}; {remedy}")])
+    return [prepared.config.problem("method.type", f"cannot be {method.type}: {message}; {remedy}")]
 
 
 def measurement_of(run: RunDir, prepared: Prepared, adapted: Adapted, phasing: Phasing | None) -> Measurement:
@@ -258,7 +266,8 @@ def _begin(run: RunDir, prepared: Prepared, adapted: Adapted) -> Record:
     )
 
 
-def _require_same_configuration(run: RunDir, config: RunConfig) -> None:
+def require_same_configuration(run: RunDir, config: RunConfig) -> None:
+    """RunError when the configuration of a run is not the one it was started with."""
     if run.read_record().get("configuration") != _digest(config):
         raise RunError(
             f"{run.config} was edited since the run was started, and would continue as neither the old run nor a new "
