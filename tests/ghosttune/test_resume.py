@@ -122,7 +122,7 @@ def test_cut_off_after_its_last_step_trains_no_further(make_config, tmp_path, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("ghosttune.workflows.train.answer_dev_rows", cut)
+        patch.setattr("ghosttune.workflows.train.evaluate_dev_rows", cut)
         with pytest.raises(KeyboardInterrupt):
             train(make_config(**settings), tmp_path / "parts")
     assert RunDir(tmp_path / "parts").read_record()["status"] == "stopped"

@@ -113,6 +113,7 @@ def test_an_interruption_ends_every_run(tiny_model, trained, tmp_path, monkeypat
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "_start", start)
+    monkeypatch.setattr(module, "SECONDS_TO_END", 2.0)
     monkeypatch.setattr(time, "sleep", interrupted)
     with pytest.raises(GhosttuneError, match="continue when the same command is given again"):
         sweep(sweep_file(tmp_path, tiny_model), tmp_path / "out", processes=2)

@@ -82,7 +82,7 @@ def test_training_evaluation_and_chat_ask_the_same(
     from ghosttune.inference import pipeline
 
     asked: list[list[int]] = []
-    monkeypatch.setattr(pipeline, "generate", lambda model, tokenizer, prompts, stop, wanted: asked.extend(prompts))
+    monkeypatch.setattr(pipeline, "generate", lambda model, tokenizer, prompts, *settings: asked.extend(prompts))
     monkeypatch.setattr(pipeline, "longest_input", lambda model: None)
     encoder = encoder_for(tokenizer, kind, 100_000)
     rows = some(name)
