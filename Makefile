@@ -24,7 +24,7 @@ test: .venv/tests
 	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile -m "not slow" --timeout=300
 
 proofs: .venv/tests
-	$(PYTEST) -m slow --timeout=600
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile -m slow --timeout=600
 	$(BIN)/ghosttune prove
 
 mutations: .venv/tests

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from ghosttune.run.directory import RunDir
@@ -100,14 +101,21 @@ def git_state() -> dict[str, Any] | None:
 
 def peak_memory_mb() -> dict[str, float]:
     """Largest resident memory of this process, and of its CUDA device where torch uses one."""
-    import resource
-
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    peak = {"process": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)}
+    peak = {"process": round(_peak_resident() / 2**20, 1)}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         peak["cuda"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
     return peak
+
+
+def _peak_resident() -> int:
+    """Bytes. Linux's `ru_maxrss` would begin with the peak of whoever started this process."""
+    if sys.platform == "linux":
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _now() -> str:

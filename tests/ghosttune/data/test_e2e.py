@@ -92,11 +92,12 @@ def _padding(lengths: list[int], rows: list[int], batch: int = 8) -> float:
 
 
 MEASURE = """
-import json, os, resource, sys, time
+import json, sys, time
 begun = time.process_time()
 from making import encoder_for, shared
 from ghosttune.config.schema import SourceSettings
 from ghosttune.data.sources import open_source
+from ghosttune.run.recording import peak_memory_mb
 imported = time.process_time()
 records = open_source(SourceSettings(name="e2e_nlg", path=str(shared("data", "e2e")))).records
 read = time.process_time()
@@ -105,7 +106,7 @@ made = time.process_time()
 encoded = encoder.encode([record for record in records if record.split == "train"])
 done = time.process_time()
 seconds = {"read": read - imported, "encode": done - made}
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+peak = peak_memory_mb()["process"]
 print(json.dumps({"rows": len(encoded), "tokens": encoded.tokens, "seconds": seconds, "peak_mib": peak}))
 """
 
