@@ -5,6 +5,7 @@ The command line is a thin shell over these functions; each is imported when it 
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from ghosttune.workflows.runs import Run, open_run
     from ghosttune.workflows.sweep import sweep
     from ghosttune.workflows.train import train
+
+# PEFT imports bitsandbytes wherever it is installed; it then complains of faster kernels, and of inputs it casts.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 _HOMES = {
     "load_config": "ghosttune.config.loading",

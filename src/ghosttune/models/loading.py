@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
-# PEFT imports bitsandbytes wherever it is installed; it then complains of faster kernels, and of inputs it casts.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 TWIN_DISTANCE = 1e-2
 """Rows closer than this share of their length are one row: learned tokens are never so close."""
@@ -87,6 +83,8 @@ def load_model(settings: ModelSettings, seed: int, kind: ModelKind = CAUSAL_LM) 
         model = prepared_for_training(model)
     if kind is CAUSAL_LM:
         _require_causal(settings, model)
+    if kind.new_head:
+        model.config.use_cache = False  # nothing is written that could go on from it
     model.load_again = partial(load_model, settings, seed, kind)
     return model.requires_grad_(False)
 
