@@ -93,6 +93,7 @@ def test_two_processes_in_float64_give_what_one_gives(two_processes, tmp_path, t
         assert right[term] == pytest.approx(left[term], rel=1e-6), term
 
 
+@pytest.mark.slow
 def test_two_processes_follow_phases_as_one_does(two_processes, tmp_path, tiny_model, rows_file):
     """The model is wrapped with everything trainable; what is frozen then is in no bucket's way."""
     plan = ["--set", "phases=both@0-3 > mlp@3-6 > attention@6- rewarm 2"]
@@ -106,6 +107,7 @@ def test_two_processes_follow_phases_as_one_does(two_processes, tmp_path, tiny_m
         assert float(found.split(",")[-1]) == pytest.approx(float(drop), rel=1e-3, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_two_processes_take_up_a_run_that_was_cut_off(two_processes, tmp_path, tiny_model, rows_file):
     whole = trained(tmp_path / "whole", tiny_model, rows_file, 4, 1, "--processes", "2")
     cut = trained(tmp_path / "cut", tiny_model, rows_file, 4, 1, "--processes", "2")
