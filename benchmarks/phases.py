@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import peft
 import torch
+from ledger import median_interval
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -60,12 +61,6 @@ class Kept:
             self.storages.add(storage.data_ptr())
             self.bytes += storage.nbytes()
         return tensor
-
-
-def median_interval(ratios: np.ndarray) -> tuple[float, float, float]:
-    medians = np.median(np.random.default_rng(0).choice(ratios, (5000, len(ratios))), axis=1)
-    low, high = np.quantile(medians, [0.025, 0.975])
-    return float(np.median(ratios)), float(low), float(high)
 
 
 def main() -> None:

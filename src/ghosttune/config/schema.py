@@ -375,6 +375,15 @@ ALTERNATIVES = (
 IDLE_DEFAULTS = {("train.lr_scheduler_type", "constant"): ("train.warmup_steps", 0)}
 """Choice -> the setting whose default it makes meaningless, and the value that says so."""
 
+LEDGER_NEEDED = (
+    "data.guide.fraction",
+    "data.guide.split",
+    "data.guide.rows",
+    "measure.ledger.values",
+    "measure.ledger.guide_subset",
+)
+"""Settings that do nothing without a ledger; switching it off in a later layer drops those of earlier layers."""
+
 SWITCHES = {
     "measure.norms": ("measure.norms.every", "measure.norms.effective"),
     "measure.ledger": ("measure.ledger.guide_every",),

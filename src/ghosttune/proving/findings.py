@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ghosttune.proving.learned import Learned
+    from ghosttune.workflows.runs import Run
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Bench:
         self.quick = quick
 
     @cached_property
-    def learned(self) -> Learned:
+    def learned(self) -> Run:
         """The built-in model, trained on the shipped rows when it is first asked for."""
         from ghosttune.proving.learned import learn
 

@@ -13,9 +13,6 @@ from pathlib import Path
 from ghosttune.errors import InputError, listed
 from ghosttune.proving.findings import Bench, Finding, Proof, Proved
 
-QUICK_SECONDS = 120
-"""How long all of them may take with `quick`, on two cores."""
-
 
 def _in(module: str, name: str) -> Callable[[Bench], list[Finding]]:
     """The check of a proof, imported when it is tried: naming the proofs needs no torch."""
@@ -69,7 +66,7 @@ def _tried(proof: Proof, bench: Bench) -> Proved:
     try:
         findings = proof.check(bench)
     except Exception as fault:  # one that breaks is one that did not hold; the others are tried all the same
-        error = f"{type(fault).__name__}: {(str(fault).splitlines() or [''])[0]}"
+        error = f"{type(fault).__name__}: {' '.join(str(fault).split())}"
     return Proved(proof.number, proof.claim, findings, time.perf_counter() - start, error)
 
 

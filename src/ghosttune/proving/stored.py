@@ -1,20 +1,23 @@
-"""Proof 7: what was planted among the rows is found through the store of their gradients."""
+"""Proof 7: what was planted among the rows is found through the stores of their gradients.
+
+One store per quarter of the run, and the mean of the cosines, as TracIn sums over checkpoints (Pruthi et al. 2020):
+a row that has been memorised has hardly a gradient left, and what is left of it points anywhere.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ghostgrad import PROFILES, GradientEngine, Sketcher, Sketches
-from ghostgrad.influence import top_k
-from ghostgrad.store import GradientStore
+from ghostgrad.influence import scores
 from ghosttune.proving.findings import Bench, Finding, at_least, beside, every
-from ghosttune.proving.learned import SPELT, Learned, Row, brief_questions, questions, shipped_rows, spelling
-from ghosttune.training.instruments import MicroBatch
+from ghosttune.proving.learned import SPELT, Row, brief_questions, questions, shipped_rows, spelling, write
+from ghosttune.workflows.index import index
+from ghosttune.workflows.opened import OpenedRun
+from ghosttune.workflows.runs import Run
 
 AT_ONCE = 16
 NEAR, RELEVANT = 0.9, 0.75
@@ -23,15 +26,13 @@ COPIES = 20
 
 def planted_rows_are_found(bench: Bench) -> list[Finding]:
     """Copies and near copies by their originals, rows of a skill by another row of it, facts by a question."""
-    learned = bench.learned
     originals = [row for row in shipped_rows() if row["split"] == "train"][:COPIES]
     copies = [row | {"id": f"copy-{row['id']}"} for row in originals]
     near = [row | {"id": f"near-{row['id']}", "prompt": f"{row['prompt'][:-1]}!"} for row in originals]
-    look = Lookup(learned, bench.folder / "store")
+    look = Lookup(bench.learned)
     first = {name: ids[0] for name, ids in look.nearest([*copies, *near], 1).items()}
-    relevant = look.nearest(spelling(("lantern", "orange", "turtle")), len(SPELT))
-    planted = {f"spelt-{word}" for word in SPELT}
-    share = sum(len(planted & set(ids)) for ids in relevant.values()) / (len(relevant) * len(SPELT))
+    asked = spelling(("lantern", "orange", "turtle"))
+    share, at_the_end = (_spelt(look.nearest(asked, len(SPELT), steps)) for steps in (look.steps, look.steps[-1:]))
     told, brief = look.nearest(questions(), 1), look.nearest(brief_questions(), 1)
     return [
         every("exact copies whose nearest row is the original", {n: _is_original(n, first[n]) for n in _ids(copies)}),
@@ -39,9 +40,10 @@ def planted_rows_are_found(bench: Bench) -> list[Finding]:
             "near copies (another mark at the end) whose nearest row is the original", _share(first, _ids(near)), NEAR
         ),
         at_least(f"rows of a rare skill among the {len(SPELT)} nearest to another of it", share, RELEVANT),
-        beside("their share by chance", len(SPELT) / len(look.store)),
+        beside("their share by chance", len(SPELT) / look.rows),
+        beside("their share at the last checkpoint alone", at_the_end),
         every(
-            f"facts whose row is the first of {len(look.store)} for a question about it",
+            f"facts whose row is the first of {look.rows} for a question about it",
             {name: _is_original(name, found[0]) for name, found in told.items()},
         ),
         beside("the same where the answer too is in other words", _share({n: f[0] for n, f in brief.items()}, brief)),
@@ -49,38 +51,36 @@ def planted_rows_are_found(bench: Bench) -> list[Finding]:
 
 
 class Lookup:
-    """The training rows of a run in a store of sketches of their gradients at its last checkpoint."""
+    """The training rows of a run in stores of sketches of their gradients, one for each of its checkpoints."""
 
-    def __init__(self, learned: Learned, folder: Path):
-        self.learned = learned
-        self.engine = GradientEngine(learned.model, select=["*lora_*"])
-        shapes = {name: tuple(p.shape) for name, p in self.engine.parameters.items()}
-        self.sketcher = Sketcher(shapes, PROFILES["standard@1"], frozenset())
-        options, meaning = self.sketcher.options, self.sketcher.manifest()
-        with GradientStore.create(folder, size=self.sketcher.size, dtype=options.dtype, meaning=meaning) as store:
-            for ids, rows in self.sketched(learned.prepared.train.features):
-                store.append(ids, rows)
-        self.store = GradientStore.read(folder)
+    def __init__(self, run: Run):
+        index(run.path, checkpoints=["all"], kind="standard@1", batch_size=AT_ONCE, device="cpu")
+        self.opened = OpenedRun(run.path, "cpu")
+        self.steps = self.opened.steps(["all"])
+        self.rows = len(self.opened.train.ids)
 
-    def sketched(self, features: Sequence[Any]) -> Iterator[tuple[list[str], Tensor]]:
-        """(ids, rows of the store) of the mean loss of each row, batch by batch."""
-        model, prepared, sketches = self.learned.model, self.learned.prepared, Sketches(self.sketcher)
-        for start in range(0, len(features), AT_ONCE):
-            some = features[start : start + AT_ONCE]
-            batch = prepared.collator(some)
-            rows = MicroBatch([row.example_id for row in some], *prepared.task.head_positions(model, batch))
-            with self.engine.probe(sketches, examples=len(some), selected=rows.selected(self.engine)) as backward:
-                targets = torch.tensor([row.targets for row in some])
-                backward((prepared.task.example_loss(model, batch) / targets).sum())
-            yield rows.example_ids, sketches.rows()
+    def nearest(self, rows: Sequence[Row], count: int, steps: Sequence[int] = ()) -> dict[str, list[str]]:
+        """Ids of the stored rows whose gradients point most nearly where a row's does, by the row's id; by the mean
+        over these checkpoints (none: all)."""
+        path = self.opened.run.path.parent / "asked.jsonl"
+        write(path, rows)
+        features, total = self.opened.rows(path).features, defaultdict[str, Tensor](lambda: torch.zeros(self.rows))
+        for step in steps or self.steps:
+            store = self.opened.store(self.opened.train, step)
+            places = [store.place(name) for name in self.opened.train.ids]
+            gradients = self.opened.gradients(step, self.opened.sketcher(store), AT_ONCE)
+            for ids, sketches in gradients.sketches(features):
+                for name, cosines in zip(ids, scores(store, sketches.float(), "cosine"), strict=True):
+                    total[name] += cosines[places]
+        return {
+            name: [self.opened.train.ids[place] for place in sums.topk(count).indices] for name, sums in total.items()
+        }
 
-    def nearest(self, rows: Sequence[Row], count: int) -> dict[str, list[str]]:
-        """Ids of the stored rows whose gradients point most nearly where a row's does, by the row's id."""
-        found = {}
-        for ids, sketches in self.sketched(self.learned.features(rows)):
-            best = top_k(self.store, sketches, count, similarity="cosine")
-            found |= {name: nearest.ids for name, nearest in zip(ids, best, strict=True)}
-        return found
+
+def _spelt(nearest: Mapping[str, list[str]]) -> float:
+    """The share of rows that spell among those that were found."""
+    planted = {f"spelt-{word}" for word in SPELT}
+    return sum(len(planted & set(ids)) for ids in nearest.values()) / (len(nearest) * len(SPELT))
 
 
 def _ids(rows: Sequence[Row]) -> list[str]:

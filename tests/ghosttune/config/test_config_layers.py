@@ -283,8 +283,19 @@ def test_strict_is_content_with_what_was_chosen(problems, path):
 def test_strict_accepts_the_other_answer_to_the_same_question():
     chosen = {path: value_at(load_config(ROWS), path) for path in CRITICAL - {"data.train.path", "train.max_steps"}}
     overrides = [f"{key}={json.dumps(value)}" for key, value in chosen.items()]
-    load_config(overrides=[*overrides, "data.train.name=e2e_nlg", "train.num_train_epochs=1"], strict=True)
+    config = load_config(overrides=[*overrides, "data.train.name=e2e_nlg", "train.num_train_epochs=1"], strict=True)
+    assert config.data.train.name == "e2e_nlg" and config.train.max_steps is None
 
 
 def test_registered_methods_are_the_ones_that_can_be_chosen():
     assert "lora" in METHODS.names()
+
+
+def test_switching_the_ledger_off_drops_what_an_earlier_layer_set_for_it():
+    config = load_config(profile="quickstart@1", overrides=["measure.ledger=null"])
+    assert config.data.guide.split is None and config.measure.ledger.guide_every is None
+
+
+def test_guide_rows_beside_a_ledger_that_the_same_layer_switches_off_are_an_error(problems):
+    (found,) = problems(overrides=["measure.ledger=null", "data.guide.fraction=0.1"])
+    assert found.startswith("data.guide.fraction: does nothing while measure.ledger is off")

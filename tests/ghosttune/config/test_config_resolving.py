@@ -178,7 +178,8 @@ def test_saving_follows_a_chosen_evaluation_interval_and_chosen_intervals_stay()
 
 def test_any_length_from_ten_steps_is_valid_with_a_warmup_of_five():
     for steps in range(10, 200):
-        resolve_steps(config_of(train__max_steps=steps, train__warmup_steps=5), 100)
+        train = resolve_steps(config_of(train__max_steps=steps, train__warmup_steps=5), 100).train
+        assert (train.max_steps, train.warmup_steps) == (steps, 5)
 
 
 def test_a_warmup_longer_than_the_epochs_is_refused_when_the_rows_are_known():
