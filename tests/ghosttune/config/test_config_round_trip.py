@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ghosttune.config.loading import load_config
 from ghosttune.config.notation import parse_value, to_yaml
 from ghosttune.config.rendering import commented_yaml, plain_yaml
-from ghosttune.config.schema import ALTERNATIVES, RunConfig, leaf_fields
+from ghosttune.config.schema import ALTERNATIVES, LEDGER_NEEDED, RunConfig, leaf_fields
 from ghosttune.errors import ConfigError
 
 ODD = [
@@ -160,11 +160,14 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
     if flat.get("data.guide.split") in ("train", flat.get("data.dev.split", "dev")):
         flat["data.guide.split"] = "guiding"
     if flat.get("measure.ledger.guide_every", 10) is None:
-        guides = ("data.guide.fraction", "data.guide.split", "data.guide.rows", "measure.ledger.values")
-        guides += ("measure.ledger.guide_subset",)
-        flat = {path: value for path, value in flat.items() if path not in guides}
+        flat = {path: value for path, value in flat.items() if path not in LEDGER_NEEDED}
     if flat.get("measure.norms.every", 1) is None:
         flat.pop("measure.norms.layers", None)
+    if flat.get("evaluate.limit") == 0:
+        flat.pop("evaluate.metrics", None)
+    if flat.get("evaluate.metrics", "auto") != "auto" or flat.get("evaluate.limit") == 0:
+        for needed in ("evaluate.synonyms", "evaluate.tables"):
+            flat.pop(needed, None)
     return nested(flat)
 
 
