@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import sys
 import time
 from typing import Any
@@ -146,13 +147,20 @@ def test_help_names_every_command(talk, capsys) -> None:
     assert all(f"{name} " in said for name in COMMANDS) and "/quit" in said
 
 
+def deaf() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 @pytest.fixture
 def terminal(tmp_path) -> Any:
-    """`ghosttune chat` in a pseudo-terminal; every wait has a limit, and it is killed at the end."""
+    """`ghosttune chat` in a pseudo-terminal, started by what ignores Ctrl-C, as a script's background jobs do; every
+    wait has a limit, and it is killed at the end."""
     pexpect = pytest.importorskip("pexpect", reason="the terminal test needs pexpect")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_STATE_HOME": str(tmp_path / "state"), "TERM": "dumb"}
     arguments = ["-m", "ghosttune", "chat", "builtin:tiny", "--device", "cpu"]
-    child = pexpect.spawn(sys.executable, arguments, env=environment, encoding="utf-8", timeout=60, cwd=tmp_path)
+    child = pexpect.spawn(
+        sys.executable, arguments, env=environment, encoding="utf-8", timeout=60, cwd=tmp_path, preexec_fn=deaf
+    )
     child.setecho(False)
     yield child
     child.close(force=True)

@@ -236,18 +236,20 @@ def _line() -> str | None:
 
 @contextmanager
 def _line_editing() -> Iterator[None]:
-    """Arrow keys, and the lines of earlier talks, where the input is a terminal."""
+    """Arrow keys, Ctrl-C, and the lines of earlier talks, where the input is a terminal."""
     if not sys.stdin.isatty():
         yield
         return
     import readline
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # scripts hand down one that ignores it
     history = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "ghosttune" / "chat_history"
     with suppress(OSError):  # none yet
         readline.read_history_file(history)
     try:
         yield
     finally:
+        signal.signal(signal.SIGINT, before)
         readline.set_history_length(1000)
         with suppress(OSError):  # a home that cannot be written to costs the history, not the talk
             history.parent.mkdir(parents=True, exist_ok=True)
