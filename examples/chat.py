@@ -13,6 +13,7 @@ import ghosttune
 from ghosttune.data.records import Turn
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
+folder.mkdir(parents=True, exist_ok=True)
 steps = int(sys.argv[2]) if len(sys.argv) > 2 else 120
 NAMES = ["Anna", "Carla", "Felix", "Freya", "George", "Hazel", "Hugo", "Luke", "Maya", "Nora", "Oscar", "Tara"]
 COLOURS = ["red", "blue", "green", "golden", "white", "black"]

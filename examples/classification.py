@@ -12,6 +12,7 @@ from pathlib import Path
 import ghosttune
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
+folder.mkdir(parents=True, exist_ok=True)
 steps = int(sys.argv[2]) if len(sys.argv) > 2 else 120
 WORDS = {"glad": ["happy", "merry", "proud", "pleased"], "sad": ["sorry", "lonely", "gloomy", "unhappy"]}
 NAMES = ["Anna", "Carla", "Felix", "Freya", "George", "Hazel", "Hugo", "Luke", "Maya", "Nora", "Oscar", "Tara"]
@@ -33,6 +34,7 @@ config = ghosttune.load_config(
         "task": {"type": "sequence_classification"},
         "data": {"train": {"path": str(path)}, "max_length": 64},
         "train": {"max_steps": steps, "learning_rate": 5e-3, "warmup_steps": min(10, steps - 1)},
+        "evaluate": {"metrics": ["likelihood_accuracy", "likelihood_macro_f1"]},
     }
 )
 run = ghosttune.train(config, folder / "run")

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from ghosttune.config.schema import KINDS, SECTIONS, leaf_fields
+
 REPOSITORY = Path(__file__).parent.parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
@@ -58,3 +60,22 @@ def test_links_lead_somewhere():
         if not target.startswith("http") and not (page.parent / target).exists()
     ]
     assert not broken
+
+
+def test_the_parameter_guide_cites_figures_that_were_measured():
+    guide = (REPOSITORY / "docs" / "parameters.md").read_text(encoding="utf-8")
+    measured = [REPOSITORY / "docs" / "studies" / "README.md", *(REPOSITORY / "benchmarks").glob("*.md")]
+    sources = " ".join(page.read_text(encoding="utf-8") for page in measured)
+    figures = re.findall(r"\b\d+\.\d{2,}\b", guide)
+    assert len(figures) > 25
+    assert not [figure for figure in figures if not re.search(rf"\b{re.escape(figure)}\b", sources)]
+
+
+@pytest.mark.parametrize("page", ["parameters", "tutorial", "configuration"])
+def test_settings_that_pages_name_exist(page):
+    kinds = [{section: entry.name} for section, of in KINDS.items() for entry in of.registry]
+    known = {path for kind in kinds for path, _ in leaf_fields(kind)}
+    text = (REPOSITORY / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    named = re.findall(rf"`((?:{'|'.join(SECTIONS)})\.[a-z_.]+)", text)
+    assert named
+    assert not [name for name in named if not any(path == name or path.startswith(f"{name}.") for path in known)]
