@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from ghosttune.config.schema import KINDS, SECTIONS, leaf_fields
+
 REPOSITORY = Path(__file__).parent.parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
@@ -49,7 +51,8 @@ def test_the_example_of_a_trainer_of_your_own_runs(tmp_path):
 
 
 def test_links_lead_somewhere():
-    pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")]
+    pages = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+    pages += [page for folder in ("docs", "examples", "benchmarks") for page in (REPOSITORY / folder).rglob("*.md")]
     broken = [
         f"{page.name}: {target}"
         for page in pages
@@ -59,13 +62,20 @@ def test_links_lead_somewhere():
     assert not broken
 
 
-def test_the_reading_guide_names_files_and_functions_that_exist():
-    guide = (REPOSITORY / "docs" / "reading.md").read_text(encoding="utf-8")
-    source = REPOSITORY / "src" / "ghosttune"
-    for name in re.findall(r"`([\w/]+\.py)`", guide):
-        assert (source / name).is_file(), name
-    named = re.findall(r"`([\w/]+\.py)`, `([\w.]+)`", guide)
-    assert len(named) >= 5
-    for name, symbol in named:
-        last = symbol.rpartition(".")[2]
-        assert re.search(rf"(def|class) {last}\b", (source / name).read_text(encoding="utf-8")), (name, symbol)
+def test_the_parameter_guide_cites_figures_that_were_measured():
+    guide = (REPOSITORY / "docs" / "parameters.md").read_text(encoding="utf-8")
+    measured = [REPOSITORY / "docs" / "studies" / "README.md", *(REPOSITORY / "benchmarks").glob("*.md")]
+    sources = " ".join(page.read_text(encoding="utf-8") for page in measured)
+    figures = re.findall(r"\b\d+\.\d{2,}\b", guide)
+    assert len(figures) > 25
+    assert not [figure for figure in figures if not re.search(rf"\b{re.escape(figure)}\b", sources)]
+
+
+@pytest.mark.parametrize("page", ["parameters", "tutorial", "configuration"])
+def test_settings_that_pages_name_exist(page):
+    kinds = [{section: entry.name} for section, of in KINDS.items() for entry in of.registry]
+    known = {path for kind in kinds for path, _ in leaf_fields(kind)}
+    text = (REPOSITORY / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    named = re.findall(rf"`((?:{'|'.join(SECTIONS)})\.[a-z_.]+)", text)
+    assert named
+    assert not [name for name in named if not any(path == name or path.startswith(f"{name}.") for path in known)]

@@ -124,12 +124,13 @@ def init(
 def show(
     kind: Annotated[str, typer.Argument(help="presets, profiles, datasets, methods, tasks, metrics or settings.")],
     name: Annotated[str | None, typer.Argument(help="One of them, such as `train.learning_rate`.")] = None,
+    run: Annotated[Path | None, typer.Option("--run", help="Of a setting: what it was in this run, and did.")] = None,
     as_json: Json = False,
 ) -> None:
     """List what can be chosen, or explain one of them."""
     from ghosttune.workflows.show import show as described
 
-    text, value = described(kind, name)
+    text, value = described(kind, name, run)
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text)
 
 

@@ -57,7 +57,10 @@ Names = Annotated[list[Text], Field(min_length=1)]
 
 class ModelSettings(Section):
     name: Text = setting(
-        "builtin:tiny", critical=True, why="decides everything else: tokenizer, template, module names"
+        "builtin:tiny",
+        critical=True,
+        why="decides everything else: tokenizer, template, module names",
+        cost="memory and time of every step grow with its parameters",
     )
     """Hub id, local folder, or `builtin:tiny` (ships with the package)."""
     init: Literal["pretrained", "random"] = setting("pretrained", why="`random` measures what pretraining contributed")
@@ -65,7 +68,10 @@ class ModelSettings(Section):
     revision: Text | None = setting(None, why="the same name can hold other weights tomorrow")
     """Branch, tag or commit of a hub id; the resolved commit is recorded."""
     dtype: Literal["float32", "bfloat16"] = setting(
-        "float32", critical=True, cost="bfloat16 halves the weights' memory; adapters stay float32"
+        "float32",
+        critical=True,
+        why="what the base computes in; float32 rounds least and runs everywhere",
+        cost="bfloat16 halves the weights' memory; adapters stay float32",
     )
     """Precision of the base weights."""
     quantization: Literal["none", "int8", "nf4"] = setting(
@@ -78,6 +84,7 @@ class ModelSettings(Section):
         "auto",
         critical=True,
         why="`auto` is resolved once, printed and recorded; the others are never changed silently",
+        cost="the CPU is slow, and gives the same bytes each time; kernels of a GPU need not",
     )
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     trust_remote_code: bool = setting(False, why="runs Python code that comes with the model; off unless you read it")
@@ -98,6 +105,16 @@ class MethodSettings(Section):
         yield from ()
 
 
+def method_name(name: str) -> Any:
+    """The field that holds a method's own name, `type`."""
+    return setting(
+        name,
+        critical=True,
+        why="what trains: a few new matrices, vectors in front of every row, the model's own biases, or all of it",
+        cost="`ghosttune check` counts the trained parameters and predicts the memory of each",
+    )
+
+
 class TaskSettings(Section):
     """What every task has; each task adds its own settings in `ghosttune/tasks/`."""
 
@@ -114,7 +131,12 @@ class SourceSettings(Section):
     name: Text | None = setting(None, why="a known dataset brings its columns, prompt wording, splits and group key")
     """A known dataset (`ghosttune show datasets`); with `path`, where its files already lie. Or a hub id: `org/name`,
     `org/name:configuration`, with `@revision` behind it to pin what it holds."""
-    path: Text | None = setting(None, critical=True)
+    path: Text | None = setting(
+        None,
+        critical=True,
+        why="nothing is learned but what these rows say",
+        cost="all rows are read, checked and encoded before the first update, and held in memory",
+    )
     """Your own file or folder (JSONL, JSON, CSV, TSV, Parquet, text; gzip too), or `builtin:rows`."""
     format: Literal[
         "auto",
@@ -173,7 +195,11 @@ class DataSettings(Section):
     """`chat`: the tokenizer's own; `plain`: prompt, then completion; `turns`: `User: …` / `Assistant: …` lines.
     `auto` is `chat` where the tokenizer has a chat template, else `turns` for messages and `plain` for the rest."""
     max_length: Annotated[int, Field(ge=8)] = setting(
-        512, unit="tokens", critical=True, cost="memory and time grow with the longest row of a batch"
+        512,
+        unit="tokens",
+        critical=True,
+        why="bounds what one row can take; too short a limit refuses rows, or cuts their context",
+        cost="memory and time grow with the longest row of a batch",
     )
     """Longest row; longer ones lose the oldest part of their context, never the answer or its cue."""
     loss_on: Literal["completion", "all"] = setting("completion", why="learning to write prompts wastes the adapter")
@@ -183,18 +209,33 @@ class DataSettings(Section):
 
 
 class TrainSettings(Section):
-    max_steps: Count | None = setting(300, unit="optimizer updates", critical=True)
+    max_steps: Count | None = setting(
+        300,
+        unit="optimizer updates",
+        critical=True,
+        why="too few and the rows are not learned, too many and they are learned by heart; the best step is kept",
+        cost="time grows in proportion",
+    )
     """Optimizer updates; or give `num_train_epochs`."""
     num_train_epochs: Annotated[float, Field(gt=0)] | None = setting(None, unit="passes over the training rows")
     """Passes over the training rows, instead of `max_steps`."""
-    per_device_train_batch_size: Count = setting(8, unit="rows", critical=True, cost="activation memory grows with it")
+    per_device_train_batch_size: Count = setting(
+        8,
+        unit="rows",
+        critical=True,
+        why="more rows make an update less noisy, and use a device better",
+        cost="activation memory grows with it",
+    )
     """Rows of one micro-batch on one device."""
     per_device_eval_batch_size: Count = setting(32, unit="rows")
     """Rows of one evaluation batch; the numbers do not depend on it."""
     gradient_accumulation_steps: Count = setting(1, unit="micro-batches", cost="a step takes that many times longer")
     """Micro-batches per optimizer update; the loss is weighted by tokens, so the split does not matter."""
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = setting(
-        2.0e-4, critical=True, why="LoRA wants about 10x full training's"
+        2.0e-4,
+        critical=True,
+        why="how far each update goes; LoRA wants about 10x full training's",
+        cost="too low wastes the run, too high destroys it: try three values before anything else",
     )
     """Peak learning rate of AdamW."""
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = setting("cosine")
@@ -211,7 +252,12 @@ class TrainSettings(Section):
     """Added to the root of AdamW's second moment."""
     max_grad_norm: Annotated[float, Field(ge=0)] = setting(1.0, why="one bad batch cannot throw the run away")
     """Gradients with a larger norm are scaled down to it; 0 turns clipping off."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = setting(42, critical=True)
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = setting(
+        42,
+        critical=True,
+        why="the same seed gives the same run; another one shows how much of a result is chance",
+        cost="a claim about a setting needs several seeds, each a run of its own",
+    )
     """Seeds splits, samples, row order, adapter initialisation and dropout."""
     logging_steps: Count | None = setting(None, unit="optimizer updates")
     """Interval of training-loss records; unset: a fiftieth of the run."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
+from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -136,3 +137,38 @@ def _reads_as(text: str, kind: Any) -> bool:
         return isinstance(parse_value(text), kind)
     except InputError:
         return False
+
+
+BOUNDS = {
+    "minimum": "at least {:.12g}",
+    "exclusiveMinimum": "more than {:.12g}",
+    "maximum": "at most {:.12g}",
+    "exclusiveMaximum": "less than {:.12g}",
+}
+KINDS_OF_VALUE = {
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "string": "text",
+    "object": "a mapping",
+    "null": "null",
+}
+
+
+def accepted(field: FieldInfo) -> str:
+    """Every value that a setting takes: its kinds, names and bounds."""
+    adapter: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, field])  # pyright: ignore
+    return _accepted(adapter.json_schema())
+
+
+def _accepted(schema: dict[str, Any]) -> str:
+    if "anyOf" in schema:
+        return ", or ".join(map(_accepted, schema["anyOf"]))
+    if names := schema.get("enum") or ([schema["const"]] if "const" in schema else []):
+        return " | ".join(map(str, names))
+    if "items" in schema:
+        return f"a list of {_accepted(schema['items'])}"
+    if "pattern" in schema:
+        return PATTERN_MEANINGS.get(schema["pattern"], f"text that matches {schema['pattern']}")
+    bounds = [text.format(schema[bound]) for bound, text in BOUNDS.items() if bound in schema]
+    return ", ".join([KINDS_OF_VALUE[schema["type"]], *bounds])

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ghosttune.config.facts import Targets
-from ghosttune.config.schema import MethodSettings, Names, RunConfig, setting
+from ghosttune.config.schema import MethodSettings, Names, RunConfig, method_name, setting
 from ghosttune.errors import ConfigError, Problem
 from ghosttune.registry import METHODS
 
@@ -16,10 +16,13 @@ if TYPE_CHECKING:
 
 class Ia3Settings(MethodSettings):
     usual_rates: ClassVar[tuple[float, float]] = (1e-4, 3e-2)
-    type: Literal["ia3"] = setting("ia3", critical=True)
+    type: Literal["ia3"] = method_name("ia3")
     """The adapter method (`ghosttune show methods`)."""
     target_modules: Literal["keys_values_inner", "attention_qv", "attention", "mlp", "all_linear"] | Names = setting(
-        "keys_values_inner", critical=True, why="keys_values_inner is the paper's choice"
+        "keys_values_inner",
+        critical=True,
+        why="keys_values_inner is the paper's choice",
+        cost="one number per feature of each layer: next to nothing",
     )
     """Which linear layers: a group, or a list of names and patterns; each must match. Layers that lead back from the
     MLP's own width are scaled at their input, all others at their output."""
@@ -47,7 +50,7 @@ class OwnParameters(MethodSettings):
 
 
 class LayernormSettings(OwnParameters):
-    type: Literal["layernorm"] = setting("layernorm", critical=True)
+    type: Literal["layernorm"] = method_name("layernorm")
     """The adapter method (`ghosttune show methods`)."""
 
 
@@ -63,7 +66,7 @@ def layernorm(settings: LayernormSettings, targets: Targets) -> peft.LNTuningCon
 
 
 class BitfitSettings(OwnParameters):
-    type: Literal["bitfit"] = setting("bitfit", critical=True)
+    type: Literal["bitfit"] = method_name("bitfit")
     """The adapter method (`ghosttune show methods`)."""
 
 
@@ -79,7 +82,7 @@ def bitfit(settings: BitfitSettings, targets: Targets) -> list[str]:
 
 class FullSettings(OwnParameters):
     usual_rates: ClassVar[tuple[float, float]] = (1e-7, 3e-4)
-    type: Literal["full"] = setting("full", critical=True)
+    type: Literal["full"] = method_name("full")
     """The adapter method (`ghosttune show methods`)."""
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from ghosttune.config.facts import Targets
-from ghosttune.config.schema import Count, RunConfig, setting
+from ghosttune.config.schema import Count, RunConfig, method_name, setting
 from ghosttune.errors import ConfigError, Problem
 from ghosttune.methods.budget import ranks_for
 from ghosttune.methods.targets import LinearSettings
@@ -22,12 +22,20 @@ Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 
 class LoraSettings(LinearSettings):
-    type: Literal["lora"] = setting("lora", critical=True)
+    type: Literal["lora"] = method_name("lora")
     """The adapter method (`ghosttune show methods`)."""
-    r: Count = setting(8, critical=True, cost="trained parameters grow in proportion")
+    r: Count = setting(
+        8,
+        critical=True,
+        why="how much the update can hold; few rows of one kind need little",
+        cost="trained parameters grow in proportion",
+    )
     """Rank of the update, r in the paper."""
     lora_alpha: Annotated[float, Field(gt=0)] = setting(
-        16.0, critical=True, why="the update is scaled by lora_alpha / r"
+        16.0,
+        critical=True,
+        why="the update is scaled by lora_alpha / r",
+        cost="acts like a learning rate: change one of the two, not both",
     )
     """Numerator of the update's scale."""
     parameter_budget: Count | None = setting(
@@ -125,13 +133,19 @@ def _alpha(settings: LoraSettings, rank: int) -> float:
 
 
 class AdaloraSettings(LinearSettings):
-    type: Literal["adalora"] = setting("adalora", critical=True)
+    type: Literal["adalora"] = method_name("adalora")
     """The adapter method (`ghosttune show methods`)."""
-    init_r: Count = setting(12, critical=True, cost="trained parameters grow in proportion")
+    init_r: Count = setting(
+        12, critical=True, why="room to choose from before ranks go", cost="trained parameters grow in proportion"
+    )
     """Rank of every update at first."""
-    target_r: Count = setting(8, critical=True)
+    target_r: Count = setting(
+        8, critical=True, why="what is left in the end, spread over the layers", cost="a larger adapter in the end"
+    )
     """Mean rank of the updates at the end."""
-    lora_alpha: Annotated[float, Field(gt=0)] = setting(16.0, critical=True)
+    lora_alpha: Annotated[float, Field(gt=0)] = setting(
+        16.0, critical=True, why="the update is scaled by it", cost="acts like a learning rate: change one of the two"
+    )
     """Numerator of the update's scale."""
     lora_dropout: Dropout = setting(0.0)
     """Dropout on the adapter's input."""
@@ -183,9 +197,14 @@ def adalora(settings: AdaloraSettings, targets: Targets) -> peft.AdaLoraConfig:
 
 class VeraSettings(LinearSettings):
     usual_rates: ClassVar[tuple[float, float]] = (1e-4, 5e-2)
-    type: Literal["vera"] = setting("vera", critical=True)
+    type: Literal["vera"] = method_name("vera")
     """The adapter method (`ghosttune show methods`)."""
-    r: Count = setting(256, critical=True, cost="compute grows in proportion, trained parameters hardly")
+    r: Count = setting(
+        256,
+        critical=True,
+        why="how much the update can hold",
+        cost="compute grows in proportion, trained parameters hardly",
+    )
     """Rank of the random matrices that all layers share."""
     vera_dropout: Dropout = setting(0.0)
     """Dropout on the adapter's input."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from ghosttune.config.facts import Targets
-from ghosttune.config.schema import Count, setting
+from ghosttune.config.schema import Count, method_name, setting
 from ghosttune.errors import ConfigError, Problem, listed
 from ghosttune.methods.targets import LinearSettings
 from ghosttune.registry import METHODS
@@ -28,11 +28,13 @@ def _require_plain(method: str, targets: Targets) -> None:
 
 class LohaSettings(LinearSettings):
     quantized_base: ClassVar[bool] = False
-    type: Literal["loha"] = setting("loha", critical=True)
+    type: Literal["loha"] = method_name("loha")
     """The adapter method (`ghosttune show methods`)."""
-    r: Count = setting(8, critical=True, cost="trained parameters grow in proportion, twice LoRA's")
+    r: Count = setting(
+        8, critical=True, why="how much the update can hold", cost="twice LoRA's parameters, in proportion"
+    )
     """Rank of each factor; the update has up to its square."""
-    alpha: Count = setting(8, critical=True, why="the update is scaled by alpha / r")
+    alpha: Count = setting(8, critical=True, why="the update is scaled by alpha / r", cost="acts like a learning rate")
     """Numerator of the update's scale."""
     module_dropout: Dropout = setting(0.0)
     """Share of steps in which a layer's update is left out."""
@@ -51,11 +53,13 @@ def loha(settings: LohaSettings, targets: Targets) -> peft.LoHaConfig:
 
 class LokrSettings(LinearSettings):
     quantized_base: ClassVar[bool] = False
-    type: Literal["lokr"] = setting("lokr", critical=True)
+    type: Literal["lokr"] = method_name("lokr")
     """The adapter method (`ghosttune show methods`)."""
-    r: Count = setting(8, critical=True, cost="trained parameters grow with it where the larger factor is low-rank")
+    r: Count = setting(
+        8, critical=True, why="how much the update can hold", cost="parameters, where the larger factor is low-rank"
+    )
     """Rank of the larger factor."""
-    alpha: Count = setting(8, critical=True, why="the update is scaled by alpha / r")
+    alpha: Count = setting(8, critical=True, why="the update is scaled by alpha / r", cost="acts like a learning rate")
     """Numerator of the update's scale."""
     module_dropout: Dropout = setting(0.0)
     """Share of steps in which a layer's update is left out."""
@@ -82,10 +86,10 @@ def lokr(settings: LokrSettings, targets: Targets) -> peft.LoKrConfig:
 
 
 class OftSettings(LinearSettings):
-    type: Literal["oft"] = setting("oft", critical=True)
+    type: Literal["oft"] = method_name("oft")
     """The adapter method (`ghosttune show methods`)."""
     oft_block_size: Annotated[int, Field(ge=2)] = setting(
-        32, critical=True, cost="trained parameters grow in proportion"
+        32, critical=True, why="larger blocks can mix more inputs", cost="trained parameters grow in proportion"
     )
     """Inputs that are rotated together; must divide every adapted layer's inputs."""
     module_dropout: Dropout = setting(0.0)

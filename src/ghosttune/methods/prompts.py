@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from ghosttune.config.facts import Targets
-from ghosttune.config.schema import Count, MethodSettings, RunConfig, setting
+from ghosttune.config.schema import Count, MethodSettings, RunConfig, method_name, setting
 from ghosttune.registry import METHODS
 
 if TYPE_CHECKING:
@@ -20,13 +20,17 @@ class PromptSettings(MethodSettings):
 
     usual_rates: ClassVar[tuple[float, float]] = (1e-4, 0.5)
     num_virtual_tokens: Count = setting(
-        20, unit="positions", critical=True, cost="each takes one position of the model's context from every row"
+        20,
+        unit="positions",
+        critical=True,
+        why="how much the learned prompt can say",
+        cost="each takes one position of the model's context from every row",
     )
     """Length of the learned prompt."""
 
 
 class PromptTuningSettings(PromptSettings):
-    type: Literal["prompt_tuning"] = setting("prompt_tuning", critical=True)
+    type: Literal["prompt_tuning"] = method_name("prompt_tuning")
     """The adapter method (`ghosttune show methods`)."""
     prompt_tuning_init: Literal["random", "sample_vocab"] = setting(
         "sample_vocab", why="a prompt that begins as words learns faster"
@@ -46,9 +50,14 @@ def prompt_tuning(settings: PromptTuningSettings, targets: Targets) -> peft.Prom
 
 
 class PTuningSettings(PromptSettings):
-    type: Literal["p_tuning"] = setting("p_tuning", critical=True)
+    type: Literal["p_tuning"] = method_name("p_tuning")
     """The adapter method (`ghosttune show methods`)."""
-    encoder_hidden_size: Count = setting(128, critical=True, cost="trained parameters, none of them in the result")
+    encoder_hidden_size: Count = setting(
+        128,
+        critical=True,
+        why="a network in front trains more steadily",
+        cost="trained parameters, none of them in the result",
+    )
     """Width of the network that makes the prompt while it is trained."""
 
 
@@ -63,7 +72,7 @@ def p_tuning(settings: PTuningSettings, targets: Targets) -> peft.PromptEncoderC
 
 
 class PrefixTuningSettings(PromptSettings):
-    type: Literal["prefix_tuning"] = setting("prefix_tuning", critical=True)
+    type: Literal["prefix_tuning"] = method_name("prefix_tuning")
     """The adapter method (`ghosttune show methods`)."""
     encoder_hidden_size: Annotated[int, Field(ge=1)] | None = setting(
         None, why="a network around the prefix trains more steadily", cost="trained parameters, none in the result"

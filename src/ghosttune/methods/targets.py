@@ -11,6 +11,9 @@ class LinearSettings(MethodSettings):
     """What every method on linear layers has."""
 
     target_modules: Literal["attention_qv", "attention", "mlp", "all_linear"] | Names = setting(
-        "all_linear", critical=True, why="adapting all linear layers, the MLP above all, usually beats attention alone"
+        "all_linear",
+        critical=True,
+        why="adapting all linear layers, the MLP above all, usually beats attention alone",
+        cost="parameters and time of a step grow with the layers that are adapted",
     )
     """Which linear layers: a group, or a list of names and patterns (`[q_proj, "*.layers.0.*"]`); each must match."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ghosttune.config.loading import shipped
-from ghosttune.config.rendering import first_sentence, inline
+from ghosttune.config.rendering import first_sentence
 from ghosttune.config.schema import KINDS as SECTION_KINDS
 from ghosttune.config.schema import Section, leaf_fields
 from ghosttune.errors import InputError, listed, nearest
@@ -16,10 +17,14 @@ Described = tuple[str, Any]
 """Text for a person, and the same as plain data."""
 
 
-def show(kind: str, name: str | None) -> Described:
-    """The list of a kind, or one entry of it; InputError with the known names otherwise."""
+def show(kind: str, name: str | None, run: Path | None = None) -> Described:
+    """The list of a kind, or one entry of it, a setting with what it was in a run; InputError otherwise."""
     if kind not in KINDS:
         raise InputError(f"nothing called {kind!r} can be shown{nearest(kind, KINDS)} (known: {listed(KINDS)})")
+    if run is not None:
+        if kind != "settings" or name is None:
+            raise InputError("a run can stand beside one setting: `ghosttune show settings method.r --run RUN`")
+        return _settings(name, run)
     return KINDS[kind](name)
 
 
@@ -67,7 +72,7 @@ def _metrics(name: str | None) -> Described:
     return f"{entry.name}: {entry.meaning}\n\n{_table(facts)}", {"name": entry.name, "meaning": entry.meaning, **facts}
 
 
-def _settings(name: str | None) -> Described:
+def _settings(name: str | None, run: Path | None = None) -> Described:
     fields = dict(leaf_fields())
     for section, kinds in SECTION_KINDS.items():
         for entry in kinds.registry:
@@ -84,16 +89,9 @@ def _settings(name: str | None) -> Described:
         if within:
             return _table(within), within
         raise InputError(f"no setting is called {name!r}{nearest(name, fields)}")
-    field = fields[name]
-    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-    facts = {
-        "what": " ".join((field.description or "").split()),
-        "why": str(extra.get("why") or ""),
-        "unit": str(extra.get("unit") or ""),
-        "default": inline(field.default) + (" (must be chosen under --strict)" if extra.get("critical") else ""),
-        "cost": str(extra.get("cost") or ""),
-    }
-    facts = {key: value for key, value in facts.items() if value}
+    from ghosttune.workflows.explaining import explained
+
+    facts = explained(name, fields[name], run)
     return f"{name}\n{_table(facts)}", {"name": name, **facts}
 
 

@@ -1,0 +1,84 @@
+"""`show settings` teaches: every setting says what it takes, critical ones why and at what cost, a run its figures."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ghosttune.config.schema import KINDS, leaf_fields
+from ghosttune.config.wording import accepted
+from ghosttune.errors import InputError, RunError
+from ghosttune.workflows.explaining import FIGURES, explained
+from ghosttune.workflows.show import show
+
+EVERY = [
+    (f"{entry.name}: {path}", field)
+    for section, kinds in KINDS.items()
+    for entry in kinds.registry
+    for path, field in leaf_fields({section: entry.name})
+]
+
+
+def test_every_critical_setting_says_why_and_what_it_costs():
+    critical = [(name, field.json_schema_extra) for name, field in EVERY if field.json_schema_extra["critical"]]
+    assert len(critical) > 100
+    assert not [name for name, extra in critical if not extra["why"] or not extra["cost"]]
+
+
+def test_every_setting_says_what_it_takes():
+    assert all(accepted(field) for _, field in EVERY)
+
+
+@pytest.mark.parametrize(
+    "name, takes",
+    [
+        ("method.r", "a whole number, at least 1"),
+        ("train.learning_rate", "a number, more than 0, less than 1"),
+        ("train.num_train_epochs", "a number, more than 0, or null"),
+        ("model.dtype", "float32 | bfloat16"),
+        ("model.device", "auto, cpu, cuda or cuda:N"),
+        ("model.trust_remote_code", "true or false"),
+        ("run.trackers", "a list of tensorboard | wandb"),
+        ("data.train.columns", "a mapping, or null"),
+    ],
+)
+def test_what_settings_take(name, takes):
+    assert show("settings", name)[1]["how"].startswith(takes)
+
+
+def test_a_run_stands_beside_a_setting(full_run):
+    record = json.loads((full_run / "run.json").read_text(encoding="utf-8"))
+    facts = show("settings", "method.r", full_run)[1]
+    assert facts["in run"] == "8, from default"
+    counts = record["model"]["trainable_parameters"]
+    assert f"{sum(counts.values()):,} trained parameters" in facts["figures"]
+    assert f"12 updates in {record['stage_seconds']['train']:.1f} s" in facts["figures"]
+    assert "guide loss lowered by" in facts["figures"]
+    rate = show("settings", "train.learning_rate", full_run)[1]
+    assert rate["in run"] == "0.01, from --set" and f"{record['verdict']['dev_loss']:.3f}" in rate["figures"]
+    assert "padding was" in show("settings", "data.max_length", full_run)[1]["figures"]
+    assert show("settings", "run.root", full_run)[0].splitlines()[-1].startswith("in run")
+
+
+def test_a_run_that_measured_nothing_says_nothing_of_the_ledger(bare_run, full_run):
+    fields = dict(leaf_fields())
+    assert "figures" in explained("data.guide.rows", fields["data.guide.rows"], full_run)
+    assert "figures" not in explained("data.guide.rows", fields["data.guide.rows"], bare_run)
+    assert "guide loss" not in explained("method.r", fields["method.r"], bare_run)["figures"]
+
+
+def test_every_figure_belongs_to_settings_that_exist():
+    paths = [name.split(": ")[1] for name, _ in EVERY]
+    assert not [path for path in FIGURES if not any(f"{known}.".startswith(f"{path}.") for known in paths)]
+
+
+def test_what_cannot_stand_beside_a_setting_is_refused(full_run, tmp_path):
+    with pytest.raises(InputError, match="beside one setting"):
+        show("methods", "lora", full_run)
+    with pytest.raises(InputError, match="beside one setting"):
+        show("settings", None, full_run)
+    with pytest.raises(InputError, match=r"no setting method\.num_virtual_tokens"):
+        show("settings", "method.num_virtual_tokens", full_run)
+    with pytest.raises(RunError):
+        show("settings", "method.r", tmp_path)
