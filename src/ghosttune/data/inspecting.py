@@ -10,7 +10,7 @@ from typing import Any
 
 from ghosttune.config.findings import Checks, Found
 from ghosttune.data.encoding import IGNORED, Features
-from ghosttune.data.records import Record
+from ghosttune.data.records import IMAGE, IMAGE_MARK, Record
 from ghosttune.data.splitting import shared_groups
 from ghosttune.data.templates import Template
 from ghosttune.errors import listed
@@ -148,7 +148,9 @@ def rows_rendered_already(case: Inspected) -> Found:
     pattern = re.compile("|".join(re.escape(mark) for mark in sorted(marks, key=len, reverse=True)))
     found: dict[str, list[str]] = defaultdict(list)
     for record in case.train:
-        mark = next((match for turn in record.turns if (match := pattern.search(turn.content))), None)
+        own = IMAGE_MARK if IMAGE in record.columns else ""  # stands for the image, as it should
+        words = (turn.content.replace(own, "") for turn in record.turns)
+        mark = next((match for text in words if (match := pattern.search(text))), None)
         if mark is not None:
             found[mark[0]].append(record.example_id)
     for mark, rows in found.items():
