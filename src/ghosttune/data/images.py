@@ -1,8 +1,9 @@
-"""Rows that show an image: as many tokens in their text as the model's processor says, pixels when a batch needs them."""
+"""Rows that show an image: as many tokens in their text as the processor says, and pixels when a batch needs them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +57,12 @@ class ImageReader:
         counts = {int((one["input_ids"] == self.token).sum()) for one in seen}
         others = seen[0].keys() - {"input_ids", "attention_mask", "token_type_ids", "pixel_values"}
         if len(shapes) > 1 or len(counts) > 1 or others:
-            found = f"further entries ({listed(sorted(others))})" if others else "other shapes for other sizes of images"
-            raise ModelError(f"{kind} makes {found}; only models with one shape for all images, as LLaVA 1.5, can train")
+            found = (
+                f"further entries ({listed(sorted(others))})" if others else "other shapes for other sizes of images"
+            )
+            raise ModelError(
+                f"{kind} makes {found}; only models with one shape for all images, as LLaVA 1.5, can train"
+            )
         (self.tokens,), (self.shape,) = counts, shapes
         """Tokens that every image takes, and the shape [1, channels, height, width] of its pixels."""
 
@@ -89,11 +94,27 @@ class ImageReader:
 
 def opened(path: str) -> Image:
     """The whole image, in colours as a model sees it; DataError with its path when it cannot be read."""
+    with _reading(path) as image:
+        return image.convert("RGB")
+
+
+def begins_as_image(path: str) -> bool:
+    """Whether a file can be opened as an image; its pixels are not read."""
+    try:
+        with _reading(path):
+            return True
+    except DataError:
+        return False
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[Image]:
+    """The file as an image; DataError with its path when it is none."""
     from PIL import Image
 
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            yield image
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = "it is no image, or a damaged one" if isinstance(error, Image.UnidentifiedImageError) else error
         raise DataError(f"the image {path} cannot be opened: {reason}; replace it, or take out its rows") from error

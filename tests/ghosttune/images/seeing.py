@@ -1,4 +1,4 @@
-"""A tiny random LLaVA with its processor, small images, and rows in LLaVA's layout that only someone who looks can learn."""
+"""A tiny random LLaVA with its processor, small images, and rows in LLaVA's layout that one has to look at to learn."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ def llava(folder: Path, **changes: Any) -> Path:
         for parameter in model.parameters():
             if parameter.dim() > 1:  # what it starts with is too small to tell colours apart
                 parameter.normal_(std=0.2)
+        head = model.lm_head.weight  # it stays frozen: long rows of one length can say of any word that it is certain
+        head.mul_(10 / head.norm(dim=1, keepdim=True))
     model.save_pretrained(folder)
     sizes = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
     told = {"patch_size": PATCH, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}

@@ -58,7 +58,9 @@ def test_rows_are_read_with_their_images_and_stay_with_them(tmp_path):
     twice = [*json.loads(path.read_text()), {**looked_at("blue", 1), "image": "images/../1.png"}]
     source = opened(write_rows(tmp_path, twice))
     images = [image_of(record) for record in source.records]
-    assert images == [str(tmp_path / "images" / f"{n}.png") if n is not None else None for n in (0, 1, None, None, 2, 3, 1)]
+    assert images == [
+        str(tmp_path / "images" / f"{n}.png") if n is not None else None for n in (0, 1, None, None, 2, 3, 1)
+    ]
     assert [record.example_id for record in source.records] == [
         *("row0", "row1-1", "text0", "text1", "row2", "row3", "row1-2")
     ]
@@ -115,7 +117,7 @@ def test_missing_images_are_counted_and_named(tmp_path):
     rows = [*json.loads(path.read_text()), {**looked_at("red", 1), "id": "again"}]
     for name in ("1.png", "3.png"):
         (tmp_path / "images" / name).unlink()
-    with pytest.raises(DataError, match="2 of 5 images, which 3 rows show, are not below .*images") as caught:
+    with pytest.raises(DataError, match=r"2 of 5 images, which 3 rows show, are not below .*images") as caught:
         opened(write_rows(tmp_path, rows))
     assert list(caught.value.rows.values()) == ["1.png is not there", "3.png is not there", "1.png is not there"]
     with pytest.raises(DataError, match=r"needs data\.train\.path"):
@@ -175,7 +177,9 @@ def test_a_batch_holds_the_pixels_of_the_rows_that_show_some_in_order(tmp_path, 
     order = [5, 2, 0, 3, 1]
     together = collate([rows[place] for place in order])
     assert together["input_ids"].shape[0] == 5
-    assert torch.equal(together["pixel_values"], torch.cat([one for place in order if (one := alone[place]) is not None]))
+    assert torch.equal(
+        together["pixel_values"], torch.cat([one for place in order if (one := alone[place]) is not None])
+    )
     assert "pixel_values" not in collate(rows[2:4])
 
 

@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from os.path import normpath
 from pathlib import Path
 
 from ghosttune.data.columns import RowFault
@@ -51,13 +52,13 @@ def image_text(path: str | None) -> Source:
         raise DataError("data.train.name image_text needs data.train.path: the rows, a file or a folder")
     files = source_files(Path(path))
     rows = [(split, file, read_file(file)) for split, file in files.items()]
-    ids = _distinct([own for split, file, placed in rows for own in example_ids(placed, file.name.split(".")[0], split)])
+    ids = _distinct(
+        [own for split, file, placed in rows for own in example_ids(placed, file.name.split(".")[0], split)]
+    )
     refuse_repeated(ids, [place for _, _, placed in rows for place, _ in placed])
     left = iter(ids)
     records = [
-        record
-        for split, file, placed in rows
-        for record in _records(file, placed, [next(left) for _ in placed], split)
+        record for split, file, placed in rows for record in _records(file, placed, [next(left) for _ in placed], split)
     ]
     fingerprints = {str(file): fingerprint(file) for file in files.values()}
     found = sorted({record.columns[IMAGE] for record in records if IMAGE in record.columns})
@@ -66,7 +67,7 @@ def image_text(path: str | None) -> Source:
 
 
 def _distinct(ids: Sequence[str]) -> list[str]:
-    """The ids, numbered where several rows have one: LLaVA's are those of images, of which a row is not the only one."""
+    """The ids, numbered where several rows have one: LLaVA's are those of images, which several rows show."""
     count, seen = Counter(ids), Counter[str]()
     distinct = []
     for own in ids:
@@ -107,7 +108,7 @@ def _image(fields: Fields, root: Path) -> Path | None:
         raise RowFault(f"names the {IMAGE} {shown(name)} and says {IMAGE_MARK} {sum(said)} times; it must once")
     if any(count and not human for count, human in zip(said, asked, strict=True)):
         raise RowFault(f"says {IMAGE_MARK} where gpt speaks; only the human shows images")
-    return None if name is None else (root / name).resolve()
+    return None if name is None else (root / normpath(name)).absolute()
 
 
 def _require_there(rows: Sequence[Placed], images: Sequence[Path | None], root: Path) -> None:
@@ -125,11 +126,11 @@ def _require_there(rows: Sequence[Placed], images: Sequence[Path | None], root: 
 
 
 def _showing(record: Record, image: Path | None) -> Record:
-    """The row with its image; rows that show the same one stay together."""
+    """The row with its image; rows that show the same one, by name and size, stay together wherever it lies."""
     if image is None:
         return record
-    columns, metadata = {IMAGE: str(image)}, record.metadata | {IMAGE: image.name}
-    return replace(record, columns=columns, metadata=metadata, group=f"{IMAGE} {image}")
+    group = f"{IMAGE} {image.name} {image.stat().st_size}"
+    return replace(record, columns={IMAGE: str(image)}, metadata=record.metadata | {IMAGE: image.name}, group=group)
 
 
 def _fingerprint_of(path: str, images: Sequence[str]) -> dict[str, str]:
