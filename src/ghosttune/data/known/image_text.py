@@ -78,7 +78,8 @@ def _distinct(ids: Sequence[str]) -> list[str]:
 
 def _records(file: Path, rows: Sequence[Placed], ids: list[str], split: str | None) -> list[Record]:
     """The rows of a file; DataError lists those that cannot be used, and those whose image is not there."""
-    root = file.parent / IMAGES if (file.parent / IMAGES).is_dir() else file.parent
+    folder = file.parent.absolute()
+    root = folder / IMAGES if (folder / IMAGES).is_dir() else folder
     faults: list[str] = []
     images: list[Path | None] = []
     for place, fields in rows:
@@ -91,7 +92,7 @@ def _records(file: Path, rows: Sequence[Placed], ids: list[str], split: str | No
     _require_there(rows, images, root)
     talks = [(place, {name: value for name, value in fields.items() if name != IMAGE}) for place, fields in rows]
     records = records_of(with_split(talks, split), "messages", ids)
-    return [_showing(record, image) for record, image in zip(records, images, strict=True)]
+    return [_showing(record, image, root) for record, image in zip(records, images, strict=True)]
 
 
 def _image(fields: Fields, root: Path) -> Path | None:
@@ -108,7 +109,7 @@ def _image(fields: Fields, root: Path) -> Path | None:
         raise RowFault(f"names the {IMAGE} {shown(name)} and says {IMAGE_MARK} {sum(said)} times; it must once")
     if any(count and not human for count, human in zip(said, asked, strict=True)):
         raise RowFault(f"says {IMAGE_MARK} where gpt speaks; only the human shows images")
-    return None if name is None else (root / normpath(name)).absolute()
+    return None if name is None else root / normpath(name)
 
 
 def _require_there(rows: Sequence[Placed], images: Sequence[Path | None], root: Path) -> None:
@@ -125,12 +126,13 @@ def _require_there(rows: Sequence[Placed], images: Sequence[Path | None], root: 
         raise unusable(title, lacking)
 
 
-def _showing(record: Record, image: Path | None) -> Record:
-    """The row with its image; rows that show the same one, by name and size, stay together wherever it lies."""
+def _showing(record: Record, image: Path | None, root: Path) -> Record:
+    """The row with its image; rows that show the same one stay together, and draws are the same wherever it lies."""
     if image is None:
         return record
-    group = f"{IMAGE} {image.name} {image.stat().st_size}"
-    return replace(record, columns={IMAGE: str(image)}, metadata=record.metadata | {IMAGE: image.name}, group=group)
+    name = str(image.relative_to(root)) if image.is_relative_to(root) else str(image)
+    group = f"{IMAGE} {name} {image.stat().st_size}"
+    return replace(record, columns={IMAGE: str(image)}, metadata=record.metadata | {IMAGE: name}, group=group)
 
 
 def _fingerprint_of(path: str, images: Sequence[str]) -> dict[str, str]:
