@@ -38,33 +38,37 @@ class ImageReader:
     """
 
     def __init__(self, processor: Any):
+        self.processor = processor
+        self.kind = type(processor).__name__
+        if getattr(processor, "image_token", None) != IMAGE_MARK:
+            raise ModelError(
+                f"{self.kind} does not mark images with {IMAGE_MARK}, as rows do; models like LLaVA 1.5 do"
+            )
+        self.token: int = processor.image_token_id
+        seen = [self._seen(size) for size in BLANKS]
+        if any(one != seen[0] for one in seen):
+            raise ModelError(
+                f"{self.kind} makes other pixels or tokens of images of other sizes; only models that see all images "
+                "in one size can be trained, such as LLaVA 1.5"
+            )
+        self.tokens, self.shape = seen[0]
+        """Tokens that every image takes, and the shape [1, channels, height, width] of its pixels."""
+
+    def _seen(self, size: tuple[int, int]) -> tuple[int, tuple[int, ...]]:
+        """(tokens, shape of the pixels) of an empty image."""
         from PIL.Image import new
 
-        self.processor = processor
-        self.token = processor.image_token_id
-        blanks = [new("RGB", size) for size in BLANKS]
-        kind = type(processor).__name__
-        if processor.image_token != IMAGE_MARK:
-            raise ModelError(f"{kind} marks images with {processor.image_token}; rows are read that say {IMAGE_MARK}")
         try:
-            seen = [processor(images=blank, text=IMAGE_MARK, return_tensors="pt") for blank in blanks]
+            found = self.processor(images=new("RGB", size), text=IMAGE_MARK, return_tensors="pt")
         except (TypeError, ValueError) as error:
             raise ModelError(
-                f"{kind} cannot say how many tokens an image takes ({error}); its processor_config.json must name "
+                f"{self.kind} cannot say how many tokens an image takes ({error}); its processor_config.json must name "
                 "patch_size and vision_feature_select_strategy as the model's config.json does"
             ) from error
-        shapes = {tuple(one["pixel_values"].shape) for one in seen}
-        counts = {int((one["input_ids"] == self.token).sum()) for one in seen}
-        others = seen[0].keys() - {"input_ids", "attention_mask", "token_type_ids", "pixel_values"}
-        if len(shapes) > 1 or len(counts) > 1 or others:
-            found = (
-                f"further entries ({listed(sorted(others))})" if others else "other shapes for other sizes of images"
-            )
-            raise ModelError(
-                f"{kind} makes {found}; only models with one shape for all images, as LLaVA 1.5, can train"
-            )
-        (self.tokens,), (self.shape,) = counts, shapes
-        """Tokens that every image takes, and the shape [1, channels, height, width] of its pixels."""
+        others = found.keys() - {"input_ids", "attention_mask", "pixel_values"}
+        if others or "pixel_values" not in found:
+            raise ModelError(f"{self.kind} makes of an image {listed(found)}; only pixel_values can be trained on")
+        return int((found["input_ids"] == self.token).sum()), tuple(found["pixel_values"].shape)
 
     def pixels(self, paths: Sequence[str]) -> torch.Tensor:
         """[N, channels, height, width] of these files, in order; DataError with the path of one that is no image."""
@@ -75,7 +79,7 @@ class ImageReader:
         """ModelError when the model makes other tokens of an image than the processor leaves room for."""
         import torch
 
-        own = model.config.image_token_id
+        own = getattr(model.config, "image_token_id", None)
         if own != self.token:
             raise ModelError(
                 f"config.json says that {own} is the token of an image (image_token_index), and the tokenizer's "

@@ -230,7 +230,7 @@ WRONG = {
     "strategy": ({"vision_feature_select_strategy": "full"}, "makes 4 tokens of an image, .* leaves room for 5"),
     "patch": ({"patch_size": 2}, "makes 4 tokens of an image, .* leaves room for 16"),
     "nothing": ({"patch_size": None}, "cannot say how many tokens an image takes"),
-    "sizes": ({"do_center_crop": False}, "other shapes for other sizes of images"),
+    "sizes": ({"do_center_crop": False}, "other pixels or tokens of images of other sizes"),
 }
 
 
