@@ -605,6 +605,19 @@ def unknown_choice_accepted(patch: pytest.MonkeyPatch) -> None:
     swap(patch, GradientEngine, "__init__", make)
 
 
+@bug(
+    "R-004-08", "ghosttune/images/test_image_rows.py::test_a_batch_holds_the_pixels_of_the_rows_that_show_some_in_order"
+)
+def images_of_another_draw(patch: pytest.MonkeyPatch) -> None:
+    """The images of a batch are those of a second draw, and not those of its rows."""
+    from ghosttune.data.images import ImageReader
+
+    def make(pixels: Any) -> Any:
+        return lambda self, paths: pixels(self, [*paths[1:], *paths[:1]])
+
+    swap(patch, ImageReader, "pixels", make)
+
+
 @bug("R-004-09", "ghosttune/test_training.py::test_bfloat16_base_keeps_a_float32_adapter")
 def declared_dtype_ignored(patch: pytest.MonkeyPatch) -> None:
     """A base declared bfloat16 runs in float32."""
@@ -730,7 +743,6 @@ NOT_PLANTED = {
     "R-003-08": "a comparison of two unrelated things: there is no such metric",
     "R-003-10": "contradicting times in two documents",
     "R-003-11": "packaging metadata of two tools",
-    "R-004-08": "a data loader for images: there is none",
     "R-004-10": "an invalid preset of a model's shape: shapes come from the model itself",
     "R-004-12": "gradients that are not reduced over processes: planted in one process it would not reach the others",
     "R-004-15": "an algorithm chosen once per layer: no state holds a choice; lengths vary in test_004_15",

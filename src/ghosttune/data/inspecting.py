@@ -10,7 +10,8 @@ from typing import Any
 
 from ghosttune.config.findings import Checks, Found
 from ghosttune.data.encoding import IGNORED, Features
-from ghosttune.data.records import Record
+from ghosttune.data.images import begins_as_image, image_of
+from ghosttune.data.records import IMAGE_MARK, Record
 from ghosttune.data.splitting import shared_groups
 from ghosttune.data.templates import Template
 from ghosttune.errors import listed
@@ -57,6 +58,24 @@ class Inspected:
     def rows(self) -> list[Features]:
         """The features with trained tokens marked, but not the blocks of a corpus, which begin and end anywhere."""
         return [row for row in self.features if isinstance(row, Features) and self.train[row.index].tokens is None]
+
+
+@ROWS.add("A run ends at the first batch that shows one of them")
+def images_that_cannot_be_opened(case: Inspected) -> Found:
+    """Files that do not begin as an image does; a file cut short is found when it is shown."""
+    rows: dict[str, list[str]] = defaultdict(list)
+    for record in (*case.train, *case.dev):
+        if image := image_of(record):
+            rows[image].append(record.example_id)
+    broken = [image for image in rows if not begins_as_image(image)]
+    if broken:
+        concerned = [example_id for image in broken for example_id in rows[image]]
+        yield (
+            f"{len(broken)} of {len(rows)} images cannot be opened, which {len(concerned)} rows show: "
+            f"{listed(broken, SHOWN)}",
+            "Get these files anew, or take out the rows",
+            concerned,
+        )
 
 
 @ROWS.add("A row that trains nothing only lengthens its batch", spoils="has no trained token")
@@ -148,7 +167,8 @@ def rows_rendered_already(case: Inspected) -> Found:
     pattern = re.compile("|".join(re.escape(mark) for mark in sorted(marks, key=len, reverse=True)))
     found: dict[str, list[str]] = defaultdict(list)
     for record in case.train:
-        mark = next((match for turn in record.turns if (match := pattern.search(turn.content))), None)
+        words = (turn.content.replace(IMAGE_MARK if image_of(record) else "", "") for turn in record.turns)
+        mark = next((match for text in words if (match := pattern.search(text))), None)
         if mark is not None:
             found[mark[0]].append(record.example_id)
     for mark, rows in found.items():

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ghosttune.data.records import Record, Turn
+from ghosttune.data.records import IMAGE, Record, Turn
 from ghosttune.data.splitting import sample
+from ghosttune.errors import DataError, listed
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def questions_of(
     """(at most `limit` questions that the records ask, drawn by id; how many were left out).
 
     Rows with the same prompt are one question, and so are all references that any row `among` gives to it. Rows of
-    plain text ask nothing.
+    plain text ask nothing. DataError where one shows an image: that would be asked without it.
     """
     references: defaultdict[tuple[Turn, ...], dict[str, None]] = defaultdict(dict)
     for record in [*records, *among]:
@@ -47,6 +48,12 @@ def questions_of(
             first.setdefault(record.prompt, record)
     asked = list(first.values())
     chosen = sample(asked, limit, seed)
+    shown = [record.example_id for record in chosen if IMAGE in record.columns]
+    if shown:
+        raise DataError(
+            f"{len(shown)} of {len(chosen)} prompts show an image ({listed(shown, 5)}), and answers to images are not "
+            "generated: set evaluate.limit: 0; the dev loss judges such a run"
+        )
     questions = [
         Question(record.example_id, record.prompt, tuple(references[record.prompt]), record.metadata)
         for record in chosen

@@ -19,6 +19,12 @@ ROLES = ("system", "user", "assistant")
 OTHER_ROLE_NAMES = {"human": "user", "gpt": "assistant", "model": "assistant"}
 ID_COLUMNS = ("example_id", "id")
 
+IMAGE = "image"
+"""Column that names the image of a row."""
+
+IMAGE_MARK = "<image>"
+"""Stands in the text of a row where its image is shown."""
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -43,7 +49,7 @@ class Record:
     tokens: np.ndarray | None = None
     """[T] of a block of a corpus, in place of turns to render."""
     columns: dict[str, Any] = field(default_factory=dict)
-    """What a row without turns consists of, such as text and label."""
+    """What a row without turns consists of, such as text and label; beside turns, the file of the image they show."""
 
     @property
     def prompt(self) -> tuple[Turn, ...]:
@@ -132,10 +138,11 @@ def prompt_of(fields: Fields) -> tuple[Turn, ...]:
     )
     if messages is not None:
         asks = not messages or not isinstance(messages[-1], dict) or _role(messages[-1]) != "assistant"
-        return _messages({"messages": [*messages, _SOME_ANSWER] if asks else messages})[:-1]
+        turns = _messages({"messages": [*messages, _SOME_ANSWER] if asks else messages})[:-1]
+        return _without_image(fields, turns)
     if "instruction" in fields:
-        return _alpaca({**fields, "output": _SOME_ANSWER["content"]})[:-1]
-    return (Turn("user", text_of(fields, "prompt")),)
+        return _without_image(fields, _alpaca({**fields, "output": _SOME_ANSWER["content"]})[:-1])
+    return _without_image(fields, (Turn("user", text_of(fields, "prompt")),))
 
 
 def used_columns(row_format: str) -> set[str]:
@@ -167,8 +174,17 @@ def _content(fields: Fields, row_format: str) -> tuple[tuple[Turn, ...], dict[st
     if row_format in READ_LABELLED:
         columns, asked = READ_LABELLED[row_format](fields)
         return (), columns, asked
-    turns = _READ_TURNS[row_format](fields)
+    turns = _without_image(fields, _READ_TURNS[row_format](fields))
     return turns, {}, " ".join(turn.content for turn in turns if turn.role != "assistant")
+
+
+def _without_image(fields: Fields, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """The turns; RowFault where they show an image, which would be lost."""
+    if fields.get(IMAGE) and any(IMAGE_MARK in turn.content for turn in turns):
+        raise RowFault(
+            f"shows an image ({IMAGE_MARK}); such rows train with data.train.name: image_text, and are not answered"
+        )
+    return turns
 
 
 def _normalised(asked: str) -> str:

@@ -16,6 +16,7 @@ from ghosttune.data.files import Fields, Placed, fingerprint, kind_of, read_file
 from ghosttune.data.hub import hub_rows, is_hub_id
 from ghosttune.data.records import (
     ID_COLUMNS,
+    IMAGE,
     TURN_FORMATS,
     Record,
     detect_format,
@@ -58,6 +59,11 @@ class Source:
         return self.row_format == "messages" or (
             self.row_format == "text" and any(record.turns[0].role != "text" for record in self.records)
         )
+
+    @property
+    def has_images(self) -> bool:
+        """Whether any row shows an image."""
+        return any(IMAGE in record.columns for record in self.records)
 
     @property
     def has_lone_turns(self) -> bool:
@@ -139,7 +145,7 @@ def _source_of(
         places = [position for position, (place, _) in enumerate(read) if place not in without]
         if not places:
             raise TooFewRows(f"{name} holds no rows that can be used")
-        named = _with_split(rename_columns([read[position] for position in places], settings.columns or {}), split)
+        named = with_split(rename_columns([read[position] for position in places], settings.columns or {}), split)
         ids += [
             _own_id(fields) or _derived_id(name, split, position, read[position][1])
             for position, (_, fields) in zip(places, named, strict=True)
@@ -188,7 +194,7 @@ def refuse_repeated(ids: Iterable[str], places: Sequence[str] = ()) -> None:
         )
 
 
-def _with_split(rows: list[Placed], of_file: str | None) -> list[Placed]:
+def with_split(rows: list[Placed], of_file: str | None) -> list[Placed]:
     """The rows with their split under its own name: that of their file, or what their split column says.
 
     DataError when the column holds another word, is empty on some rows, or contradicts the file.

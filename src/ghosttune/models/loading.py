@@ -43,6 +43,22 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(place, **arguments)
 
 
+def load_processor(settings: ModelSettings) -> Any:
+    """What makes text and images a model's inputs; ModelError when there is none, or no Pillow to open images with."""
+    from importlib.util import find_spec
+
+    if find_spec("PIL") is None:
+        raise ModelError("images are opened with Pillow, which is not installed: pip install 'ghosttune[images]'")
+    from transformers import AutoProcessor
+
+    place, arguments = located(settings)
+    with explained(settings, "image processor"):
+        processor = AutoProcessor.from_pretrained(place, backend="pil", **arguments)  # whatever else is installed
+    if not hasattr(processor, "image_processor"):
+        raise ModelError(f"the model {settings.name} does not see: rows with images need one such as LLaVA 1.5")
+    return processor
+
+
 def load_model(settings: ModelSettings, seed: int, kind: ModelKind = CAUSAL_LM) -> PreTrainedModel:
     """The base model on the CPU in its declared dtype, every parameter frozen.
 

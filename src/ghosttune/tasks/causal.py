@@ -10,7 +10,7 @@ from ghosttune.config.facts import CAUSAL_LM, ModelKind
 from ghosttune.config.schema import DataSettings, TaskSettings, setting
 from ghosttune.data.records import TURN_FORMATS, Record
 from ghosttune.registry import TASKS
-from ghosttune.tasks.protocol import unwrapped
+from ghosttune.tasks.protocol import model_inputs, unwrapped
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -59,7 +59,7 @@ class CausalTask:
         predicts = labels != IGNORED
         head = unwrapped(model).get_output_embeddings()
         with only_positions(head, predicts):
-            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+            logits = model(**model_inputs(model, batch), use_cache=False).logits
         precise = torch.promote_types(logits.dtype, torch.float32)
         losses = cross_entropy(logits.to(precise), labels[predicts], reduction="none")
         return losses.new_zeros(labels.shape).masked_scatter(predicts, losses).sum(1)

@@ -73,7 +73,7 @@ class PredictingTask:
 
 def model_inputs(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The entries of a batch that the model reads; segments only where it has learned to tell them apart."""
-    names = ["input_ids", "attention_mask"]
+    names = ["input_ids", "attention_mask", *(name for name in ("pixel_values",) if name in batch)]
     if "token_type_ids" in batch and getattr(unwrapped(model).config, "type_vocab_size", 0) > 1:
         names.append("token_type_ids")
     return {name: batch[name] for name in names}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +19,7 @@ Batch = Mapping[str, Any]
 class Guide(Protocol):
     """Rows whose mean loss the run is judged by while it trains."""
 
-    def batches(self) -> Sequence[Batch]: ...
+    def batches(self) -> Iterable[Batch]: ...
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """What the batch adds to the guide loss: a number, or one per row."""
         ...
@@ -33,8 +34,10 @@ class GuideRows:
         by_length = sorted(rows, key=len)
         self.parts = [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
 
-    def batches(self) -> list[Batch]:
-        return [{name: tensor.to(self.device) for name, tensor in self.collator(part).items()} for part in self.parts]
+    def batches(self) -> Iterator[Batch]:
+        """One at a time: those with images are large."""
+        for part in self.parts:
+            yield {name: tensor.to(self.device) for name, tensor in self.collator(part).items()}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return self.task.example_loss(model, batch) / self.targets
@@ -95,8 +98,8 @@ def _requiring_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
             parameter.requires_grad_(False)
 
 
-def _own_share(batches: Sequence[Batch]) -> Sequence[Batch]:
-    return batches[rank() :: processes()]
+def _own_share(batches: Iterable[Batch]) -> Iterable[Batch]:
+    return islice(batches, rank(), None, processes())
 
 
 def _precise(dtype: torch.dtype) -> torch.dtype:

@@ -15,6 +15,7 @@ from ghosttune.config.schema import EVALUATION_FILES, RunConfig, SourceSettings
 from ghosttune.data.encoding import Encoded, Encoder, RowEncoder
 from ghosttune.data.files import fingerprint
 from ghosttune.data.hub import is_hub_id
+from ghosttune.data.images import ImageEncoder, ImageReader, image_of
 from ghosttune.data.questions import questions_of
 from ghosttune.data.records import Record
 from ghosttune.data.selecting import ids_in
@@ -23,7 +24,7 @@ from ghosttune.data.splitting import sample, shared_groups, split_off, split_off
 from ghosttune.data.templates import Template
 from ghosttune.errors import DataError, Problem, TooFewRows, listed
 from ghosttune.metrics.judging import labels_of
-from ghosttune.models.loading import has_bfloat16, load_tokenizer
+from ghosttune.models.loading import has_bfloat16, load_processor, load_tokenizer
 from ghosttune.registry import TASKS
 from ghosttune.run.directory import RunDir
 from ghosttune.training.processes import processes
@@ -84,8 +85,10 @@ def prepare(config: RunConfig, without: Collection[str] = (), refuse: Refuse = r
     derived = {f"task.{name}": value for name, value in task.derived(drawn.train).items()}
     config = with_values(config, derived, "derived")
     task = task_of(config)
-    refuse(_metric_problems(config, drawn))
+    refuse(_image_problems(config, drawn) or _metric_problems(config, drawn))
     encoder = task.encoder(tokenizer, config.data)
+    if source.has_images or (dev_source is not None and dev_source.has_images):
+        encoder = ImageEncoder(encoder, ImageReader(load_processor(config.model)))
     train, dev, guide = (
         encoder.encode(records, config.data.truncated_share) for records in (drawn.train, drawn.dev, drawn.guide)
     )
@@ -246,6 +249,18 @@ def _metric_problems(config: RunConfig, drawn: Drawn) -> list[Problem]:
         return [config.problem("evaluate.metrics", message)]
     labels_of([question.references for question in questions], chosen)
     return []
+
+
+def _image_problems(config: RunConfig, drawn: Drawn) -> list[Problem]:
+    """Answers that would be asked for at the end of the run without the images that their prompts show."""
+    shown = sum(image_of(record) is not None for record in drawn.dev)
+    if not shown or config.evaluate.limit == 0:
+        return []
+    message = (
+        f"must be 0: {shown} of {len(drawn.dev)} dev rows show an image, and answers to images are not generated; the "
+        "dev loss judges such a run"
+    )
+    return [config.problem("evaluate.limit", message)]
 
 
 def require_same_data(run: RunDir, fingerprints: dict[str, str]) -> None:

@@ -21,6 +21,7 @@ from ghosttune.config.rendering import plain_yaml
 from ghosttune.config.resolve import Refuse, refuse
 from ghosttune.config.schema import RunConfig
 from ghosttune.data.encoding import RowFeatures
+from ghosttune.data.images import ImageEncoder
 from ghosttune.data.records import Record as RowRecord
 from ghosttune.data.templates import Template
 from ghosttune.errors import ConfigError, GhosttuneError, Problem, RunError
@@ -173,6 +174,8 @@ def adapted_model(prepared: Prepared, refuse: Refuse = refuse) -> Adapted:
         refuse([config.problem("data.max_length", message)])
     if prepared.template is not None and config.method.type != "full":
         refuse(_stop_token_problems(base, prepared.template, prepared))
+    if isinstance(prepared.encoder, ImageEncoder):
+        prepared.encoder.images.require_seen_by(base)
     facts = module_facts(base)
     with config.placing():
         model = add_adapter(base, config.method, config.train.seed, kind)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import tempfile
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ghosttune.config.advising import Planned
@@ -11,7 +14,7 @@ from ghosttune.config.loading import load_config, with_values
 from ghosttune.config.schema import ModelSettings, section_class
 from ghosttune.data.encoding import Collator, Encoder, Features
 from ghosttune.data.inspecting import Inspected
-from ghosttune.data.records import Record, Turn
+from ghosttune.data.records import IMAGE, Record, Turn
 from ghosttune.data.templates import Template
 from ghosttune.models.loading import load_tokenizer
 
@@ -95,7 +98,23 @@ def twice_bos() -> Inspected:
     return inspected(features=features)
 
 
+def shows(is_image: bool) -> Inspected:
+    """One dev row shows a file, which may be no image."""
+    from PIL.Image import new
+
+    path = Path(tempfile.mkdtemp()) / "shown.png"
+    new("RGB", (2, 2)).save(path)
+    if not is_image:
+        path.write_text("no image")
+    return inspected(dev=[replace(RECORDS[0], columns={IMAGE: str(path)})])
+
+
 ROW_CASES: dict[str, tuple[Callable[[], Inspected], Callable[[], Inspected], str]] = {
+    "images that cannot be opened": (
+        lambda: shows(False),
+        lambda: shows(True),
+        "1 of 1 images cannot be opened, which 1 rows show: ",
+    ),
     "no supervised labels": (
         lambda: inspected(features=untrained(inspected(), 0)),
         lambda: inspected(features=untrained(inspected(), 1)),
