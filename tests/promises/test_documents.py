@@ -76,6 +76,6 @@ def test_settings_that_pages_name_exist(page):
     kinds = [{section: entry.name} for section, of in KINDS.items() for entry in of.registry]
     known = {path for kind in kinds for path, _ in leaf_fields(kind)}
     text = (REPOSITORY / "docs" / f"{page}.md").read_text(encoding="utf-8")
-    named = re.findall(rf"`((?:{'|'.join(SECTIONS)})\.[a-z_.]+)", text)
+    named = re.findall(rf"`((?:{'|'.join(SECTIONS)})\.[a-z_.]+)(?<!json)(?<!yaml)`", text)
     assert named
     assert not [name for name in named if not any(path == name or path.startswith(f"{name}.") for path in known)]
