@@ -20,9 +20,10 @@ settings = {
     "evaluate": {"limit": 0},
 }
 whole = ghosttune.train(ghosttune.load_config(settings), folder / "whole")
+scored = [row for row in whole.values if row["standing"] is not None]  # the others no update saw, or only the first
 for by in ("value", "random"):
     kept = folder / f"{by}.jsonl"
-    select(whole.path, kept, keep=0.9, by=by)
+    select(whole.path, kept, keep=round(0.9 * len(scored)), by=by)
     changed = {**settings, "data": {**settings["data"], "train": {"path": "builtin:rows", "keep": str(kept)}}}
     run = ghosttune.train(ghosttune.load_config(changed), folder / by)
     planted = sum('"planted": true' in line for line in kept.read_text(encoding="utf-8").splitlines())

@@ -66,14 +66,14 @@ def test_wrong_answers_are_counted(script, tmp_path):
     printed = script(
         "planted_labels.py", tmp_path, 12
     )  # that more updates find them is tests/promises/test_quickstart.py
-    assert re.search(r"of the 40 lowest rows \d+ are planted", printed) and "'rows': 40" in printed
+    assert re.search(r"of the 40 lowest rows \d+ are planted", printed) and "by their standing: {" in printed
 
 
 @pytest.mark.slow
 def test_dropping_rows(script, tmp_path):
     printed = script("data_selection.py", tmp_path, 6)
     kept = {by: len((tmp_path / f"{by}.jsonl").read_text().splitlines()) for by in ("value", "random")}
-    assert kept["random"] == 360 and 0 < kept["value"] <= 360, "rows that no update saw have no value"
+    assert kept == {"value": 36, "random": 36}, "of 48 rows seen, the 8 of the first update have no value"
     assert re.findall(r"^(\w+).*planted rows.* dev loss [\d.]+$", printed, re.MULTILINE) == ["value", "random", "all"]
 
 
