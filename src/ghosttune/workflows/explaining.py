@@ -109,8 +109,9 @@ def _answers(run: Run) -> Iterator[str]:
 
 
 def _time(run: Run) -> Iterator[str]:
-    if seconds := run.record["stage_seconds"].get("train"):
-        yield f"{run.record['step']} updates in {seconds:.1f} s, {run.record['tokens_per_second']:,} tokens per second"
+    seconds, speed = run.record["stage_seconds"].get("train"), run.record.get("tokens_per_second")
+    if seconds and speed:  # a run that was killed has neither
+        yield f"{run.record['step']} updates in {seconds:.1f} s, {speed:,.0f} tokens per second"
 
 
 def _padding(run: Run) -> Iterator[str]:

@@ -68,6 +68,20 @@ def test_a_run_that_measured_nothing_says_nothing_of_the_ledger(bare_run, full_r
     assert "guide loss" not in explained("method.r", fields["method.r"], bare_run)["figures"]
 
 
+def test_a_run_that_was_killed_has_fewer_figures(full_run, tmp_path):
+    record = json.loads((full_run / "run.json").read_text(encoding="utf-8"))
+    late = ("tokens_per_second", "padding_share", "peak_memory_mb", "verdict", "ledger", "phases")
+    begun = {name: value for name, value in record.items() if name not in late} | {"status": "running"}
+    begun["stage_seconds"] = {"prepare": 1.0}
+    (tmp_path / "run.json").write_text(json.dumps(begun), encoding="utf-8")
+    (tmp_path / "config.yaml").write_text((full_run / "config.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    for name in FIGURES:
+        settings = [path for path in record["origins"] if path == name or path.startswith(f"{name}.")]
+        assert settings and all("in run" in show("settings", path, tmp_path)[1] for path in settings)
+    assert "figures" not in show("settings", "train.learning_rate", tmp_path)[1]
+    assert "trained parameters" in show("settings", "method.r", tmp_path)[1]["figures"]
+
+
 def test_every_figure_belongs_to_settings_that_exist():
     paths = [name.split(": ")[1] for name, _ in EVERY]
     assert not [path for path in FIGURES if not any(f"{known}.".startswith(f"{path}.") for known in paths)]
