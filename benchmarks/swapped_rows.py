@@ -74,7 +74,7 @@ def losses_under(run: Any, features: list[Any], collator: Any) -> np.ndarray:
     """Nats per target of each row under the run's last adapter."""
     model = load_adapter(load_model(run.config.model, run.config.train.seed), run.folder.last)
     guide = GuideRows(TASKS["causal_lm"].build(), collator, features, 64, torch.device("cpu"))
-    by_length = [row for part in guide.parts for row in part]
+    by_length = [features[place] for part in guide.parts for place in part]
     nats = guide_losses(model, guide).numpy() * guide.targets
     found = {row.example_id: nat / row.targets for row, nat in zip(by_length, nats, strict=True)}
     return np.array([found[row.example_id] for row in features])

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -232,12 +233,10 @@ def split_by_row(patch: pytest.MonkeyPatch) -> None:
 
     def make(split_off: Any) -> Any:
         def by_row(records: Any, fraction: float, seed: int, purpose: str) -> Any:
-            apart = [replace(record, group=record.example_id) for record in records]
+            apart = type(records).of(replace(record, group=record.example_id) for record in records)
             drawn = {record.example_id for record in split_off(apart, fraction, seed, purpose)[1]}
-            sides: tuple[list[Any], list[Any]] = ([], [])
-            for record in records:
-                sides[record.example_id in drawn].append(record)
-            return sides
+            chosen = np.array([record.example_id in drawn for record in records])
+            return records.where(~chosen), records.where(chosen)
 
         return by_row
 

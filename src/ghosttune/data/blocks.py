@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ghosttune.data.records import Record, Turn
+from ghosttune.data.records import Record, Records, Turn
 from ghosttune.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -32,17 +32,19 @@ class Document:
     """Whether it is one document, whose blocks stay on one side of a split; else each block is a group of its own."""
 
 
-def in_blocks(documents: Sequence[Document], tokenizer: Any, length: int) -> list[Record]:
+def in_blocks(documents: Iterable[Document], tokenizer: Any, length: int) -> Records:
     """The blocks of all documents, in order; the last block of each is as short as it comes out, but never one token.
 
     A text begins and ends with the tokens that the tokenizer puts around texts; an end-of-text token is added where it
     puts none. Raises ModelError when tokens of GPT-2 meet another tokenizer.
     """
-    return [record for document in documents for record in _blocks(document, tokenizer, length)]
+    return Records.of(record for document in documents for record in _blocks(document, tokenizer, length))
 
 
 def _blocks(document: Document, tokenizer: Any, length: int) -> Iterator[Record]:
-    tokens = _tokens(document, tokenizer)
+    import numpy as np
+
+    tokens = np.asarray(_tokens(document, tokenizer))
     for start in range(0, len(tokens) - 1, length):  # the first token of a block is not trained: one alone is no block
         block = f"{document.name}-{start:09d}"
         group = document.name if document.is_whole else block

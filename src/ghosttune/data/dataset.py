@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ghosttune.data.fetching import KnownFile, located
 from ghosttune.data.files import Fields, Placed, fingerprint, shown, unusable
-from ghosttune.data.records import Record, RowFault, records_of
-from ghosttune.data.sources import Source, example_ids
+from ghosttune.data.records import Record, Records, RowFault, each_record
+from ghosttune.data.sources import Source, example_id
 from ghosttune.errors import DataError, listed
 
 JUDGES = {"train": ("test", "dev", "dev_mismatched"), "dev": ("test",)}
@@ -80,9 +80,9 @@ class KnownDataset:
         Rows that train and also judge (equal groups) are left out of the training rows, and counted.
         """
         files = self.files_at(name, path)
-        read = [self._records(name, split, file, known) for split, file, known in files]
-        dropped = sum((counts for _, counts in read), Counter[str]())
-        kept, shared = without_judges([record for records, _ in read for record in records])
+        dropped: Counter[str] = Counter()
+        records = Records.of(record for file in files for record in self._records(name, *file, dropped))
+        kept, shared = without_judges(records)
         read_from = [each for _, file, _ in files for each in (file, *self.also_read(file))]
         fingerprints = {str(file): fingerprint(file) for file in read_from}
         return Source(kept, "prompt_completion", fingerprints, dict(+(dropped + shared)))
@@ -95,25 +95,29 @@ class KnownDataset:
         found = located(name, self.files, self.revision, path)
         return [(split, file, self.files[split]) for split, file in found.items()]
 
-    def _records(self, name: str, split: str | None, file: Path, known: KnownFile) -> tuple[list[Record], Counter[str]]:
-        """The rows of one file, and how many of them are left out, by reason; DataError lists those that are wrong."""
+    def _records(
+        self, name: str, split: str | None, file: Path, known: KnownFile, dropped: Counter[str]
+    ) -> Iterator[Record]:
+        """The rows of one file; counts those that are left out, by reason, and DataError lists those that are wrong."""
         rows = known.read(file)
         self.require_columns(file, rows)
-        dropped: Counter[str] = Counter()
+        return each_record(self._asked(name, split, file, rows, dropped), "prompt_completion", self.group)
+
+    def _asked(
+        self, name: str, split: str | None, file: Path, rows: Sequence[Placed], dropped: Counter[str]
+    ) -> Iterator[tuple[str, Placed]]:
+        """(id, the row as prompt and completion) of each row that is used."""
         faults: list[str] = []
-        asked: list[Placed] = []
-        ids: list[str] = []
-        for (place, fields), example_id in zip(rows, example_ids(rows, name, split), strict=True):
+        for position, (place, fields) in enumerate(rows):
             try:
-                asked.append((place, self.asked(self.clean(self._named(fields)), split)))
-                ids.append(example_id)
+                asked = self.asked(self.clean(self._named(fields)), split)
+                yield example_id(fields, name, split, position), (place, asked)
             except LeftOut as reason:
                 dropped[str(reason)] += 1
             except RowFault as fault:
                 faults.append(f"{place}: {fault}")
         if faults:
             raise unusable(f"{file}: {len(faults)} of {len(rows)} rows cannot be used", faults)
-        return records_of(asked, "prompt_completion", ids, self.group), dropped
 
     def asked(self, fields: Fields, split: str | None = None) -> Fields:
         """A row of our columns as prompt and completion; RowFault when the label is unknown."""
@@ -132,7 +136,7 @@ class KnownDataset:
             raise RowFault(f"label must be one of {listed(self.labels)} or its number from 0, is {shown(value)}")
         return words[value]
 
-    def require_columns(self, file: Path, rows: list[Placed]) -> None:
+    def require_columns(self, file: Path, rows: Sequence[Placed]) -> None:
         """DataError when the first row of the file lacks columns that the published one has."""
         has = rows[0][1]
         lacking = [column for column in self.columns if column not in self._named(has)]
@@ -165,22 +169,23 @@ class KnownDataset:
         return {name: value for name, value in facts.items() if value}
 
 
-def without_judges(records: list[Record]) -> tuple[list[Record], Counter[str]]:
+def without_judges(records: Records) -> tuple[Records, Counter[str]]:
     """The records without training rows whose group also stands in dev or test, and how many those were.
 
     Published splits overlap here and there; a training row that asks what a judge asks would reward memory. For the
     same reason dev rows that also stand in test are left out.
     """
-    groups = {split: {record.group for record in records if record.split == split} for split in JUDGES["train"]}
-    kept: list[Record] = []
+    import numpy as np
+
+    kept = np.ones(len(records), bool)
     dropped: Counter[str] = Counter()
-    for record in records:
-        shared = [split for split in JUDGES.get(record.split or "", ()) if record.group in groups[split]]
-        if shared:
-            dropped[f"{record.split} rows that ask the same as a {shared[0]} row"] += 1
-        else:
-            kept.append(record)
-    return kept, dropped
+    for split, judges in JUDGES.items():
+        for judge in judges:
+            asked = np.isin(records.groups, records.of_split(judge).groups)
+            shared = kept & np.equal(records.splits, split) & asked
+            dropped[f"{split} rows that ask the same as a {judge} row"] += int(shared.sum())
+            kept &= ~shared
+    return records.where(kept), dropped
 
 
 def _stem(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from ghosttune.data.files import unusable
 from ghosttune.data.records import Record, Turn
+from ghosttune.data.stored import Stored
 from ghosttune.data.templates import Part, Template
 from ghosttune.errors import DataError, ModelError, listed
 
@@ -20,7 +21,11 @@ IGNORED = -100
 """Label of a token that is not trained (the value torch's cross entropy skips)."""
 
 TOKENISED_TOGETHER = 2048
-"""Texts per call of the tokenizer: its answer holds many times the memory of the ids."""
+"""Rows, or texts, that are tokenised at once: the tokenizer's answer holds many times the memory of the ids."""
+
+
+REMEMBERED = 1 << 21
+"""Characters of tokenised prompts that are remembered, because many come again and again."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class Encoded:
     """The features of a split, and what had to be cut to make them."""
 
     features: Sequence[RowFeatures]
+    """On disk."""
     cut_rows: list[str] = field(default_factory=list)
     """Ids of the rows that lost context."""
     cut_tokens: int = 0
@@ -137,29 +143,43 @@ class Encoder:
         Raises DataError when rows have nothing to train, when answers alone are too long, or when more than
         `truncated_share` of the rows must lose context; all such rows are listed.
         """
-        self._refuse_untrainable(records)
-        rendered = [self._rendered(record) for record in records]
-        ids_of = self._tokenised(part for parts in rendered for part in parts)
+        plain: list[str] = []
         faults: list[str] = []
-        features: list[Features] = []
         cut: dict[str, int] = {}
-        for index, (record, parts) in enumerate(zip(records, rendered, strict=True)):
-            if record.tokens is not None:
-                features.append(_block(index, record.example_id, record.tokens))
-                continue
-            ids = np.concatenate([ids_of[part] for part in parts])
-            trained = np.concatenate([self._trains(part, len(ids_of[part])) for part in parts])
-            if len(ids) > self.max_length:
-                kept = self._kept(record.turns, parts, len(ids) - self.max_length, asks=False)
-                if len(kept) > self.max_length:
-                    faults.append(f"{_place(record)}: answer and cue need {len(kept)} tokens")
-                    continue
-                cut[record.example_id] = len(ids) - len(kept)
-                ids, trained = ids[kept], trained[kept]
-            trained[0] = False
-            features.append(Features(index, record.example_id, ids, trained))
+        features = Stored(self._features(records, plain, faults, cut))
+        self._refuse_plain(records, plain)
         self._refuse_long(records, faults, cut, truncated_share)
         return Encoded(features, list(cut), sum(cut.values()))
+
+    def _features(
+        self, records: Sequence[Record], plain: list[str], faults: list[str], cut: dict[str, int]
+    ) -> Iterator[Features]:
+        """Features of every record; fills in the rows without an answer, those that do not fit, and what is cut."""
+        prompts: dict[Part, np.ndarray] = {}
+        for start in range(0, len(records), TOKENISED_TOGETHER):
+            block = records[start : start + TOKENISED_TOGETHER]
+            if self.loss_on == "completion":
+                plain += [_place(record) for record in block if record.turns[0].role == "text"]
+            rendered = [self._rendered(record) for record in block]
+            ids_of = prompts | self._tokenised(part for parts in rendered for part in parts if part not in prompts)
+            prompts = {part: ids for part, ids in ids_of.items() if not part.answer}
+            if sum(len(part.text) for part in prompts) > REMEMBERED:
+                prompts = {}
+            for index, (record, parts) in enumerate(zip(block, rendered, strict=True), start):
+                if record.tokens is not None:
+                    yield _block(index, record.example_id, record.tokens)
+                    continue
+                ids = np.concatenate([ids_of[part] for part in parts])
+                trained = np.concatenate([self._trains(part, len(ids_of[part])) for part in parts])
+                if len(ids) > self.max_length:
+                    kept = self._kept(record.turns, parts, len(ids) - self.max_length, asks=False)
+                    if len(kept) > self.max_length:
+                        faults.append(f"{_place(record)}: answer and cue need {len(kept)} tokens")
+                        continue
+                    cut[record.example_id] = len(ids) - len(kept)
+                    ids, trained = ids[kept], trained[kept]
+                trained[0] = False
+                yield Features(index, record.example_id, ids, trained)
 
     def prompt_ids(self, record_or_turns: Record | Sequence[Turn], room: int = 0) -> list[int]:
         """Token ids of the prompt, cut so that `room` more tokens fit into `max_length`, as far as it can be cut.
@@ -277,9 +297,8 @@ class Encoder:
                 break
         return [(left - len(after), right - len(after)) for left, right in found.offset_mapping[len(lead) :]]
 
-    def _refuse_untrainable(self, records: Sequence[Record]) -> None:
-        plain = [_place(record) for record in records if record.turns[0].role == "text"]
-        if plain and self.loss_on == "completion":
+    def _refuse_plain(self, records: Sequence[Record], plain: list[str]) -> None:
+        if plain:
             raise DataError(
                 f"{len(plain)} of {len(records)} rows are plain text without a completion to train on: "
                 f"{listed(plain, 5)}. Set data.loss_on: all, or give rows with prompt and completion, messages, or "

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -34,7 +34,7 @@ class KnownFile:
     member: str = ""
     by_hand: bool = False
     """Whether a person has to fetch it."""
-    read: Callable[[Path], list[Placed]] = read_file
+    read: Callable[[Path], Sequence[Placed]] = read_file
     """How its rows are read."""
     beside: tuple[KnownFile, ...] = ()
     """Files that must lie beside it, because `read` looks into them."""

@@ -9,10 +9,11 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ghosttune.data.stored import Stored
 from ghosttune.errors import DataError, TooFewRows
 
 READABLE = ("jsonl", "json", "csv", "tsv", "parquet", "txt")
@@ -32,10 +33,10 @@ def kind_of(path: Path) -> str | None:
     return last if last in READABLE else None
 
 
-def read_file(path: Path, without: Collection[str] = ()) -> list[Placed]:
-    """Every row of the file with its place; DataError lists all lines that cannot be read (the first ten in full).
+def read_file(path: Path, without: Collection[str] = ()) -> Sequence[Placed]:
+    """Every row of the file with its place, on disk; DataError lists all lines that cannot be read.
 
-    Lines at the places in `without` need not be rows.
+    The first ten are named in full. Lines at the places in `without` need not be rows.
     """
     rows, faults = rows_and_faults(path)
     error = unusable(f"{path} cannot be read, {len(faults)} of its lines or rows are wrong", faults)
@@ -46,16 +47,16 @@ def read_file(path: Path, without: Collection[str] = ()) -> list[Placed]:
     return rows
 
 
-def rows_and_faults(path: Path) -> tuple[list[Placed], list[str]]:
+def rows_and_faults(path: Path) -> tuple[Sequence[Placed], list[str]]:
     """Every row of the file with its place, and what is wrong with lines that are none; DataError for unknown files."""
     kind = kind_of(path)
     if kind is None:
         raise DataError(f"{path}: unknown kind of file; readable are {', '.join(READABLE)} (each also as .gz)")
     faults: list[str] = []
-    return list(_READERS[kind](path, faults)), faults
+    return Stored(_READERS[kind](path, faults)), faults
 
 
-def read_unquoted(path: Path, columns: tuple[str, ...]) -> list[Placed]:
+def read_unquoted(path: Path, columns: tuple[str, ...]) -> Sequence[Placed]:
     """Rows of a .tsv file in which quotes mean nothing, as GLUE's are; other kinds as `read_file` reads them.
 
     A first line with the cell `label` names the columns; otherwise they are the given ones. DataError as `read_file`.
@@ -63,20 +64,25 @@ def read_unquoted(path: Path, columns: tuple[str, ...]) -> list[Placed]:
     if kind_of(path) != "tsv":
         return read_file(path)
     lines = ((f"{path.name}:{number}", line.split("\t")) for number, line in enumerate(_lines(path), start=1) if line)
-    rows: list[Placed] = []
     faults: list[str] = []
-    for place, cells in lines:
-        if place.endswith(":1") and "label" in cells:
-            columns = tuple(cells)
-        elif len(cells) == len(columns):
-            rows.append((place, dict(zip(columns, cells, strict=True))))
-        else:
-            faults.append(f"{place}: {len(cells)} cells, not {len(columns)} ({', '.join(columns)})")
+    rows = Stored(_unquoted_rows(lines, columns, faults))
     if faults:
         raise DataError(listed_faults(f"{path} cannot be read, {len(faults)} of its lines are wrong", faults))
     if not rows:
         raise DataError(f"{path} holds no rows")
     return rows
+
+
+def _unquoted_rows(
+    lines: Iterable[tuple[str, list[str]]], columns: tuple[str, ...], faults: list[str]
+) -> Iterator[Placed]:
+    for place, cells in lines:
+        if place.endswith(":1") and "label" in cells:
+            columns = tuple(cells)
+        elif len(cells) == len(columns):
+            yield place, dict(zip(columns, cells, strict=True))
+        else:
+            faults.append(f"{place}: {len(cells)} cells, not {len(columns)} ({', '.join(columns)})")
 
 
 def read_text(path: Path) -> str:
@@ -276,12 +282,11 @@ def _read_parquet(path: Path, faults: list[str]) -> Iterator[Placed]:
 
     try:
         with _opened_bytes(path) as file:
-            table = parquet.ParquetFile(io.BytesIO(file.read()) if path.suffix.lower() == ".gz" else file).read()
+            read = parquet.ParquetFile(io.BytesIO(file.read()) if path.suffix.lower() == ".gz" else file)
+            rows = (fields for batch in read.iter_batches() for fields in batch.to_pylist())
+            yield from ((f"{path.name}[{position}]", fields) for position, fields in enumerate(rows))
     except (arrow.ArrowException, OSError, EOFError, zlib.error) as error:
         faults.append(f"{path.name}: not a Parquet file: {str(error).splitlines()[0]}")
-        return
-    for position, fields in enumerate(table.to_pylist()):
-        yield f"{path.name}[{position}]", fields
 
 
 def _read_text(path: Path, faults: list[str]) -> Iterator[Placed]:

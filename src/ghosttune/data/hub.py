@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ghosttune.data.files import Placed
+from ghosttune.data.files import Fields, Placed
+from ghosttune.data.stored import Stored
 from ghosttune.errors import DataError
 
 HUB_ID = re.compile(r"(?P<repository>[^/:@\s]+/[^/:@\s]+)(:(?P<configuration>[^/:@\s]+))?(@(?P<revision>[^:@\s]+))?")
@@ -19,7 +22,7 @@ HUB_ID = re.compile(r"(?P<repository>[^/:@\s]+/[^/:@\s]+)(:(?P<configuration>[^/
 class HubSplit:
     """The rows of one split."""
 
-    rows: list[Placed]
+    rows: Sequence[Placed]
     fingerprint: str
     """sha256 of the rows as JSON lines."""
 
@@ -51,11 +54,22 @@ def hub_rows(name: str) -> dict[str, HubSplit]:
             "below HF_HOME), name its configuration as org/name:configuration where it has several, or give "
             "data.train.path a file of its rows."
         ) from error
-    return {str(split): _split(name, str(split), rows.to_list()) for split, rows in loaded.items()}
+    return {str(split): _split(name, str(split), _each(rows)) for split, rows in loaded.items()}
 
 
-def _split(name: str, split: str, rows: list[dict]) -> HubSplit:
+def _each(rows: Any) -> Iterator[Fields]:
+    """The rows of a table of the library, a thousand at a time."""
+    for part in rows.with_format("arrow").iter(1000):
+        yield from part.to_pylist()
+
+
+def _split(name: str, split: str, rows: Iterable[Fields]) -> HubSplit:
     digest = hashlib.sha256()
-    for fields in rows:
-        digest.update(json.dumps(fields, sort_keys=True, ensure_ascii=False, default=str).encode() + b"\n")
-    return HubSplit([(f"{name} {split}[{place}]", fields) for place, fields in enumerate(rows)], digest.hexdigest())
+
+    def placed() -> Iterator[Placed]:
+        for place, fields in enumerate(rows):
+            digest.update(json.dumps(fields, sort_keys=True, ensure_ascii=False, default=str).encode() + b"\n")
+            yield f"{name} {split}[{place}]", fields
+
+    stored = Stored(placed())
+    return HubSplit(stored, digest.hexdigest())

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ghosttune.data.encoding import Collator, Encoded, Encoder, Features, padding_token
+from ghosttune.data.encoding import Collator, Encoded, Encoder, Features, RowFeatures, padding_token
 from ghosttune.data.files import unusable
 from ghosttune.data.records import IMAGE, IMAGE_MARK, Record
+from ghosttune.data.stored import Stored
 from ghosttune.data.templates import Part
 from ghosttune.errors import DataError, ModelError, listed
 
@@ -143,17 +144,21 @@ class ImageEncoder(Encoder):
         """As for rows of text; DataError also for rows that name another number of images than they show."""
         encoded = super().encode(records, truncated_share)
         faults: list[str] = []
-        features: list[ImageFeatures] = []
-        for row in encoded.features:
+        features = Stored(self._shown(encoded.features, records, faults))
+        if faults:
+            raise unusable(f"{len(faults)} of {len(records)} rows do not show what they name", faults)
+        return Encoded(features, encoded.cut_rows, encoded.cut_tokens, encoded.left_out)
+
+    def _shown(
+        self, features: Sequence[RowFeatures], records: Sequence[Record], faults: list[str]
+    ) -> Iterator[ImageFeatures]:
+        for row in features:
             record, shown = records[row.index], row.input_ids == self.images.token
             image = image_of(record)
             if shown.sum() != (0 if image is None else self.images.tokens):
                 faults.append(f"{record.place or record.example_id}: its text has not one {IMAGE_MARK} for each image")
             trained = row.trained & ~shown  # type: ignore[attr-defined]
-            features.append(ImageFeatures(row.index, row.example_id, row.input_ids, trained, image))
-        if faults:
-            raise unusable(f"{len(faults)} of {len(records)} rows do not show what they name", faults)
-        return Encoded(features, encoded.cut_rows, encoded.cut_tokens, encoded.left_out)
+            yield ImageFeatures(row.index, row.example_id, row.input_ids, trained, image)
 
     def _tokenised(self, parts: Iterable[Part]) -> dict[Part, np.ndarray]:
         return {part: self._expanded(ids) for part, ids in super()._tokenised(parts).items()}

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ghosttune.config.findings import Checks, Found
 from ghosttune.data.encoding import IGNORED, Features
 from ghosttune.data.images import begins_as_image, image_of
-from ghosttune.data.records import IMAGE_MARK, Record
+from ghosttune.data.records import IMAGE_MARK, Record, Records
 from ghosttune.data.splitting import shared_groups
+from ghosttune.data.stored import key_of
 from ghosttune.data.templates import Template
 from ghosttune.errors import listed
 
@@ -40,9 +41,9 @@ SINGLE_TOKENS = ("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|eot_id|
 class Inspected:
     """The rows of a run as its training, evaluation and collator see them."""
 
-    train: Sequence[Record]
+    train: Records
     dev: Sequence[Record]
-    test: Sequence[Record]
+    test: Records
     features: Sequence[Any]
     """Of the training rows."""
     collate: Callable[[Sequence[Any]], dict[str, Any]]
@@ -55,9 +56,10 @@ class Inspected:
     """Whether the rows are those of a known dataset, whose repetitions are not the user's."""
 
     @property
-    def rows(self) -> list[Features]:
+    def rows(self) -> Iterator[Features]:
         """The features with trained tokens marked, but not the blocks of a corpus, which begin and end anywhere."""
-        return [row for row in self.features if isinstance(row, Features) and self.train[row.index].tokens is None]
+        is_corpus = len(self.train) > 0 and self.train[0].tokens is not None
+        return (row for row in self.features if isinstance(row, Features) and not is_corpus)
 
 
 @ROWS.add("A run ends at the first batch that shows one of them")
@@ -100,7 +102,7 @@ def stop_token_not_trained(case: Inspected) -> Found:
     endless = [row.example_id for row in case.rows if row.targets and int(row.input_ids[row.trained][-1]) not in stops]
     if endless:
         yield (
-            f"{len(endless)} of {len(case.rows)} rows do not train {case.template.stop_token} at their end: "
+            f"{len(endless)} of {len(case.features)} rows do not train {case.template.stop_token} at their end: "
             f"{listed(endless, SHOWN)}",
             "Raise data.max_length, or choose a data.template that ends answers with a stop token",
             endless,
@@ -110,8 +112,10 @@ def stop_token_not_trained(case: Inspected) -> Found:
 @ROWS.add("Labels that a batch loses are not learned: with pad = eos masked by token, answers never learn to stop")
 def labels_lost_in_the_batch(case: Inspected) -> Found:
     """Trained tokens, the stop token above all, that the collator masks or changes."""
-    by_length = sorted(case.rows, key=len)
-    batch = by_length[:1] + by_length[1:][-1:]  # of unequal length where there are any, so that there is padding
+    batch: list[Features] = []
+    for row in case.rows:  # the shortest and the longest, so that there is padding
+        batch = sorted([*batch, row], key=len)
+        del batch[1:-1]
     labels = case.collate(batch)["labels"] if batch else []
     for row, found in zip(batch, labels, strict=True):
         expected = row.input_ids[row.trained].tolist()
@@ -136,7 +140,7 @@ def double_bos(case: Inspected) -> Found:
     twice = [row.example_id for row in case.rows if len(row) > 1 and row.input_ids[0] == row.input_ids[1] == bos]
     if twice:
         yield (
-            f"{len(twice)} of {len(case.rows)} rows begin with {case.tokenizer.bos_token} twice: "
+            f"{len(twice)} of {len(case.features)} rows begin with {case.tokenizer.bos_token} twice: "
             f"{listed(twice, SHOWN)}",
             "Take it out of the rows, or out of the chat template: one of the two writes it already",
             twice,
@@ -223,11 +227,11 @@ def answers_longer_than_evaluation_allows(case: Inspected) -> Found:
 
 def repeated_rows(records: Iterable[Record]) -> list[str]:
     """Ids of the rows whose content stands on an earlier row."""
-    seen: set[Any] = set()
+    seen: set[bytes] = set()
     repeated = []
     for record in records:
         tokens = None if record.tokens is None else record.tokens.tobytes()
-        content = (tuple(turn.content for turn in record.turns), repr(record.columns), tokens)
+        content = key_of(repr((tuple(turn.content for turn in record.turns), repr(record.columns), tokens)))
         if content in seen:
             repeated.append(record.example_id)
         seen.add(content)
@@ -236,8 +240,8 @@ def repeated_rows(records: Iterable[Record]) -> list[str]:
 
 def _answer_lengths(tokenizer: Any, records: Iterable[Record]) -> dict[str, int]:
     """Tokens of each record's last answer, with its stop token."""
-    answers = {record.example_id: record.reference for record in records if record.turns and record.reference}
-    return {example_id: len(_ids(tokenizer, answer)) + 1 for example_id, answer in answers.items()}
+    answers = ((record.example_id, record.reference) for record in records if record.turns and record.reference)
+    return {example_id: len(_ids(tokenizer, answer)) + 1 for example_id, answer in answers}
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

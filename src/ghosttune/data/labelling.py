@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from ghosttune.data.encoding import (
 )
 from ghosttune.data.files import unusable
 from ghosttune.data.records import Record
+from ghosttune.data.stored import Stored
 
 if TYPE_CHECKING:
     import torch
@@ -59,8 +60,14 @@ class LabelEncoder:
     def encode(self, records: Sequence[Record], truncated_share: float = 1.0) -> Encoded:
         """Features of every record, in order; DataError lists the rows whose label cannot be meant."""
         labels = self._labels(records)
-        features: list[RowFeatures] = []
         cut: dict[str, int] = {}
+        features = Stored(self._features(records, labels, cut))
+        refuse_cut(records, cut, self.max_length, truncated_share)
+        return Encoded(features, list(cut), sum(cut.values()))
+
+    def _features(
+        self, records: Sequence[Record], labels: Sequence[int | float | None], cut: dict[str, int]
+    ) -> Iterator[LabelledFeatures]:
         for start in range(0, len(records), TOKENISED_TOGETHER):
             block = records[start : start + TOKENISED_TOGETHER]
             for place, (record, ids, segments) in enumerate(zip(block, *self._tokenised(block), strict=True), start):
@@ -68,9 +75,7 @@ class LabelEncoder:
                     (ids,), (segments,) = self._tokenised([record], self.max_length)
                     cut[record.example_id] = lost
                 arrays = np.asarray(ids, np.int32), np.asarray(segments, np.int32)
-                features.append(LabelledFeatures(place, record.example_id, *arrays, labels[place]))
-        refuse_cut(records, cut, self.max_length, truncated_share)
-        return Encoded(features, list(cut), sum(cut.values()))
+                yield LabelledFeatures(place, record.example_id, *arrays, labels[place])
 
     def _tokenised(
         self, records: Sequence[Record], longest: int | None = None

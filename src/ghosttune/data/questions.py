@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from ghosttune.data.records import IMAGE, Record, Turn
-from ghosttune.data.splitting import sample
+from ghosttune.data.splitting import sampled
+from ghosttune.data.stored import key_of
 from ghosttune.errors import DataError, listed
 
 
@@ -38,24 +39,31 @@ def questions_of(
     Rows with the same prompt are one question, and so are all references that any row `among` gives to it. Rows of
     plain text ask nothing. DataError where one shows an image: that would be asked without it.
     """
-    references: defaultdict[tuple[Turn, ...], dict[str, None]] = defaultdict(dict)
-    for record in [*records, *among]:
+    first: dict[bytes, int] = {}
+    for place, record in enumerate(records):
         if record.reference is not None:
-            references[record.prompt][record.reference] = None
-    first: dict[tuple[Turn, ...], Record] = {}
-    for record in records:
-        if record.reference is not None:
-            first.setdefault(record.prompt, record)
+            first.setdefault(_key(record), place)
     asked = list(first.values())
-    chosen = sample(asked, limit, seed)
+    if limit is not None and limit < len(asked):
+        asked = [asked[place] for place in sampled((records[place].example_id for place in asked), limit, seed)]
+    chosen = (records[place] for place in asked)
     shown = [record.example_id for record in chosen if IMAGE in record.columns]
     if shown:
         raise DataError(
-            f"{len(shown)} of {len(chosen)} prompts show an image ({listed(shown, 5)}), and answers to images are not "
+            f"{len(shown)} of {len(asked)} prompts show an image ({listed(shown, 5)}), and answers to images are not "
             "generated: set evaluate.limit: 0; the dev loss judges such a run"
         )
+    references: dict[bytes, dict[str, None]] = {_key(records[place]): {} for place in asked}
+    for record in chain(records, among):
+        if record.reference is not None and (known := references.get(_key(record))) is not None:
+            known[record.reference] = None
     questions = [
-        Question(record.example_id, record.prompt, tuple(references[record.prompt]), record.metadata)
-        for record in chosen
+        Question(record.example_id, record.prompt, tuple(references[_key(record)]), record.metadata)
+        for record in (records[place] for place in asked)
     ]
-    return questions, len(asked) - len(chosen)
+    return questions, len(first) - len(questions)
+
+
+def _key(record: Record) -> bytes:
+    """Equal for equal prompts."""
+    return key_of(repr(record.prompt))

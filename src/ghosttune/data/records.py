@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, overload
 
 from ghosttune.data.columns import RowFault, text_of
 from ghosttune.data.files import Fields, Placed, shown, unusable
 from ghosttune.data.labelled import LABELLED_COLUMNS, READ_LABELLED
+from ghosttune.data.stored import Each, Stored, key_of, keys_in
 from ghosttune.errors import DataError, listed
 
 if TYPE_CHECKING:
@@ -62,9 +63,76 @@ class Record:
         return self.turns[-1].content if self.turns[-1].role == "assistant" else None
 
 
-def detect_format(rows: list[Placed], formats: Sequence[str]) -> str:
+@dataclass(frozen=True, eq=False)
+class Records(Sequence[Record]):
+    """Records on disk, or a choice of them in their order; what splits are drawn by is in memory."""
+
+    stored: Stored[Record]
+    all_splits: np.ndarray
+    """The split that each stored record names, or None."""
+    all_groups: np.ndarray
+    """A key of the group of each stored record: equal for equal groups."""
+    positions: np.ndarray
+    """[N] of these records among the stored ones."""
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> Records:
+        """The records, written to disk one by one."""
+        import numpy as np
+
+        splits: list[str | None] = []
+        groups = bytearray()
+
+        def noted() -> Iterator[Record]:
+            for record in records:
+                splits.append(record.split)
+                groups.extend(key_of(record.group))
+                yield record
+
+        stored = Stored(noted())
+        return cls(stored, np.array(splits, object), keys_in(groups), np.arange(len(stored)))
+
+    def where(self, chosen: np.ndarray) -> Records:
+        """Those that are chosen, by [N] bool or by position."""
+        return replace(self, positions=self.positions[chosen])
+
+    @property
+    def splits(self) -> np.ndarray:
+        """[N] the split that each names, or None."""
+        return self.all_splits[self.positions]
+
+    @property
+    def groups(self) -> np.ndarray:
+        """[N] a key of the group of each: equal for equal groups."""
+        return self.all_groups[self.positions]
+
+    def of_split(self, *names: str | None) -> Records:
+        """Those that name one of these splits."""
+        import numpy as np
+
+        return self.where(np.fromiter((split in names for split in self.splits), bool, len(self)))
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @overload
+    def __getitem__(self, place: int) -> Record: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Record]: ...
+    def __getitem__(self, place: Any) -> Any:
+        """One record, or a list of those of a slice."""
+        found = self.positions[place]
+        return [self.stored[int(each)] for each in found] if isinstance(place, slice) else self.stored[int(found)]
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self.stored[int(each)] for each in self.positions)
+
+
+def detect_format(rows: Sequence[Placed], formats: Sequence[str]) -> str:
     """The first of the formats whose columns every row has; DataError with the columns found when there is none."""
-    common = set(rows[0][1]).intersection(*(fields for _, fields in rows))
+    common = set(rows[0][1])
+    for _, fields in rows:
+        common.intersection_update(fields)
     found = _format_of(common, formats)
     if found is not None:
         return found
@@ -100,7 +168,7 @@ def _needed(row_format: str) -> str:
     return " + ".join(NEEDED_COLUMNS[row_format][0])
 
 
-def rename_columns(rows: list[Placed], columns: dict[str, str]) -> list[Placed]:
+def rename_columns(rows: Sequence[Placed], columns: dict[str, str]) -> Sequence[Placed]:
     """Rows with the user's columns under the needed names.
 
     DataError names the columns that no row has, and those that would be overwritten.
@@ -117,7 +185,7 @@ def rename_columns(rows: list[Placed], columns: dict[str, str]) -> list[Placed]:
             f"data.train.columns would hide the column {listed(hidden)} that the rows have themselves; give it another "
             f"name there too, such as {{old_{hidden[0]}: {hidden[0]}}}"
         )
-    return [(place, _renamed(fields, columns)) for place, fields in rows]
+    return Each(rows, lambda row: (row[0], _renamed(row[1], columns)))
 
 
 def _renamed(fields: Fields, columns: dict[str, str]) -> Fields:
@@ -150,12 +218,17 @@ def used_columns(row_format: str) -> set[str]:
     return {name for columns in READ_COLUMNS[row_format] for name in columns} | {"split", *ID_COLUMNS}
 
 
-def records_of(rows: list[Placed], row_format: str, ids: list[str], group_column: str | None = None) -> list[Record]:
+def records_of(rows: Sequence[Placed], row_format: str, ids: Iterable[str], group_column: str | None = None) -> Records:
     """Records of the rows, grouped by a column or else by prompt; DataError lists the rows that cannot be used."""
-    faults: list[str] = []
-    records: list[Record] = []
-    used = used_columns(row_format)
-    for (place, fields), example_id in zip(rows, ids, strict=True):
+    return Records.of(each_record(zip(ids, rows, strict=True), row_format, group_column))
+
+
+def each_record(
+    rows: Iterable[tuple[str, Placed]], row_format: str, group_column: str | None = None
+) -> Iterator[Record]:
+    """The record of each (id, row), grouped by a column or else by prompt; ends with the DataError of unusable rows."""
+    used, faults, count = used_columns(row_format), list[str](), 0
+    for count, (example_id, (place, fields)) in enumerate(rows, start=1):  # noqa: B007
         try:
             turns, columns, asked = _content(fields, row_format)
         except RowFault as fault:
@@ -163,10 +236,9 @@ def records_of(rows: list[Placed], row_format: str, ids: list[str], group_column
             continue
         group = fields[group_column] if group_column else _normalised(asked)
         metadata = {name: value for name, value in fields.items() if name not in used}
-        records.append(Record(example_id, turns, group, fields.get("split"), metadata, place, columns=columns))
+        yield Record(example_id, turns, group, fields.get("split"), metadata, place, columns=columns)
     if faults:
-        raise unusable(f"{len(faults)} of {len(rows)} rows cannot be used", faults)
-    return records
+        raise unusable(f"{len(faults)} of {count} rows cannot be used", faults)
 
 
 def _content(fields: Fields, row_format: str) -> tuple[tuple[Turn, ...], dict[str, Any], str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from ghosttune.data.encoding import (
 )
 from ghosttune.data.files import unusable
 from ghosttune.data.records import Record
+from ghosttune.data.stored import Stored
 from ghosttune.errors import ModelError
 
 if TYPE_CHECKING:
@@ -61,9 +62,16 @@ class RewriteEncoder:
 
     def encode(self, records: Sequence[Record], truncated_share: float = 1.0) -> Encoded:
         """Features of every record, in order; DataError lists the answers that are too long."""
-        features: list[RewriteFeatures] = []
         faults: list[str] = []
         cut: dict[str, int] = {}
+        features = Stored(self._features(records, faults, cut))
+        if faults:
+            title = f"{len(faults)} of {len(records)} answers are longer than task.max_target_length"
+            raise unusable(f"{title} {self.max_target_length}; answers are never cut: raise it", faults)
+        refuse_cut(records, cut, self.max_length, truncated_share)
+        return Encoded(features, list(cut), sum(cut.values()))
+
+    def _features(self, records: Sequence[Record], faults: list[str], cut: dict[str, int]) -> Iterator[RewriteFeatures]:
         for start in range(0, len(records), TOKENISED_TOGETHER):
             block = records[start : start + TOKENISED_TOGETHER]
             asked = ["\n".join(turn.content for turn in record.prompt) for record in block]
@@ -77,12 +85,7 @@ class RewriteEncoder:
                     (ids,) = self._ids(text=[asked[place]], truncation=True, max_length=self.max_length)
                     cut[record.example_id] = lost
                 arrays = np.asarray(ids, np.int32), np.asarray(target, np.int32)
-                features.append(RewriteFeatures(start + place, record.example_id, *arrays))
-        if faults:
-            title = f"{len(faults)} of {len(records)} answers are longer than task.max_target_length"
-            raise unusable(f"{title} {self.max_target_length}; answers are never cut: raise it", faults)
-        refuse_cut(records, cut, self.max_length, truncated_share)
-        return Encoded(features, list(cut), sum(cut.values()))
+                yield RewriteFeatures(start + place, record.example_id, *arrays)
 
     def _ids(self, **texts: Any) -> list[list[int]]:
         return self.tokenizer(**texts, verbose=False).input_ids

@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from ghosttune.data.records import (
     ID_COLUMNS,
     IMAGE,
     TURN_FORMATS,
-    Record,
+    Records,
     detect_format,
     is_one_side,
     records_of,
     rename_columns,
 )
+from ghosttune.data.stored import Each, Stored, keys_of
 from ghosttune.errors import DataError, TooFewRows, listed
 from ghosttune.registry import DATASETS
 
@@ -39,19 +41,19 @@ SPLIT_WORDS = {**SPLIT_NAMES, "guide": "guide"}
 class Source:
     """All records of a source, and what identifies the files they came from."""
 
-    records: list[Record]
+    records: Records
     row_format: str
     fingerprints: dict[str, str]
     """File -> sha256 of its bytes."""
     dropped: dict[str, int] = field(default_factory=dict)
     """Rows of the files that are no records, by reason."""
-    in_blocks: Callable[[Any, int], list[Record]] | None = None
+    in_blocks: Callable[[Any, int], Records] | None = None
     """Of a corpus: makes its records from the tokenizer and the length of a block."""
 
     @property
     def splits(self) -> tuple[str, ...]:
         """Splits the source itself has, in the order of first appearance; empty when its rows name none."""
-        return tuple(dict.fromkeys(record.split for record in self.records if record.split))
+        return tuple(dict.fromkeys(split for split in self.records.splits if split))
 
     @property
     def has_turns(self) -> bool:
@@ -90,16 +92,15 @@ def _in_format(source: Source, name: str, formats: Sequence[str]) -> Source:
     """The dataset as it is, or read anew from the columns it keeps beside its turns; DataError when it has neither."""
     if source.row_format in formats:
         return source
-    rows = [(record.place, {**record.metadata, "split": record.split}) for record in source.records]
+    rows = Each(source.records, lambda record: (record.place, {**record.metadata, "split": record.split}))
     try:
         row_format = detect_format(rows, formats)
     except DataError as error:
         raise DataError(f"the dataset {name} is not for this task: {error}") from error
-    read = records_of(rows, row_format, [record.example_id for record in source.records])
+    read = records_of(rows, row_format, (record.example_id for record in source.records))
     groups = zip(read, source.records, strict=True)
-    return replace(
-        source, row_format=row_format, records=[replace(record, group=known.group) for record, known in groups]
-    )
+    records = Records.of(replace(record, group=known.group) for record, known in groups)
+    return replace(source, row_format=row_format, records=records)
 
 
 def builtin_rows() -> Path:
@@ -132,35 +133,37 @@ def read_hub(name: str, settings: SourceSettings, formats: Sequence[str] = TURN_
 
 
 def _source_of(
-    parts: Sequence[tuple[str, str | None, list[Placed]]],
+    parts: Sequence[tuple[str, str | None, Sequence[Placed]]],
     settings: SourceSettings,
     fingerprints: dict[str, str],
     formats: Sequence[str],
     without: Collection[str] = (),
 ) -> Source:
     """One source of several (name, split, rows); ids are those that the rows have beside the ones passed over."""
-    rows: list[Placed] = []
-    ids: list[str] = []
+    named: list[Sequence[Placed]] = []
+    named_ids: list[Iterator[str]] = []
     for name, split, read in parts:
-        places = [position for position, (place, _) in enumerate(read) if place not in without]
+        places = array("q", (position for position, (place, _) in enumerate(read) if place not in without))
         if not places:
             raise TooFewRows(f"{name} holds no rows that can be used")
-        named = with_split(rename_columns([read[position] for position in places], settings.columns or {}), split)
-        ids += [
-            _own_id(fields) or _derived_id(name, split, position, read[position][1])
-            for position, (_, fields) in zip(places, named, strict=True)
-        ]
-        rows += named
-    refuse_repeated(ids, [place for place, _ in rows])
+        used = Each(places, read.__getitem__)
+        named.append(with_split(rename_columns(used, settings.columns or {}), split))
+        named_ids.append(_ids(name, split, zip(places, used, named[-1], strict=True)))
+    rows, ids = Stored(chain.from_iterable(named)), Stored(chain.from_iterable(named_ids))
+    refuse_repeated(ids, rows)
     row_format = detect_format(rows, formats) if settings.format == "auto" else settings.format
     return Source(records_of(rows, row_format, ids), row_format, fingerprints)
 
 
-def example_ids(rows: list[Placed], dataset: str, split: str | None) -> list[str]:
-    """The id of each row: its own where it has one, else from dataset, split, position and content."""
-    return [
-        _own_id(fields) or _derived_id(dataset, split, position, fields) for position, (_, fields) in enumerate(rows)
-    ]
+def _ids(name: str, split: str | None, rows: Iterable[tuple[int, Placed, Placed]]) -> Iterator[str]:
+    """The ids of (position, row as it was read, row as it is used)."""
+    for position, (_, read), (_, used) in rows:
+        yield _own_id(used) or _derived_id(name, split, position, read)
+
+
+def example_id(fields: Fields, dataset: str, split: str | None, position: int) -> str:
+    """The id of a row: its own where it has one, else from dataset, split, position and content."""
+    return _own_id(fields) or _derived_id(dataset, split, position, fields)
 
 
 def _own_id(fields: Fields) -> str | None:
@@ -176,37 +179,33 @@ def _derived_id(dataset: str, split: str | None, position: int, fields: Fields) 
     return "-".join([dataset, *([split] if split else []), f"{position:06d}", digest])
 
 
-def refuse_repeated(ids: Iterable[str], places: Sequence[str] = ()) -> None:
-    """DataError when an id stands on more than one row; `places` are those of the rows."""
-    ids = list(ids)
-    repeated = [example_id for example_id, count in Counter(ids).items() if count > 1]
-    if repeated:
-        firsts = {example_id: place for place, example_id in reversed([*zip(places, ids, strict=False)])}
-        again = {
-            place: f"its id {example_id} stands on an earlier row"
-            for place, example_id in zip(places, ids, strict=False)
-            if firsts[example_id] != place
-        }
+def refuse_repeated(ids: Sequence[str], rows: Sequence[Placed] = ()) -> None:
+    """DataError when an id stands on more than one row; `rows` are those that have the ids."""
+    import numpy as np
+
+    keys = keys_of(ids)
+    _, firsts, which = np.unique(keys, return_index=True, return_inverse=True)
+    again = np.flatnonzero(firsts[which] != np.arange(len(keys))).tolist()
+    if again:
+        repeated = [ids[place] for place in np.unique(firsts[which[again]]).tolist()]
         raise DataError(
             f"{len(repeated)} ids stand on more than one row: {listed(repeated)}. Ids name rows in every table of a "
             "run; make them unique, or remove the column to have them derived.",
-            again,
+            {rows[place][0]: f"its id {ids[place]} stands on an earlier row" for place in again if rows},
         )
 
 
-def with_split(rows: list[Placed], of_file: str | None) -> list[Placed]:
+def with_split(rows: Sequence[Placed], of_file: str | None) -> Sequence[Placed]:
     """The rows with their split under its own name: that of their file, or what their split column says.
 
     DataError when the column holds another word, is empty on some rows, or contradicts the file.
     """
-    words = [_split_word(fields) for _, fields in rows]
-    if not any(words):
-        return [(place, {**fields, "split": of_file} if of_file else _without_split(fields)) for place, fields in rows]
-    splits = [SPLIT_WORDS.get(word) for word in words]
+    if not any(_split_word(fields) for _, fields in rows):
+        return Each(rows, lambda row: (row[0], {**row[1], "split": of_file} if of_file else _without_split(row[1])))
     faults = [
         f"{place}: split is {shown(fields.get('split'))}"
-        for (place, fields), split in zip(rows, splits, strict=True)
-        if split is None or of_file not in (None, split)
+        for place, fields in rows
+        if (split := _split(fields)) is None or of_file not in (None, split)
     ]
     if faults:
         accepted = f"{of_file}, as the file's name says," if of_file else listed(sorted(SPLIT_WORDS))
@@ -215,11 +214,15 @@ def with_split(rows: list[Placed], of_file: str | None) -> list[Placed]:
             "otherwise with data.train.columns: {other_name: split})"
         )
         raise unusable(title, faults)
-    return [(place, {**fields, "split": split}) for (place, fields), split in zip(rows, splits, strict=True)]
+    return Each(rows, lambda row: (row[0], {**row[1], "split": _split(row[1])}))
 
 
 def _without_split(fields: Fields) -> Fields:
     return {name: value for name, value in fields.items() if name != "split"} if "split" in fields else fields
+
+
+def _split(fields: Fields) -> str | None:
+    return SPLIT_WORDS.get(_split_word(fields))
 
 
 def _split_word(fields: Fields) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from ghosttune.data.encoding import (
 )
 from ghosttune.data.files import unusable
 from ghosttune.data.records import Record
+from ghosttune.data.stored import Stored
 from ghosttune.errors import DataError, listed
 
 if TYPE_CHECKING:
@@ -76,18 +78,22 @@ class SpanEncoder:
 
     def encode(self, records: Sequence[Record], truncated_share: float = 1.0) -> Encoded:
         """Windows of every record, in order; nothing is cut. DataError lists questions that leave a text no room."""
-        features: list[SpanFeatures] = []
         left_out: Counter[str] = Counter()
+        windows = chain.from_iterable(self._usable(records, left_out))
+        features = Stored(replace(window, index=place) for place, window in enumerate(windows))
+        if records and not features:
+            raise DataError(f"none of the {len(records)} rows can be used: {listed(left_out)}")
+        return Encoded(features, left_out=dict(left_out))
+
+    def _usable(self, records: Sequence[Record], left_out: Counter[str]) -> Iterator[list[SpanFeatures]]:
+        """The windows of each record whose answer they can say; counts the others."""
         for start in range(0, len(records), TOKENISED_TOGETHER):
             block = records[start : start + TOKENISED_TOGETHER]
             for record, windows in zip(block, self._windows(block), strict=True):
                 if fault := _fault(record, windows):
                     left_out[fault] += 1
-                    continue
-                features += [replace(window, index=len(features) + place) for place, window in enumerate(windows)]
-        if records and not features:
-            raise DataError(f"none of the {len(records)} rows can be used: {listed(left_out)}")
-        return Encoded(features, left_out=dict(left_out))
+                else:
+                    yield windows
 
     def _windows(self, records: Sequence[Record]) -> Iterator[list[SpanFeatures]]:
         """The windows of each record."""

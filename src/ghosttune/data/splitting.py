@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from ghosttune.data.records import Record
+from ghosttune.data.records import Records
 from ghosttune.errors import TooFewRows
+
+if TYPE_CHECKING:
+    import numpy as np
 
 REMEDIES = {
     "dev": "Give data.dev.path a file of its own.",
@@ -22,72 +25,87 @@ def draw(seed: int, purpose: str, key: str) -> float:
     return int.from_bytes(digest[:8]) / 2**64
 
 
-def sample(records: list[Record], limit: int | None, seed: int) -> list[Record]:
+def sampled(ids: Iterable[str], limit: int, seed: int) -> np.ndarray:
+    """Positions of at most `limit` ids, drawn, in their own order."""
+    import numpy as np
+
+    draws = np.fromiter((draw(seed, "sample", example_id) for example_id in ids), float)
+    return np.sort(np.argsort(draws, kind="stable")[:limit])
+
+
+def sample(records: Records, limit: int | None, seed: int) -> Records:
     """At most `limit` records, drawn by id, in their own order."""
     if limit is None or limit >= len(records):
         return records
-    chosen = sorted(records, key=lambda record: draw(seed, "sample", record.example_id))[:limit]
-    kept = {record.example_id for record in chosen}
-    return [record for record in records if record.example_id in kept]
+    return records.where(sampled((record.example_id for record in records), limit, seed))
 
 
-def split_off(records: list[Record], fraction: float, seed: int, purpose: str) -> tuple[list[Record], list[Record]]:
+def split_off(records: Records, fraction: float, seed: int, purpose: str) -> tuple[Records, Records]:
     """(rest, drawn): whole groups, drawn as long as each brings the rows nearer to the fraction; neither side is empty.
 
     Raises TooFewRows when all rows belong to one group, so that nothing can be set aside.
     """
-    sizes = _group_sizes(records, purpose)
+    group, sizes, order = _drawn_groups(records, seed, purpose)
     wanted = max(1, round(fraction * len(records)))
-    drawn = _groups_near(wanted, sorted(sizes, key=lambda group: draw(seed, purpose, group)), sizes)
-    rest = [record for record in records if record.group not in drawn]
-    return rest, [record for record in records if record.group in drawn]
+    is_drawn = _groups_near(wanted, order, sizes)[group]
+    return records.where(~is_drawn), records.where(is_drawn)
 
 
-def split_off_rows(records: list[Record], rows: int, seed: int, purpose: str) -> tuple[list[Record], list[Record], int]:
+def split_off_rows(records: Records, rows: int, seed: int, purpose: str) -> tuple[Records, Records, int]:
     """(rest, exactly `rows` drawn, how many neither): whole groups leave the rest, and a last one may be cut.
 
     Raises TooFewRows when so many rows cannot be set aside.
     """
-    sizes = _group_sizes(records, purpose)
-    order = sorted(sizes, key=lambda group: draw(seed, purpose, group))
-    drawn: set[str] = set()
-    found = 0
-    for group in order[:-1]:  # one group at least must stay
-        if found < rows:
-            drawn.add(group)
-            found += sizes[group]
-    if found < rows:
+    import numpy as np
+
+    group, sizes, order = _drawn_groups(records, seed, purpose)
+    held = np.cumsum(sizes[order[:-1]])  # one group at least must stay
+    if held[-1] < rows:
         raise TooFewRows(
-            f"data.{purpose}.rows asks for {rows} rows, and of {len(records)} rows at most {found} can be set aside "
-            f"(equal prompts stay together, and some must train); set it to at most {found}"
+            f"data.{purpose}.rows asks for {rows} rows, and of {len(records)} rows at most {held[-1]} can be set aside "
+            f"(equal prompts stay together, and some must train); set it to at most {held[-1]}"
         )
-    chosen = sample([record for record in records if record.group in drawn], rows, seed)
-    return [record for record in records if record.group not in drawn], chosen, found - rows
+    last = int(np.searchsorted(held, rows))
+    is_drawn = np.isin(group, order[: last + 1])
+    return records.where(~is_drawn), sample(records.where(is_drawn), rows, seed), int(held[last]) - rows
 
 
-def _group_sizes(records: list[Record], purpose: str) -> Counter[str]:
-    """Rows per group; TooFewRows when there is one group only, so that nothing can be set aside."""
-    sizes = Counter(record.group for record in records)
+def _drawn_groups(records: Records, seed: int, purpose: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(the number of each record's group, the rows of each group, the groups in the order in which they are drawn).
+
+    TooFewRows when there is one group only, so that nothing can be set aside.
+    """
+    import numpy as np
+
+    _, firsts, group, sizes = np.unique(records.groups, return_index=True, return_inverse=True, return_counts=True)
     if len(sizes) < 2:
         same = "there is only one row" if len(records) == 1 else f"all {len(records)} rows have the same prompt"
         raise TooFewRows(
             f"{purpose} rows cannot be set aside: {same}, and equal prompts stay together. {REMEDIES[purpose]}"
         )
-    return sizes
+    draws = np.fromiter((draw(seed, purpose, records[first].group) for first in firsts), float, len(firsts))
+    return group, sizes, np.lexsort((firsts, draws))
 
 
-def _groups_near(wanted: int, order: list[str], sizes: Mapping[str, int]) -> set[str]:
-    """The first groups of the order whose rows come near `wanted`: at least one, and never all."""
-    drawn: set[str] = set()
-    rows = 0
+def _groups_near(wanted: int, order: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Which groups are drawn: the first of the order whose rows come near `wanted`, at least one, and never all."""
+    import numpy as np
+
+    is_drawn = np.zeros(len(order), bool)
+    rows = drawn = 0
     for group in order:
-        if abs(rows + sizes[group] - wanted) < abs(rows - wanted) and len(drawn) < len(order) - 1:
-            drawn.add(group)
-            rows += sizes[group]
-    return drawn or {min(order, key=lambda group: sizes[group])}
+        size = int(sizes[group])
+        if abs(rows + size - wanted) < abs(rows - wanted) and drawn < len(order) - 1:
+            is_drawn[group] = True
+            rows, drawn = rows + size, drawn + 1
+    if not drawn:
+        is_drawn[order[np.argmin(sizes[order])]] = True
+    return is_drawn
 
 
-def shared_groups(left: Iterable[Record], right: Iterable[Record]) -> list[str]:
+def shared_groups(left: Records, right: Records) -> list[str]:
     """Ids of the right-hand rows whose prompt also stands on the left."""
-    known = {record.group for record in left}
-    return [record.example_id for record in right if record.group in known]
+    import numpy as np
+
+    shared = np.flatnonzero(np.isin(right.groups, left.groups))
+    return [right[place].example_id for place in shared.tolist()]

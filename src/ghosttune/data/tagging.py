@@ -25,6 +25,7 @@ from ghosttune.data.encoding import (
 )
 from ghosttune.data.files import shown, unusable
 from ghosttune.data.records import Record
+from ghosttune.data.stored import Stored
 
 if TYPE_CHECKING:
     import torch
@@ -58,22 +59,26 @@ class TagEncoder:
 
     def encode(self, records: Sequence[Record], truncated_share: float = 1.0) -> Encoded:
         """Features of every record, in order; DataError lists rows with unknown tags or words that have no token."""
-        features: list[RowFeatures] = []
         faults: list[str] = []
         cut: dict[str, int] = {}
-        for start in range(0, len(records), TOKENISED_TOGETHER):
-            block = records[start : start + TOKENISED_TOGETHER]
-            for place, (record, row) in enumerate(zip(block, self._tokenised(block), strict=True), start):
-                try:
-                    features.append(self._features(place, record, *row[:2]))
-                except RowFault as fault:
-                    faults.append(f"{record.place or record.example_id}: {fault}")
-                if row[2]:
-                    cut[record.example_id] = row[2]
+        features = Stored(self._all_features(records, faults, cut))
         if faults:
             raise unusable(f"{len(faults)} of {len(records)} rows cannot be used", faults)
         refuse_cut(records, cut, self.max_length, truncated_share)
         return Encoded(features, list(cut), sum(cut.values()))
+
+    def _all_features(
+        self, records: Sequence[Record], faults: list[str], cut: dict[str, int]
+    ) -> Iterator[TaggedFeatures]:
+        for start in range(0, len(records), TOKENISED_TOGETHER):
+            block = records[start : start + TOKENISED_TOGETHER]
+            for place, (record, row) in enumerate(zip(block, self._tokenised(block), strict=True), start):
+                try:
+                    yield self._features(place, record, *row[:2])
+                except RowFault as fault:
+                    faults.append(f"{record.place or record.example_id}: {fault}")
+                if row[2]:
+                    cut[record.example_id] = row[2]
 
     def _tokenised(self, records: Sequence[Record]) -> Iterator[tuple[list[int], list[int | None], int]]:
         """(token ids, the word that each token begins in, tokens lost) of each row."""

@@ -65,7 +65,7 @@ def losses_under(opened: OpenedRun, names: Sequence[str], trained: Run) -> np.nd
     guide = GuideRows(opened.task, opened.prepared.collator, features, 64, torch.device("cpu"))
     model = opened.adapted.model.eval()
     restore_adapter(trained.folder.checkpoint(trained.folder.checkpoint_steps()[-1]), model)
-    by_length = [row for part in guide.parts for row in part]
+    by_length = [features[place] for part in guide.parts for place in part]
     nats = guide_losses(model, guide).numpy() * guide.targets
     found = {row.example_id: nat / row.targets for row, nat in zip(by_length, nats, strict=True)}
     return np.array([found[name] for name in names])

@@ -190,6 +190,6 @@ class _AtTheEnd(TrainerCallback):
         if self.norms:
             write_gradient_analysis(self.run, layers=True)
         if self.ledger is not None:
-            write_values(self.run, {str(position): {} for position in range(self.rows)})
+            write_values(self.run, [(str(position), {}) for position in range(self.rows)])
             write_modules(self.run)
             write_json(self.run.path / "ledger.json", self.ledger.account())

@@ -15,11 +15,15 @@ from ghosttune.training.rotation import standard_errors
 GROUP_NAMES = {"embedding": "embed", "attention": "attention", "mlp": "mlp", "head": "lm_head"}
 """Group to its name in the columns of gradient_analysis, in their order."""
 
+ROWS_TOGETHER = 10_000
+"""Rows of a table that are written at once."""
 
-def write_values(run: RunDir, rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """tables/values.parquet and .csv: what every training row did over the run; returns the same rows.
 
-    `rows`: example_id to `tokens` and the row's other columns. `value` is the sum of the row's entries in the ledger.
+def write_values(run: RunDir, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """tables/values.parquet and .csv: what every training row did over the run.
+
+    `rows`: (example_id, `tokens` and the row's other columns). Returns `standing` and the yes/no columns of the rows
+    that were scored. `value` is the sum of the row's entries in the ledger.
     `standing` is for ranking: the row's value over the root mean square of the values of its step, averaged over the
     times it was scored. It takes out when a row came: early steps move the loss a thousand times more than late ones.
     A row that was never scored has neither.
@@ -28,23 +32,25 @@ def write_values(run: RunDir, rows: Mapping[str, Mapping[str, Any]]) -> list[dic
     import pyarrow.parquet as pq
 
     totals = _totals(run)
-    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    names = list(dict.fromkeys(name for _, row in rows for name in row))
     never: tuple[None, None, int] = (None, None, 0)
-    value, standing, seen = zip(*(totals.get(name, never) for name in rows), strict=True)
+    value, standing, seen = zip(*(totals.get(example_id, never) for example_id, _ in rows), strict=True)
     table = pa.table(
         {
-            "example_id": list(rows),
+            "example_id": pa.array((example_id for example_id, _ in rows), pa.string()),
             "value": pa.array(value, pa.float64()),
             "standing": pa.array(standing, pa.float64()),
             "steps_seen": pa.array(seen, pa.int64()),
         }
-        | {_column(name): _cells([row.get(name) for row in rows.values()]) for name in names}
+        | {_column(name): _cells([row.get(name) for _, row in rows]) for name in names}
     )
     for part in run.table("values").glob("part-*"):
         part.unlink()
     write_file(run.table("values") / "part-000000000.parquet", lambda path: pq.write_table(table, path))
-    write_csv(run.export("values"), table.column_names, zip(*(column.to_pylist() for column in table), strict=True))
-    return table.to_pylist()
+    lines = (line for part in table.to_batches(ROWS_TOGETHER) for line in zip(*map(_listed, part.columns), strict=True))
+    write_csv(run.export("values"), table.column_names, lines)
+    flags = [field.name for field in table.schema if pa.types.is_boolean(field.type)]
+    return table.filter(table["standing"].is_valid()).select(["standing", *flags]).to_pylist()
 
 
 def _totals(run: RunDir) -> dict[str, tuple[float | None, float | None, int]]:
@@ -191,6 +197,10 @@ def _summary(squares: Mapping[int, Mapping[str, float]], names: Sequence[str]) -
 def _column(name: str) -> str:
     """Metadata must not take the name of one of our own columns."""
     return f"row_{name}" if name in ("example_id", "value", "standing", "steps_seen") else name
+
+
+def _listed(column: Any) -> list[Any]:
+    return column.to_pylist()
 
 
 def _cells(values: list[Any]) -> list[Any]:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,13 +32,15 @@ class GuideRows:
     def __init__(self, task: Any, collator: Any, rows: Sequence[RowFeatures], batch_size: int, device: Any):
         self.task, self.collator, self.device = task, collator, device
         self.targets = sum(row.targets for row in rows)
-        by_length = sorted(rows, key=len)
+        self.rows = rows
+        by_length = np.argsort([len(row) for row in rows], kind="stable")
         self.parts = [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
 
     def batches(self) -> Iterator[Batch]:
         """One at a time: those with images are large."""
         for part in self.parts:
-            yield {name: tensor.to(self.device) for name, tensor in self.collator(part).items()}
+            batch = self.collator([self.rows[place] for place in part])
+            yield {name: tensor.to(self.device) for name, tensor in batch.items()}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return self.task.example_loss(model, batch) / self.targets

@@ -94,7 +94,7 @@ def attribute(
     order = torch.argsort(found.scores, descending=True, stable=True).tolist()
 
     def influence(place: int) -> Influence:
-        record = rows.by_id[rows.ids[place]]
+        record = rows.record(rows.ids[place])
         score, error = float(found.scores[place]), float(found.errors[place])
         return Influence(record.example_id, score, error, content(record), record.metadata)
 

@@ -231,11 +231,13 @@ def _look_at_the_model(config: RunConfig, report: Report) -> None:
 
 def _look_at_the_rows(prepared: Prepared, report: Report) -> None:
     """Judges rows that training would accept; those that spoil it count as unusable."""
-    places = {record.example_id: record.place for record in prepared.train_records}
+    spoiled: dict[str, str] = {}
     for check, finding in ROWS.found(inspected(prepared)):
         report.findings.append(finding)
         if check.spoils:
-            report.unusable |= {places[row]: check.spoils for row in finding.rows}
+            spoiled |= dict.fromkeys(finding.rows, check.spoils)
+    places = {row.example_id: row.place for row in prepared.train_records if row.example_id in spoiled}
+    report.unusable |= {places[row]: reason for row, reason in spoiled.items()}
 
 
 def _look_at_the_run(prepared: Prepared, report: Report) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from ghosttune.config.loading import load_config
 from ghosttune.config.schema import RunConfig, SourceSettings
 from ghosttune.data.questions import Question, questions_of
-from ghosttune.data.records import Record
+from ghosttune.data.records import Record, Records
 from ghosttune.data.sources import BUILTIN_ROWS, open_source
 from ghosttune.data.splitting import sample
 from ghosttune.errors import DataError, InputError, RunError, listed
@@ -42,8 +42,8 @@ class Rows:
 
     name: str
     """Under which evaluation.json and predictions/ keep the results."""
-    records: list[Record]
-    pool: list[Record]
+    records: Records
+    pool: Sequence[Record]
     """Rows that may hold further references of the same prompts."""
     dataset: str | None
     """The known dataset they are of."""
@@ -135,7 +135,7 @@ def _own_rows(run: RunDir, config: RunConfig, split: str) -> Rows:
     require_same_data(run, source.fingerprints | (dev_source.fingerprints if dev_source else {}))
     drawn = split_records(config, source, dev_source)
     drawn_rows = {"dev": (drawn.dev, drawn.dev_pool), "train": (drawn.train, []), "guide": (drawn.guide, [])}
-    others = {name: [row for row in source.records if row.split == name] for name in source.splits}
+    others = {name: source.records.of_split(name) for name in source.splits}
     known = {name: (rows, rows) for name, rows in others.items()} | drawn_rows
     if not known.get(split, ([], []))[0]:
         raise RunError(
@@ -155,7 +155,7 @@ def _given_rows(config: RunConfig, data: str, split: str | None) -> Rows:
         if "dev" not in source.splits:
             raise DataError(f"{data} has the splits {listed(source.splits)}; choose one with --split")
         split = "dev"
-    records = [record for record in source.records if record.split == split]
+    records = source.records.of_split(split)
     if not records:
         raise DataError(f"{data} has no split {split!r}; it has {listed(source.splits) or 'no splits'}")
     stem = data.replace("builtin:", "builtin-") if is_known or data == BUILTIN_ROWS else Path(data).name.split(".")[0]

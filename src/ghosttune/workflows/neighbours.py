@@ -108,5 +108,5 @@ def _connected(pairs: Iterable[tuple[str, str, float]]) -> Iterator[tuple[float,
 
 
 def _neighbour(rows: Rows, example_id: str, cosine: float) -> Neighbour:
-    record = rows.by_id[example_id]
+    record = rows.record(example_id)
     return Neighbour(example_id, cosine, content(record), record.metadata)

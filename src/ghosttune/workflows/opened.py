@@ -16,7 +16,7 @@ from ghostgrad.store import GradientStore, StoreError
 from ghosttune.config.loading import load_config
 from ghosttune.config.schema import SourceSettings
 from ghosttune.data.encoding import Encoded, RowFeatures
-from ghosttune.data.records import Record
+from ghosttune.data.records import Record, Records
 from ghosttune.data.sources import read_source, source_files
 from ghosttune.errors import DataError, RunError, listed
 from ghosttune.models.loading import device_of
@@ -38,7 +38,7 @@ class Rows:
 
     name: str
     """Under which the run keeps their gradients."""
-    records: list[Record]
+    records: Records
     encoded: Encoded
 
     @property
@@ -51,8 +51,11 @@ class Rows:
         return list(dict.fromkeys(row.example_id for row in self.features))
 
     @cached_property
-    def by_id(self) -> dict[str, Record]:
-        return {record.example_id: record for record in self.records}
+    def _places(self) -> dict[str, int]:
+        return {record.example_id: place for place, record in enumerate(self.records)}
+
+    def record(self, example_id: str) -> Record:
+        return self.records[self._places[example_id]]
 
     @cached_property
     def digest(self) -> str:
@@ -115,7 +118,7 @@ class OpenedRun:
             name = f"{path.parent.name}-{name}"
         return Rows(name, records, self.encode(records))
 
-    def encode(self, records: list[Record], truncated_share: float | None = None) -> Encoded:
+    def encode(self, records: Sequence[Record], truncated_share: float | None = None) -> Encoded:
         """As the run's own rows are; of how many rows context may be cut where that is not as in the run."""
         share = self.config.data.truncated_share if truncated_share is None else truncated_share
         return self.prepared.encoder.encode(records, share)

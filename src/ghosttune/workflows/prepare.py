@@ -6,8 +6,11 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ghosttune.config.loading import value_at, with_values
 from ghosttune.config.resolve import Facts, Refuse, refuse, resolve_sources, resolve_steps
@@ -17,10 +20,11 @@ from ghosttune.data.files import fingerprint
 from ghosttune.data.hub import is_hub_id
 from ghosttune.data.images import ImageEncoder, ImageReader, image_of
 from ghosttune.data.questions import questions_of
-from ghosttune.data.records import Record
+from ghosttune.data.records import Records
 from ghosttune.data.selecting import ids_in
 from ghosttune.data.sources import Source, open_source, read_source, refuse_repeated, source_files
 from ghosttune.data.splitting import sample, shared_groups, split_off, split_off_rows
+from ghosttune.data.stored import Stored
 from ghosttune.data.templates import Template
 from ghosttune.errors import DataError, Problem, TooFewRows, listed
 from ghosttune.metrics.judging import labels_of
@@ -38,12 +42,12 @@ class Prepared:
     task: Any
     encoder: RowEncoder
     collator: Any
-    train_records: list[Record]
-    dev_records: list[Record]
-    guide_records: list[Record]
-    dev_pool: list[Record]
+    train_records: Records
+    dev_records: Records
+    guide_records: Records
+    dev_pool: Records
     """The dev rows with those beyond data.dev.limit: further references of the same prompts."""
-    test_records: list[Record]
+    test_records: Records
     """Rows of the source's own test split, which this run does not touch."""
     train: Encoded
     dev: Encoded
@@ -104,7 +108,7 @@ def prepare(config: RunConfig, without: Collection[str] = (), refuse: Refuse = r
         dev_records=drawn.dev,
         guide_records=drawn.guide,
         dev_pool=drawn.dev_pool,
-        test_records=[record for record in source.records if record.split == "test"],
+        test_records=source.records.of_split("test"),
         train=train,
         dev=dev,
         guide=guide,
@@ -117,10 +121,10 @@ def prepare(config: RunConfig, without: Collection[str] = (), refuse: Refuse = r
 class Drawn:
     """Which rows do what; disjoint by id and by prompt."""
 
-    train: list[Record]
-    dev: list[Record]
-    guide: list[Record]
-    dev_pool: list[Record]
+    train: Records
+    dev: Records
+    guide: Records
+    dev_pool: Records
     left_out: dict[str, int]
     """Rows of the source that the run does not use, by reason."""
 
@@ -131,26 +135,25 @@ def split_records(config: RunConfig, source: Source, dev_source: Source | None) 
     `data.train.limit` is applied before a `fraction` is drawn, so that it bounds the rows of all three.
     """
     seed, dev, guide = config.train.seed, config.data.dev, config.data.guide
-    own = [record for record in source.records if record.split in (None, "train")]
+    own = source.records.of_split(None, "train")
     if not own:
         raise TooFewRows("no training rows: the source's rows all belong to other splits")
     kept = sample(own, config.data.train.limit, seed)
     left_out = source.dropped | {"beyond data.train.limit": len(own) - len(kept)}
     for split in source.splits:
         if split not in ("train", dev.split, guide.split):
-            count = sum(record.split == split for record in source.records)
-            left_out[f"split {split} is not used for training"] = count
+            left_out[f"split {split} is not used for training"] = len(source.records.of_split(split))
     if dev_source is not None:
         judges = dev_source.records
     elif dev.split is not None:
-        judges = [record for record in source.records if record.split == dev.split]
+        judges = source.records.of_split(dev.split)
     else:
         kept, judges = split_off(kept, dev.fraction or 0.0, seed, "dev")
     dev_records = sample(judges, dev.limit, seed)
     left_out["beyond data.dev.limit"] = len(judges) - len(dev_records)
     kept, guides, cut = _guide_records(config, source, kept)
     left_out["beyond data.guide.rows"] = cut
-    refuse_repeated(record.example_id for record in [*kept, *judges, *guides])
+    refuse_repeated(Stored(record.example_id for record in chain(kept, judges, guides)))
     _refuse_shared("dev", judges, kept, "dev would reward memory")
     _refuse_shared("guide", guides, kept, "the guide gradient would reward memory")
     _refuse_shared("dev", judges, guides, "the two would not judge independently", other="guide")
@@ -160,15 +163,15 @@ def split_records(config: RunConfig, source: Source, dev_source: Source | None) 
     return Drawn(kept, dev_records, guides, judges, {reason: count for reason, count in left_out.items() if count})
 
 
-def _named_rows(path: str, rows: list[Record], source: Source) -> tuple[list[Record], dict[str, int]]:
+def _named_rows(path: str, rows: Records, source: Source) -> tuple[Records, dict[str, int]]:
     """(the rows whose ids stand in the file, how many are left out by which reason); DataError for unknown ids."""
     names = ids_in(Path(path))
-    if unknown := sorted(names - {record.example_id for record in source.records}):
+    if unknown := sorted(names.difference(record.example_id for record in source.records)):
         raise DataError(
             f"data.train.keep {path} names {len(unknown)} rows that the data does not have: {listed(unknown, 5)}; give "
             "the data that it was selected from"
         )
-    kept = [record for record in rows if record.example_id in names]
+    kept = rows.where(np.fromiter((record.example_id in names for record in rows), bool, len(rows)))
     if not kept:
         raise DataError(f"data.train.keep {path} names none of the {len(rows)} rows that could train")
     left_out = {
@@ -178,11 +181,11 @@ def _named_rows(path: str, rows: list[Record], source: Source) -> tuple[list[Rec
     return kept, left_out
 
 
-def _guide_records(config: RunConfig, source: Source, kept: list[Record]) -> tuple[list[Record], list[Record], int]:
+def _guide_records(config: RunConfig, source: Source, kept: Records) -> tuple[Records, Records, int]:
     """(training rows that remain, guide rows, rows that are neither)."""
     guide, seed = config.data.guide, config.train.seed
     if guide.split is not None:
-        found = [record for record in source.records if record.split == guide.split]
+        found = source.records.of_split(guide.split)
         if guide.rows is not None and len(found) < guide.rows:
             raise DataError(
                 f"data.guide.rows asks for {guide.rows} rows, and the split {guide.split} has {len(found)}; lower it"
@@ -193,12 +196,10 @@ def _guide_records(config: RunConfig, source: Source, kept: list[Record]) -> tup
         return split_off_rows(kept, guide.rows, seed, "guide")
     if guide.fraction is not None:
         return *split_off(kept, guide.fraction, seed, "guide"), 0
-    return kept, [], 0
+    return kept, Records.of([]), 0
 
 
-def _refuse_shared(
-    purpose: str, judges: list[Record], rows: list[Record], consequence: str, other: str = "training"
-) -> None:
+def _refuse_shared(purpose: str, judges: Records, rows: Records, consequence: str, other: str = "training") -> None:
     shared = shared_groups(judges, rows)
     if shared:
         places = {record.example_id: record.place for record in rows}

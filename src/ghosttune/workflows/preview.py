@@ -24,9 +24,11 @@ def preview(config: RunConfig, rows: int = 3) -> list[PreviewedRow]:
     """The first training rows exactly as training sees them, after template, truncation and masking."""
     prepared = prepare(config)
     tokenizer = prepared.encoder.tokenizer
-    metadata = {record.example_id: record.metadata for record in prepared.train_records}
+    first = prepared.train.features[:rows]
+    wanted = {features.example_id for features in first}
+    metadata = {row.example_id: row.metadata for row in prepared.train_records if row.example_id in wanted}
     shown = []
-    for features in prepared.train.features[:rows]:
+    for features in first:
         row = prepared.encoder.marked(features)
         tokens = list(zip(_token_texts(tokenizer, row.input_ids), row.trained, strict=True))
         shown.append(PreviewedRow(features.example_id, tokens, metadata[features.example_id], row.target))

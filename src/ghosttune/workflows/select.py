@@ -84,7 +84,7 @@ def select(
     out = Path(out)
     aside = out.with_name(f"{out.stem}.dropped{out.suffix}")
     for path, part in ((out, kept), (aside, dropped)):
-        write_jsonl(path, [_line(rows.by_id[decision.example_id], decision) for decision in part])
+        write_jsonl(path, [_line(rows.record(decision.example_id), decision) for decision in part])
     return Selection(by, kept, dropped, str(out), str(aside))
 
 
@@ -148,7 +148,7 @@ def _kinds(rows: Rows, column: str) -> dict[str, str]:
     known = sorted({name for record in rows.records for name in record.metadata})
     if column not in known:
         raise DataError(f"no row has a column {column!r} to stratify by; there are {listed(known) or 'none'}")
-    return {name: f"{column}={rows.by_id[name].metadata.get(column)}" for name in rows.ids}
+    return {name: f"{column}={rows.record(name).metadata.get(column)}" for name in rows.ids}
 
 
 def _line(record: Record, decision: Decision) -> dict[str, Any]:

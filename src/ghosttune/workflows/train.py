@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import shlex
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from ghosttune.config.schema import RunConfig
 from ghosttune.data.encoding import RowFeatures
 from ghosttune.data.images import ImageEncoder
 from ghosttune.data.records import Record as RowRecord
+from ghosttune.data.records import Records
+from ghosttune.data.stored import Each
 from ghosttune.data.templates import Template
 from ghosttune.errors import ConfigError, GhosttuneError, Problem, RunError
 from ghosttune.metrics.intervals import FEWEST_ROWS, mean_ratio, verdict
@@ -186,7 +188,7 @@ def adapted_model(prepared: Prepared, refuse: Refuse = refuse) -> Adapted:
 
 def longest_row(prepared: Prepared) -> int:
     """Positions that the longest row of all splits takes."""
-    return max(row.positions for row in [*prepared.train.features, *prepared.dev.features, *prepared.guide.features])
+    return max(row.positions for split in (prepared.train, prepared.dev, prepared.guide) for row in split.features)
 
 
 def phasing_of(prepared: Prepared, adapted: Adapted) -> Phasing | None:
@@ -346,13 +348,26 @@ def _write_measurements(run: RunDir, record: Record, prepared: Prepared, measure
         write_gradient_analysis(run, prepared.config.measure.norms.layers)
     ledger = ledger_of(measured)
     if ledger is not None:
-        tokens: Counter[str] = Counter()  # a row may be several windows
-        for features in prepared.train.features:
-            tokens[features.example_id] += len(features)
-        rows = prepared.train_records
-        values = write_values(run, {row.example_id: {"tokens": tokens[row.example_id], **row.metadata} for row in rows})
+        rows, tokens = prepared.train_records, np.fromiter(_tokens(prepared), np.int64)
+        values = write_values(run, Each(range(len(rows)), lambda place: _described(rows[place], int(tokens[place]))))
         write_modules(run)
         record.note(ledger=ledger.account() | {"columns": separated_columns(values)})
+
+
+def _tokens(prepared: Prepared) -> Iterator[int]:
+    """The tokens of each training row: of all its windows where it is several, 0 where it has no features."""
+    windows = groupby(prepared.train.features, key=lambda row: row.example_id)
+    example_id, own = next(windows, (None, iter(())))
+    for record in prepared.train_records:
+        if record.example_id == example_id:
+            yield sum(len(window) for window in own)
+            example_id, own = next(windows, (None, iter(())))
+        else:
+            yield 0
+
+
+def _described(record: RowRecord, tokens: int) -> tuple[str, dict[str, Any]]:
+    return record.example_id, {"tokens": tokens, **record.metadata}
 
 
 def _write_phases(run: RunDir, record: Record, prepared: Prepared, phasing: Phasing, watch: Watch, steps: int) -> None:
@@ -435,5 +450,5 @@ def _write_splits(run: RunDir, prepared: Prepared) -> None:
     )
 
 
-def _records(prepared: Prepared) -> dict[str, list[RowRecord]]:
+def _records(prepared: Prepared) -> dict[str, Records]:
     return {"train": prepared.train_records, "dev": prepared.dev_records, "guide": prepared.guide_records}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from ghosttune.config.facts import ModelKind
 from ghosttune.config.findings import Checks, Found
 from ghosttune.config.schema import RunConfig
@@ -58,7 +60,9 @@ def before_loading(config: RunConfig, kind: ModelKind) -> Tried:
 def on_real_rows(tried: Tried, prepared: Prepared, adapted: Adapted) -> Tried:
     """The same with what the two longest training rows show."""
     model, facts = adapted.model, adapted.facts
-    longest = sorted(prepared.train.features, key=lambda row: row.positions)[-TRIED_ROWS:]
+    features = prepared.train.features
+    by_length = np.argsort([row.positions for row in features], kind="stable")
+    longest = [features[place] for place in by_length[-TRIED_ROWS:]]
     device = device_of(prepared.config.model)
     batch = {name: tensor.to(device) for name, tensor in prepared.collator(longest).items()}
     plain = probe(prepared.task, model, facts, batch, checkpointing=False)

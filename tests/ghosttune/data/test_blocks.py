@@ -16,7 +16,7 @@ from published import write
 from ghosttune.config.schema import SourceSettings
 from ghosttune.data.blocks import Document, in_blocks
 from ghosttune.data.encoding import Collator
-from ghosttune.data.records import Record
+from ghosttune.data.records import Records
 from ghosttune.data.sources import open_source
 from ghosttune.errors import DataError, ModelError
 
@@ -24,7 +24,7 @@ LENGTH = 16
 STORY = " ".join(CORPUS) * 3
 
 
-def blocks(path: Path, tokenizer: str = "small", length: int = LENGTH) -> list[Record]:
+def blocks(path: Path, tokenizer: str = "small", length: int = LENGTH) -> Records:
     source = open_source(SourceSettings(name="text", path=str(path)))
     assert source.in_blocks is not None and source.row_format == "text"
     return source.in_blocks(tokenizer_called(tokenizer), length)
@@ -36,7 +36,7 @@ def fault(path: Path, kind: type[Exception] = DataError, tokenizer: str = "small
     return str(caught.value)
 
 
-def tokens_of(records: list[Record], name: str) -> list[int]:
+def tokens_of(records: Records, name: str) -> list[int]:
     """The tokens of all blocks whose id begins with this name, joined."""
     return [token for record in records if record.example_id.startswith(f"{name}-") for token in record.tokens.tolist()]
 

@@ -58,7 +58,7 @@ WRITTEN = {
 
 def read(folder: Path, name: str, content: bytes) -> list[Placed]:
     (folder / name).write_bytes(content)
-    return read_file(folder / name)
+    return list(read_file(folder / name))
 
 
 def fault(folder: Path, name: str, content: bytes) -> str:

@@ -14,7 +14,7 @@ from ghosttune.config.loading import load_config, with_values
 from ghosttune.config.schema import ModelSettings, section_class
 from ghosttune.data.encoding import Collator, Encoder, Features
 from ghosttune.data.inspecting import Inspected
-from ghosttune.data.records import IMAGE, Record, Turn
+from ghosttune.data.records import IMAGE, Record, Records, Turn
 from ghosttune.data.templates import Template
 from ghosttune.models.loading import load_tokenizer
 
@@ -58,9 +58,9 @@ def inspected(train: list[Record] | None = None, chat_template: str | None = Non
     template = Template("chat", tokenizer(chat_template))
     encoder = Encoder(template, 128, "completion")
     seen = {
-        "train": train,
+        "train": Records.of(train),
         "dev": RECORDS[:2],
-        "test": [],
+        "test": Records.of([]),
         "features": encoder.encode(train).features,
         "collate": encoder.collator(),
         "tokenizer": encoder.tokenizer,
@@ -147,8 +147,8 @@ ROW_CASES: dict[str, tuple[Callable[[], Inspected], Callable[[], Inspected], str
         "1 of 9 training rows (11.1%) repeat another row's prompt and answer: again",
     ),
     "test rows trained": (
-        lambda: inspected(test=[record("Say green and number 1.", "something else")]),
-        lambda: inspected(test=[record("Say green and number 100.", "green 1")]),
+        lambda: inspected(test=Records.of([record("Say green and number 1.", "something else")])),
+        lambda: inspected(test=Records.of([record("Say green and number 100.", "green 1")])),
         "1 of 8 training rows ask the same as a test row: Say green and number 1. green 1",
     ),
     "answers longer than evaluation allows": (

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from ghosttune import report
 from ghosttune.cli.main import app
-from ghosttune.data.records import Record, Turn
+from ghosttune.data.records import Record, Records, Turn
 from ghosttune.data.sources import Source
 from ghosttune.errors import RunError
 from ghosttune.registry import FIGURES
@@ -122,7 +122,7 @@ def test_rows_of_every_task_have_a_text():
     turns = Record("a", (Turn("user", "Who?"), Turn("assistant", "I.")), "g")
     labelled = Record("b", (), "g", columns={"text": "fine", "label": 3, "note": None})
     tagged = Record("c", (), "g", columns={"tokens": ["Anna", "left"], "tags": ["B-PER", "O"]})
-    found = dict(every_text(Source([turns, labelled, tagged], "any", {}), None))
+    found = dict(every_text(Source(Records.of([turns, labelled, tagged]), "any", {}), None))
     assert found["a"] == [("user", "Who?"), ("assistant", "I.")]
     assert found["b"] == [("text", "fine"), ("label", "3")]
     assert found["c"] == [("tokens", "Anna left"), ("tags", "B-PER O")]

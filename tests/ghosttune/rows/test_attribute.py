@@ -62,7 +62,7 @@ def test_several_checkpoints_are_weighted_by_their_learning_rate(opened, slow_ro
 @pytest.mark.parametrize("by", ["cosine", "preconditioned"])
 @pytest.mark.parametrize("checkpoints", [["best"], ["all"], ["3"]])
 def test_the_row_itself_and_its_copies_come_first(opened, by, checkpoints):
-    record = opened.train.by_id["row-5"]
+    record = opened.train.record("row-5")
     asked = {"prompt": record.prompt[0].content, "completion": record.reference}
     found = attribute(opened, **asked, by=by, checkpoints=checkpoints, top=4)
     assert {row.example_id for row in found.helpful[:3]} == {"row-5", "copy-a", "copy-b"}
@@ -81,7 +81,7 @@ def test_what_is_said_of_a_row(opened):
 
 
 def test_a_query_file_is_its_mean(opened, tmp_path):
-    record = opened.train.by_id["row-5"]
+    record = opened.train.record("row-5")
     row = {"prompt": record.prompt[0].content, "completion": record.reference}
     (tmp_path / "query.jsonl").write_text("".join(json.dumps({**row, "id": str(n)}) + "\n" for n in range(2)))
     twice = attribute(opened, tmp_path / "query.jsonl", by="dot")
@@ -92,7 +92,7 @@ def test_a_query_file_is_its_mean(opened, tmp_path):
 
 
 def test_why_takes_a_run_a_path_or_a_conversation(opened, indexed):
-    record = opened.train.by_id["row-9"]
+    record = opened.train.record("row-9")
     words = record.prompt[0].content
     answers = [
         why(indexed, words, record.reference),
@@ -127,7 +127,7 @@ def test_a_talk_says_why(indexed, opened, capsys):
     from ghosttune.inference.chatting import Conversation
     from ghosttune.inference.pipeline import Pipeline
 
-    record = opened.train.by_id["row-9"]
+    record = opened.train.record("row-9")
     talk = Talk(Pipeline.from_run(indexed, device="cpu"), str(indexed), Conversation(max_new_tokens=4), "cpu")
     with pytest.raises(InputError, match="nothing has been said yet"):
         talk.hear("/why")

@@ -62,7 +62,7 @@ def test_sketches_estimate_cosines_within_their_error(run, opened, slow_gradient
     assert columns and all("q_proj" in name or "mlp" in name for name in columns)
     features = opened.train.features
     query = next(row for row in features if row.example_id == "row-7")
-    record = opened.train.by_id["row-7"]
+    record = opened.train.record("row-7")
     asked = attribute(run, prompt=record.prompt, completion=record.reference, top=27, device="cpu")
     seen = {row.example_id: row for row in asked.helpful + asked.harmful}
     assert len(seen) == 27 and all(row.error == pytest.approx(found.error["cosine"]) for row in seen.values())

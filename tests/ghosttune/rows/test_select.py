@@ -109,7 +109,7 @@ def test_a_selection_is_also_a_file_of_rows(opened, tmp_path):
     again = opened.rows(tmp_path / "kept.jsonl")
     assert len(again.records) == 11
     for record in again.records:
-        original = opened.train.by_id[record.example_id]
+        original = opened.train.record(record.example_id)
         assert record.turns == original.turns
         assert set(record.metadata) == {"kind", "score", "reason"}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from os.path import normpath
 from pathlib import Path
@@ -16,8 +16,9 @@ from pathlib import Path
 from ghosttune.data.columns import RowFault
 from ghosttune.data.dataset import KnownDataset, without_judges
 from ghosttune.data.files import Fields, Placed, fingerprint, read_file, shown, unusable
-from ghosttune.data.records import IMAGE, IMAGE_MARK, Record, records_of
-from ghosttune.data.sources import Source, example_ids, refuse_repeated, source_files, with_split
+from ghosttune.data.records import IMAGE, IMAGE_MARK, Record, Records, records_of
+from ghosttune.data.sources import Source, example_id, refuse_repeated, source_files, with_split
+from ghosttune.data.stored import Each, Stored
 from ghosttune.errors import DataError
 from ghosttune.registry import DATASETS
 
@@ -53,13 +54,17 @@ def image_text(path: str | None) -> Source:
     files = source_files(Path(path))
     rows = [(split, file, read_file(file)) for split, file in files.items()]
     ids = _distinct(
-        [own for split, file, placed in rows for own in example_ids(placed, file.name.split(".")[0], split)]
+        [
+            example_id(fields, file.name.split(".")[0], split, position)
+            for split, file, placed in rows
+            for position, (_, fields) in enumerate(placed)
+        ]
     )
-    refuse_repeated(ids, [place for _, _, placed in rows for place, _ in placed])
+    refuse_repeated(ids, Stored(row for _, _, placed in rows for row in placed))
     left = iter(ids)
-    records = [
+    records = Records.of(
         record for split, file, placed in rows for record in _records(file, placed, [next(left) for _ in placed], split)
-    ]
+    )
     fingerprints = {str(file): fingerprint(file) for file in files.values()}
     found = sorted({record.columns[IMAGE] for record in records if IMAGE in record.columns})
     kept, dropped = without_judges(records)
@@ -76,7 +81,7 @@ def _distinct(ids: Sequence[str]) -> list[str]:
     return distinct
 
 
-def _records(file: Path, rows: Sequence[Placed], ids: list[str], split: str | None) -> list[Record]:
+def _records(file: Path, rows: Sequence[Placed], ids: list[str], split: str | None) -> Iterator[Record]:
     """The rows of a file; DataError lists those that cannot be used, and those whose image is not there."""
     folder = file.parent.absolute()
     root = folder / IMAGES if (folder / IMAGES).is_dir() else folder
@@ -90,9 +95,9 @@ def _records(file: Path, rows: Sequence[Placed], ids: list[str], split: str | No
     if faults:
         raise unusable(f"{file}: {len(faults)} of {len(rows)} rows cannot be used", faults)
     _require_there(rows, images, root)
-    talks = [(place, {name: value for name, value in fields.items() if name != IMAGE}) for place, fields in rows]
+    talks = Each(rows, lambda row: (row[0], {name: value for name, value in row[1].items() if name != IMAGE}))
     records = records_of(with_split(talks, split), "messages", ids)
-    return [_showing(record, image, root) for record, image in zip(records, images, strict=True)]
+    return (_showing(record, image, root) for record, image in zip(records, images, strict=True))
 
 
 def _image(fields: Fields, root: Path) -> Path | None:

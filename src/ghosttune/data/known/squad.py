@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,20 @@ from ghosttune.data.fetching import KnownFile
 from ghosttune.data.files import Fields, Placed, kind_of, read_document, read_file, shown
 from ghosttune.data.records import RowFault
 from ghosttune.data.sources import Source
+from ghosttune.data.stored import Stored
 from ghosttune.errors import DataError
 from ghosttune.registry import DATASETS
 
 SITE = "https://rajpurkar.github.io/SQuAD-explorer/dataset"
 
 
-def read_articles(path: Path) -> list[Placed]:
+def read_articles(path: Path) -> Sequence[Placed]:
     """One row per question, placed by its id; other kinds of file hold such rows already."""
     if kind_of(path) != "json":
         return read_file(path)
     document = read_document(path)
     try:
-        rows = list(_questions(document, path.name))
+        rows = Stored(_questions(document, path.name))
     except (TypeError, KeyError) as error:
         raise DataError(f"{path} is not in the layout of SQuAD 1.1 (data, paragraphs, qas): {error!r}") from error
     if not rows:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from ghosttune.data.blocks import Document, gpt2_tokens, in_blocks
 from ghosttune.data.dataset import KnownDataset
 from ghosttune.data.files import READABLE, fingerprint, kind_of, read_document, read_file, read_text
+from ghosttune.data.records import Records
 from ghosttune.data.sources import SPLIT_NAMES, Source
+from ghosttune.data.stored import Each
 from ghosttune.errors import DataError, listed
 from ghosttune.registry import DATASETS
 
@@ -37,13 +43,16 @@ def text(path: str | None) -> Source:
     if path is None:
         raise DataError("data.train.name text needs data.train.path: the corpus, a file or a folder")
     files = corpus_files(Path(path))
-    documents = [document for file in files for document in documents_of(file)]
-    names = [document.name for document in documents]
-    if len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
+    documents = [documents_of(file) for file in files]
+    names = Counter(document.name for document in chain.from_iterable(documents))
+    if twice := sorted(name for name, count in names.items() if count > 1):
         raise DataError(f"{path} holds several files called {listed(twice)}; blocks are named after their file")
     fingerprints = {str(file): fingerprint(file) for file in files}
-    return Source([], "text", fingerprints, in_blocks=partial(in_blocks, documents))
+    return Source(Records.of([]), "text", fingerprints, in_blocks=partial(_blocks, documents))
+
+
+def _blocks(documents: Sequence[Sequence[Document]], tokenizer: Any, length: int) -> Records:
+    return in_blocks(chain.from_iterable(documents), tokenizer, length)
 
 
 def corpus_files(path: Path) -> list[Path]:
@@ -81,7 +90,7 @@ def _readable(file: Path) -> Path:
     return file
 
 
-def documents_of(file: Path) -> list[Document]:
+def documents_of(file: Path) -> Sequence[Document]:
     """The documents of a file: a whole text or token file is one stream, every row of the others a document."""
     stem = file.name.split(".")[0]
     domain, split = _domain_and_split(stem, file.parent.name)
@@ -93,10 +102,12 @@ def documents_of(file: Path) -> list[Document]:
     faults = [place for place, fields in rows if not isinstance(fields.get("text"), str) or not fields["text"].strip()]
     if faults:
         raise DataError(f"{file}: {len(faults)} of {len(rows)} rows have no text in a column text: {listed(faults, 5)}")
-    return [
-        Document(f"{stem}-{place:06d}", str(fields.get("domain") or domain), split, fields["text"], is_whole=True)
-        for place, (_, fields) in enumerate(rows)
-    ]
+
+    def document(place: int) -> Document:
+        fields = rows[place][1]
+        return Document(f"{stem}-{place:06d}", str(fields.get("domain") or domain), split, fields["text"], True)
+
+    return Each(range(len(rows)), document)
 
 
 def _domain_and_split(stem: str, folder: str) -> tuple[str, str | None]:

@@ -6,6 +6,7 @@ in which a query can be executed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ghosttune.data.files import Fields, Placed, read_file
 from ghosttune.data.records import RowFault
 from ghosttune.data.sources import Source
 from ghosttune.data.sql import SqlFault, column_names, quoted, sql_text
+from ghosttune.data.stored import Each
 from ghosttune.errors import DataError
 from ghosttune.registry import DATASETS
 
@@ -37,14 +39,14 @@ class Table:
     rows: list[list[Any]]
 
 
-def read_questions(path: Path) -> list[Placed]:
+def read_questions(path: Path) -> Sequence[Placed]:
     """The questions of a file, each with the header and types of its table, which stands in the file beside it."""
     described = read_tables(tables_file(path))
     rows = read_file(path)
     lacking = sorted({str(fields.get("table_id")) for _, fields in rows} - described.keys())
     if lacking:
         raise DataError(f"{path}: {len(lacking)} tables are not in {tables_file(path).name}, {lacking[0]} among them")
-    return [(place, fields | _columns(described[fields["table_id"]])) for place, fields in rows]
+    return Each(rows, lambda row: (row[0], row[1] | _columns(described[row[1]["table_id"]])))
 
 
 def _columns(table: Table) -> Fields:
