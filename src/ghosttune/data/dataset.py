@@ -85,7 +85,7 @@ class KnownDataset:
         kept, shared = without_judges(records)
         read_from = [each for _, file, _ in files for each in (file, *self.also_read(file))]
         fingerprints = {str(file): fingerprint(file) for file in read_from}
-        return Source(kept, "prompt_completion", fingerprints, dict(+(dropped + shared)))
+        return Source(kept, "prompt_completion", fingerprints, dict(dropped + shared))
 
     def files_at(self, name: str, path: str | None) -> list[tuple[str | None, Path, KnownFile]]:
         if path is not None and Path(path).is_file():
@@ -185,7 +185,7 @@ def without_judges(records: Records) -> tuple[Records, Counter[str]]:
             shared = kept & np.equal(records.splits, split) & asked
             dropped[f"{split} rows that ask the same as a {judge} row"] += int(shared.sum())
             kept &= ~shared
-    return records.where(kept), dropped
+    return records.where(kept), +dropped
 
 
 def _stem(name: str) -> str:
