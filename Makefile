@@ -15,8 +15,8 @@ demo: .venv/runs
 	$(BIN)/ghosttune quickstart
 
 check: .venv/tests
-	$(BIN)/ruff format --check src tests scripts benchmarks
-	$(BIN)/ruff check src tests scripts benchmarks
+	$(BIN)/ruff format --check src tests scripts benchmarks examples
+	$(BIN)/ruff check src tests scripts benchmarks examples
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -q tests/ghosttune/test_layers.py
 

@@ -1,6 +1,6 @@
 """Question answering: a text and a question, answered with words of the text. Writes its own rows; offline.
 
-The built-in model writes its answers. Models that mark a span of the text (BERT) have a task of their own:
+The built-in model writes its answers, and is too small to always take the right one of two: look at its score. Models that mark a span of the text (BERT) have a task of their own:
 `ghosttune train --preset qa`.
 
 python examples/question_answering.py [FOLDER] [STEPS]
@@ -40,6 +40,8 @@ config = ghosttune.load_config(
 )
 run = ghosttune.train(config, folder / "run")
 print(run.record["verdict"])
+for name in ("adapter", "base", "constant"):
+    print(name, "exact match", (run.evaluation or {})["dev"][name]["squad_em"])
 pipeline = run.pipeline()
 for question in ("What did Maya buy?", "Who bought a lamp?"):
     print(question, pipeline.chat(f"Hugo bought a lamp. Maya bought two apples. {question}"))
