@@ -1,7 +1,7 @@
 """Question answering: a text and a question, answered with words of the text. Writes its own rows; offline.
 
-The built-in model writes its answers, and is too small to always take the right one of two: look at its score. Models that mark a span of the text (BERT) have a task of their own:
-`ghosttune train --preset qa`.
+The built-in model writes its answers, and is too small to always take the right one of two: look at its score. Models
+that mark a span of the text (BERT) have a task of their own: `ghosttune train --preset qa`.
 
 python examples/question_answering.py [FOLDER] [STEPS]
 """

@@ -135,7 +135,7 @@ class SourceSettings(Section):
         None,
         critical=True,
         why="nothing is learned but what these rows say",
-        cost="all rows are read, checked and encoded before the first update, and held in memory",
+        cost="all rows are read, checked and encoded before the first update",
     )
     """Your own file or folder (JSONL, JSON, CSV, TSV, Parquet, text; gzip too), or `builtin:rows`."""
     format: Literal[
