@@ -88,7 +88,12 @@ def t5(tokenizer: Any) -> Any:
 
     shape = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "dropout_rate": 0.0}
     special = {"pad_token_id": 0, "eos_token_id": 3, "decoder_start_token_id": 0}
-    return confident(T5ForConditionalGeneration(T5Config(vocab_size=len(tokenizer), **shape, **special)))
+    model = T5ForConditionalGeneration(T5Config(vocab_size=len(tokenizer), **shape, **special))
+    with torch.no_grad():  # a random decoder hardly listens to its encoder, and no prompt could reach it
+        for name, parameter in model.named_parameters():
+            if ".EncDecAttention." in name:
+                parameter.mul_(3)
+    return confident(model)
 
 
 def bart(tokenizer: Any) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_presets_trained import sst2, squad
+from test_presets_trained import squad, sst2
 
 from ghosttune.config.loading import read_config
 from ghosttune.workflows.check import check

@@ -29,6 +29,10 @@ TASKS = [
     ("regression", "bert"),
 ]
 STEPS = 40
+MORE_STEPS = dict.fromkeys(
+    [("p_tuning", "rewriting"), ("prefix_projection", "rewriting"), ("p_tuning", "regression")], 120
+)
+"""(method, task) -> updates, where 40 do not learn four rows."""
 REFUSED = {
     ("bitfit", "llama"): "this model has no biases",
     ("bitfit", "t5"): "this model has no biases",
@@ -45,11 +49,8 @@ RATES = {
 """(method, task) -> learning rate, where the method's own is too much for a random model."""
 
 
-def share_left(name: str, task: str) -> float:
-    """Of the loss, after STEPS updates; a frozen random model without a new head hardly listens to a prompt."""
-    if task == "rewriting":
-        return 0.95 if name in ("prompt_tuning", "p_tuning") else 0.25
-    return 0.5 if (name, task) == ("p_tuning", "regression") else 0.15
+SHARE_LEFT = {"rewriting": 0.25}
+"""Task -> of the loss, at the end; 0.15 for the others."""
 
 
 def losses(model: Any, prepared: Prepared) -> torch.Tensor:
@@ -58,15 +59,15 @@ def losses(model: Any, prepared: Prepared) -> torch.Tensor:
         return prepared.task.example_loss(model, prepared.collator(prepared.dev.features))
 
 
-def settings_of(case: Case, rate: float) -> dict[str, Any]:
+def settings_of(case: Case, rate: float, steps: int) -> dict[str, Any]:
     """A run of a few steps with every instrument that the method has, on four rows of eight."""
     measured = {"norms__every": 20, "norms__effective": 20, "ledger__guide_every": 20}
     return {
         "method__type": case.method,
         **{f"method__{setting}": value for setting, value in case.settings.items()},
         "data__dev__fraction": 0.25 if case.has_ledger else 0.34,
-        "train__max_steps": STEPS,
-        "train__eval_steps": STEPS,
+        "train__max_steps": steps,
+        "train__eval_steps": steps,
         "train__logging_steps": 1,
         "train__learning_rate": rate,
         "train__lr_scheduler_type": "constant",
@@ -97,9 +98,8 @@ QUICK = {
 )
 def test_a_method_on_a_task(task: str, family: str, name: str, task_config, tmp_path) -> None:
     case = CASES[name]
-    config = task_config(
-        task, family, 8 if case.has_ledger else 6, **settings_of(case, RATES.get((name, task), case.learning_rate))
-    )
+    rate, steps = RATES.get((name, task), case.learning_rate), MORE_STEPS.get((name, task), STEPS)
+    config = task_config(task, family, 8 if case.has_ledger else 6, **settings_of(case, rate, steps))
     if why := REFUSED.get((name, family)):
         with pytest.raises(ConfigError, match=f"(?i){why}"):
             train(config, tmp_path / "run")
@@ -108,7 +108,7 @@ def test_a_method_on_a_task(task: str, family: str, name: str, task_config, tmp_
     log = [event["loss"] for event in run.events if event["event"] == "log"]
     prepared = prepare(config)
     kind = prepared.task.kind(prepared.encoder.tokenizer)
-    assert min(log) < share_left(name, task) * log[0]
+    assert min(log) < SHARE_LEFT.get(task, 0.15) * log[0]
 
     verdict, targets = run.record["verdict"], prepared.dev.targets
     base, again = (load_model(config.model, config.train.seed, kind).eval() for _ in range(2))
@@ -122,7 +122,7 @@ def test_a_method_on_a_task(task: str, family: str, name: str, task_config, tmp_
     if case.has_ledger:
         assert all(row["steps_seen"] for row in run.values)
         assert run.record["ledger"]["guide_loss_path"] > 0
-        assert {row["step"] for row in read_table(run.folder, "norms").to_pylist()} == {1, 21}
+        assert {row["step"] for row in read_table(run.folder, "norms").to_pylist()} == set(range(1, steps, 20))
     if not prompt_length(tuned):
         expected = losses(tuned, prepared)
         torch.testing.assert_close(losses(merged(tuned), prepared), expected, rtol=1e-3, atol=1e-3)
