@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 
 from ghosttune.config.loading import value_at
 from ghosttune.config.rendering import inline
+from ghosttune.config.schema import KINDS
 from ghosttune.config.wording import accepted
 from ghosttune.errors import InputError
 from ghosttune.workflows.runs import Run, open_run
@@ -27,13 +28,20 @@ def explained(name: str, field: FieldInfo, run: Path | None = None) -> dict[str,
     facts = {
         "what": " ".join((field.description or "").split()),
         "why": str(extra.get("why") or ""),
-        "how": f"{accepted(field)}{unit}; --set {name}=VALUE, or its line in the file",
+        "how": f"{_names(name) or accepted(field)}{unit}; --set {name}=VALUE, or its line in the file",
         "cost": str(extra.get("cost") or ""),
         "default": inline(field.default) + (" (must be chosen under --strict)" if extra.get("critical") else ""),
     }
     if run is not None:
         facts |= _in_run(name, open_run(run))
     return {key: text for key, text in facts.items() if text}
+
+
+def _names(name: str) -> str:
+    """What a setting that chooses the others of its section takes; empty for the others."""
+    section, _, key = name.partition(".")
+    chooses = section in KINDS and KINDS[section].key == key
+    return " | ".join(entry.name for entry in KINDS[section].registry) if chooses else ""
 
 
 def _in_run(name: str, run: Run) -> dict[str, str]:

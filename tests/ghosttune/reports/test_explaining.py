@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,7 @@ from ghosttune.errors import InputError, RunError
 from ghosttune.workflows.explaining import FIGURES, explained
 from ghosttune.workflows.show import show
 
+SCRIPTS = Path(__file__).parents[3] / "scripts"
 EVERY = [
     (f"{entry.name}: {path}", field)
     for section, kinds in KINDS.items()
@@ -24,6 +27,21 @@ def test_every_critical_setting_says_why_and_what_it_costs():
     critical = [(name, field.json_schema_extra) for name, field in EVERY if field.json_schema_extra["critical"]]
     assert len(critical) > 100
     assert not [name for name, extra in critical if not extra["why"] or not extra["cost"]]
+
+
+def test_a_setting_that_chooses_the_others_takes_all_of_its_registry():
+    for section, kinds in KINDS.items():
+        facts = show("settings", f"{section}.{kinds.key}")[1]
+        assert facts["how"].partition(";")[0] == " | ".join(entry.name for entry in kinds.registry)
+
+
+def test_the_reference_is_what_the_schema_and_the_registries_hold():
+    sys.path.insert(0, str(SCRIPTS))
+    try:
+        import build_reference
+    finally:
+        sys.path.remove(str(SCRIPTS))
+    assert build_reference.PAGE.read_text(encoding="utf-8") == build_reference.page(), "run scripts/build_reference.py"
 
 
 def test_every_setting_says_what_it_takes():
