@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
+from operator import attrgetter
 
-from ghosttune.config.schema import DEFAULT, KINDS, RunConfig, leaf_fields
+from ghosttune.config.schema import DEFAULT, KINDS, LEDGER_NEEDED, RunConfig, leaf_fields
 from ghosttune.errors import InputError, Problem
 from ghosttune.registry import DATASETS, METRICS, STRATEGIES
 
@@ -210,13 +211,10 @@ def _guide_rows_of_their_own(config: RunConfig) -> Found:
 def _guide_rows_for_a_ledger(config: RunConfig) -> Found:
     if config.measure.ledger.guide_every is not None:
         return
-    for name in ("fraction", "split", "rows"):
-        if getattr(config.data.guide, name) is not None:
-            yield f"data.guide.{name}", "does nothing while measure.ledger is off; leave it out, or set guide_every"
-    if config.measure.ledger.values != "adamw":
-        yield "measure.ledger.values", "does nothing without measure.ledger.guide_every"
-    if config.measure.ledger.guide_subset is not None:
-        yield "measure.ledger.guide_subset", "does nothing without measure.ledger.guide_every"
+    fields = dict(leaf_fields())
+    for path in LEDGER_NEEDED:
+        if attrgetter(path)(config) != fields[path].default:
+            yield path, "does nothing while measure.ledger is off; leave it out, or set guide_every"
 
 
 @rule("measure.norms.every")

@@ -72,6 +72,8 @@ class Records(Sequence[Record]):
     """The split that each stored record names, or None."""
     all_groups: np.ndarray
     """A key of the group of each stored record: equal for equal groups."""
+    have_images: bool
+    """Whether any stored record shows an image."""
     positions: np.ndarray
     """[N] of these records among the stored ones."""
 
@@ -82,15 +84,18 @@ class Records(Sequence[Record]):
 
         splits: list[str | None] = []
         groups = bytearray()
+        have_images = False
 
         def noted() -> Iterator[Record]:
+            nonlocal have_images
             for record in records:
+                have_images = have_images or IMAGE in record.columns
                 splits.append(record.split)
                 groups.extend(key_of(record.group))
                 yield record
 
         stored = Stored(noted())
-        return cls(stored, np.array(splits, object), keys_in(groups), np.arange(len(stored)))
+        return cls(stored, np.array(splits, object), keys_in(groups), have_images, np.arange(len(stored)))
 
     def where(self, chosen: np.ndarray) -> Records:
         """Those that are chosen, by [N] bool or by position."""

@@ -17,7 +17,6 @@ from ghosttune.data.files import Fields, Placed, fingerprint, kind_of, read_file
 from ghosttune.data.hub import hub_rows, is_hub_id
 from ghosttune.data.records import (
     ID_COLUMNS,
-    IMAGE,
     TURN_FORMATS,
     Records,
     detect_format,
@@ -61,11 +60,6 @@ class Source:
         return self.row_format == "messages" or (
             self.row_format == "text" and any(record.turns[0].role != "text" for record in self.records)
         )
-
-    @property
-    def has_images(self) -> bool:
-        """Whether any row shows an image."""
-        return any(IMAGE in record.columns for record in self.records)
 
     @property
     def has_lone_turns(self) -> bool:

@@ -91,7 +91,7 @@ def prepare(config: RunConfig, without: Collection[str] = (), refuse: Refuse = r
     task = task_of(config)
     refuse(_image_problems(config, drawn) or _metric_problems(config, drawn))
     encoder = task.encoder(tokenizer, config.data)
-    if source.has_images or (dev_source is not None and dev_source.has_images):
+    if source.records.have_images or (dev_source is not None and dev_source.records.have_images):
         encoder = ImageEncoder(encoder, ImageReader(load_processor(config.model)))
     train, dev, guide = (
         encoder.encode(records, config.data.truncated_share) for records in (drawn.train, drawn.dev, drawn.guide)

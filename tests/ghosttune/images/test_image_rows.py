@@ -66,7 +66,7 @@ def test_rows_are_read_with_their_images_and_stay_with_them(tmp_path):
     ]
     groups = [record.group for record in source.records]
     assert groups[1] == groups[6] and len(set(groups)) == 6
-    assert source.has_images and source.row_format == "messages" and source.dropped == {}
+    assert source.records.have_images and source.row_format == "messages" and source.dropped == {}
     assert len(source.fingerprints) == 2
     picture(tmp_path / "images" / "3.png", "white", (40, 50))
     changed = opened(path).fingerprints

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from measured import MEASURED
 from PIL import Image
 from seeing import COLOURS, llava, write_album, write_rows
 from transformers import AutoProcessor
@@ -29,21 +30,6 @@ from ghosttune.workflows.runs import Run
 from ghosttune.workflows.train import adapted_model, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
-
-MEASURED = {
-    "train__max_steps": 3,
-    "train__warmup_steps": 0,
-    "train__lr_scheduler_type": "constant",
-    "train__learning_rate": 0.02,
-    "train__eval_steps": 1,
-    "train__save_total_limit": 5,
-    "data__dev__fraction": 0.25,
-    "data__guide__fraction": 0.2,
-    "measure__norms__every": 1,
-    "measure__norms__effective": 1,
-    "measure__ledger__guide_every": 1,
-    "measure__ledger__values": "sgd",
-}
 
 
 @pytest.fixture(scope="module")

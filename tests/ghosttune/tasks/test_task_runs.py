@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from measured import MEASURED
 from task_cases import CASES, MATRIX
 
 from ghostgrad.store import GradientStore
@@ -26,20 +27,6 @@ from ghosttune.workflows.runs import Run
 from ghosttune.workflows.train import Stopped, adapted_model, resume, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
-
-MEASURED = {
-    "train__max_steps": 3,
-    "train__lr_scheduler_type": "constant",
-    "train__learning_rate": 0.02,
-    "train__eval_steps": 1,
-    "train__save_total_limit": 5,
-    "data__dev__fraction": 0.25,
-    "data__guide__fraction": 0.2,
-    "measure__norms__every": 1,
-    "measure__norms__effective": 1,
-    "measure__ledger__guide_every": 1,
-    "measure__ledger__values": "sgd",
-}
 
 
 @pytest.fixture(scope="module", params=MATRIX, ids="-".join)
