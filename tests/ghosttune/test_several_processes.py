@@ -48,7 +48,7 @@ def columns(run: RunDir, name: str) -> dict[str, list[Any]]:
 
 
 NUMBERS = {"norm", "norm_after_clip", "update_norm", "weight_norm", "effective_norm", "relative_norm", "value"}
-NUMBERS |= {"standing", "guide_loss_drop"}
+NUMBERS |= {"standing", "guide_loss_drop", "score"}
 
 
 def compare(one: RunDir, two: RunDir, rtol: float = 1e-3) -> None:
@@ -105,6 +105,21 @@ def test_two_processes_follow_phases_as_one_does(two_processes, tmp_path, tiny_m
         *same, drop = expected.split(",")
         assert found.split(",")[:-1] == same
         assert float(found.split(",")[-1]) == pytest.approx(float(drop), rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_choose_the_rows_that_one_chooses(two_processes, tmp_path, tiny_model, rows_file):
+    """In float64: AdamW's first steps multiply what float32 rounds."""
+    for name, size in (("one", 4), ("two", 2)):
+        settings = SETTINGS.replace("dev:", "online_selection: {by: value, candidates: 2}, dev:")
+        (tmp_path / f"{name}.yaml").write_text(settings % (tiny_model, rows_file, size, 1))
+    train_in_float64(str(tmp_path / "one.yaml"), str(tmp_path / "one"))
+    run_group(train_in_float64, tmp_path / "two.yaml", tmp_path / "two")
+    one, both = RunDir(tmp_path / "one"), RunDir(tmp_path / "two")
+    left, right = columns(one, "selection"), columns(both, "selection")
+    np.testing.assert_allclose(np.array(right.pop("score"), float), np.array(left.pop("score"), float), rtol=1e-6)
+    assert left == right
+    compare(one, both, rtol=1e-6)
 
 
 @pytest.mark.slow

@@ -84,10 +84,12 @@ def too_many_passes(case: Planned) -> Found:
 @SETTINGS.add("Every step would be the same full pass, and accumulation or batch size does nothing beyond it")
 def batch_larger_than_the_data(case: Planned) -> Found:
     """More rows per step than there are training rows."""
-    if case.rows_per_step > case.train_rows:
+    selection = case.config.data.online_selection
+    taken = case.rows_per_step * selection.offered
+    if taken > case.train_rows:
         yield (
-            f"a step takes {case.rows_per_step} rows (train.per_device_train_batch_size x "
-            f"train.gradient_accumulation_steps), and {case.train_rows} train",
+            f"a step takes {taken} rows (train.per_device_train_batch_size x train.gradient_accumulation_steps"
+            f"{' x data.online_selection.candidates' if selection.by else ''}), and {case.train_rows} train",
             f"Lower them to {case.train_rows} rows together, or add rows",
             [],
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from operator import attrgetter
 
-from ghosttune.config.schema import DEFAULT, KINDS, LEDGER_NEEDED, RunConfig, leaf_fields
+from ghosttune.config.schema import DEFAULT, DEPENDENT, KINDS, RunConfig, leaf_fields
 from ghosttune.errors import InputError, Problem
 from ghosttune.registry import DATASETS, METRICS, STRATEGIES
 
@@ -207,14 +207,40 @@ def _guide_rows_of_their_own(config: RunConfig) -> Found:
         yield "data.guide.split", f"is {split}, which chooses checkpoints; the two judge the run independently"
 
 
-@rule("measure.ledger.guide_every")
-def _guide_rows_for_a_ledger(config: RunConfig) -> Found:
-    if config.measure.ledger.guide_every is not None:
+def _idle(switch: str, config: RunConfig) -> Found:
+    if attrgetter(switch)(config) is not None:
         return
     fields = dict(leaf_fields())
-    for path in LEDGER_NEEDED:
+    for path in DEPENDENT[switch]:
         if attrgetter(path)(config) != fields[path].default:
-            yield path, "does nothing while measure.ledger is off; leave it out, or set guide_every"
+            yield path, f"does nothing while {switch} is null; leave it out, or set that"
+
+
+@rule("measure.ledger.guide_every")
+def _guide_rows_for_a_ledger(config: RunConfig) -> Found:
+    yield from _idle("measure.ledger.guide_every", config)
+
+
+@rule("data.online_selection.by")
+def _options_of_a_selection(config: RunConfig) -> Found:
+    yield from _idle("data.online_selection.by", config)
+
+
+@rule("data.online_selection.by")
+def _no_lowest_draw(config: RunConfig) -> Found:
+    selection = config.data.online_selection
+    if selection.lowest and selection.by == "random":
+        yield "data.online_selection.lowest", "means nothing for a random draw; leave it out"
+
+
+@rule("data.online_selection.by", "measure.ledger.guide_every")
+def _values_to_select_by(config: RunConfig) -> Found:
+    if config.data.online_selection.by == "value" and config.measure.ledger.guide_every is None:
+        yield (
+            "data.online_selection.by",
+            "is value, which the guide gradient of the ledger tells; set measure.ledger.guide_every, or choose by "
+            "loss, gradient_norm or random",
+        )
 
 
 @rule("measure.norms.every")

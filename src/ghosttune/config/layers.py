@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ghosttune.config.reading import Layer, Leaf, SettingPath, overlap, read_file, read_mapping, read_overrides
-from ghosttune.config.schema import ALTERNATIVES, KINDS, LEDGER_NEEDED, SHORTHANDS, SWITCHES, RunConfig, group_of
+from ghosttune.config.schema import ALTERNATIVES, DEPENDENT, KINDS, SHORTHANDS, SWITCHES, RunConfig, group_of
 from ghosttune.errors import InputError, listed, nearest
 
 SHIPPED = Path(__file__).parent.parent
 EXCLUSIVE = [[tuple(path.split(".")) for path in group] for group in ALTERNATIVES]
-LEDGER = ("measure", "ledger", "guide_every")
-NEED_LEDGER = {tuple(path.split(".")) for path in LEDGER_NEEDED}
+SWITCHED = {tuple(switch.split(".")): {tuple(path.split(".")) for path in paths} for switch, paths in DEPENDENT.items()}
 
 Leaves = dict[SettingPath, Leaf]
 
@@ -98,8 +97,9 @@ def _replaced(merged: Leaves, chosen: Leaves) -> set[SettingPath]:
     for group in EXCLUSIVE:
         if any(path in chosen and chosen[path].value is not None for path in group):
             replaced |= {known for known in merged if known in group}
-    if LEDGER in chosen and chosen[LEDGER].value is None:
-        replaced |= NEED_LEDGER & merged.keys()
+    for switch, dependent in SWITCHED.items():
+        if switch in chosen and chosen[switch].value is None:
+            replaced |= dependent & merged.keys()
     return replaced
 
 

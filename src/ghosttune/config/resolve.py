@@ -102,7 +102,8 @@ def resolve_steps(config: RunConfig, train_rows: int, processes: int = 1, refuse
 
 def steps_per_epoch(config: RunConfig, train_rows: int, processes: int = 1) -> int:
     """Optimizer updates of one pass over the rows, the last of which may hold fewer rows."""
-    micro_batches = math.ceil(train_rows / (config.train.per_device_train_batch_size * processes))
+    rows = config.train.per_device_train_batch_size * config.data.online_selection.offered * processes
+    micro_batches = math.ceil(train_rows / rows)
     return math.ceil(micro_batches / config.train.gradient_accumulation_steps)
 
 

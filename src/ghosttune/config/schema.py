@@ -184,11 +184,34 @@ class GuideSettings(Section):
     """Exactly this many, drawn from `split` where that is given, else from the training rows."""
 
 
+class OnlineSelectionSettings(Section):
+    by: Literal["value", "loss", "gradient_norm", "random"] | None = setting(
+        None,
+        why="the rows that would lower the guide loss most, while many others could train; the others are its controls",
+        cost="a pass over every candidate: with 4 per row a step takes about three times as long; null for off",
+    )
+    """What the candidates of a step are chosen by: `value` (what the ledger would credit them with), their loss per
+    target, the norm of their gradient, or a draw."""
+    candidates: Annotated[int, Field(ge=2)] = setting(
+        4, unit="candidates per trained row", why="the more, the better the best of them, and the more alike"
+    )
+    """Rows that are looked at for each row that trains; a step trains as many rows as without selection."""
+    lowest: bool = setting(False, why="rows of low loss or short gradients are those that are not mistakes")
+    """Keep the lowest scores in place of the highest."""
+
+    @property
+    def offered(self) -> int:
+        """Rows that a step takes from the data for each row it trains."""
+        return 1 if self.by is None else self.candidates
+
+
 class DataSettings(Section):
     train: SourceSettings = SourceSettings()
     dev: DevSettings = DevSettings()
     guide: GuideSettings = GuideSettings()
     """Rows that give the held-out gradient of the ledger: not trained on, and not those that choose checkpoints."""
+    online_selection: OnlineSelectionSettings = OnlineSelectionSettings()
+    """At every step, the best of several candidates train; null for off."""
     template: Literal["auto", "chat", "plain", "turns"] = setting(
         "auto", why="one template renders training rows, evaluation prompts and chat alike"
     )
@@ -421,16 +444,20 @@ ALTERNATIVES = (
 IDLE_DEFAULTS = {("train.lr_scheduler_type", "constant"): ("train.warmup_steps", 0)}
 """Choice -> the setting whose default it makes meaningless, and the value that says so."""
 
-LEDGER_NEEDED = (
-    "data.guide.fraction",
-    "data.guide.split",
-    "data.guide.rows",
-    "measure.ledger.values",
-    "measure.ledger.guide_subset",
-)
-"""Settings that do nothing without a ledger; switching it off in a later layer drops those of earlier layers."""
+DEPENDENT = {
+    "measure.ledger.guide_every": (
+        "data.guide.fraction",
+        "data.guide.split",
+        "data.guide.rows",
+        "measure.ledger.values",
+        "measure.ledger.guide_subset",
+    ),
+    "data.online_selection.by": ("data.online_selection.candidates", "data.online_selection.lowest"),
+}
+"""Switch -> settings that do nothing while it is null; switching it off in a later layer drops earlier layers' ones."""
 
 SWITCHES = {
+    "data.online_selection": ("data.online_selection.by",),
     "measure.norms": ("measure.norms.every", "measure.norms.effective"),
     "measure.ledger": ("measure.ledger.guide_every",),
     "phases": ("phases.strategy",),

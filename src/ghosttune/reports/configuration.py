@@ -26,12 +26,23 @@ def cost(numbers: RunNumbers) -> Markup:
         "by stage": ", ".join(f"{name} {seconds:.1f} s" for name, seconds in stages.items()),
         "tokens per second": record.get("tokens_per_second"),
         "targets per second": record.get("targets_per_second"),
+        "choosing rows": _choosing(record),
         "padding": None if padding is None else f"{padding:.1%} of the positions computed",
         **memory,
         "trained parameters": f"{sum(parameters.values()):,} ({_listed(parameters)})",
         "updates": record["step"],
     }
     return facts({name: value for name, value in entries.items() if value not in (None, "")})
+
+
+def _choosing(record: Mapping[str, Any]) -> str | None:
+    """What online selection did and took; None where there was none."""
+    chosen = record.get("online_selection")
+    if not chosen:
+        return None
+    share = chosen["seconds"] / record["stage_seconds"]["train"]
+    kept = f"{chosen['kept']:,} of {chosen['candidates']:,} candidates trained"
+    return f"{duration(chosen['seconds'])}, {share:.0%} of training; {kept}"
 
 
 def configuration(numbers: RunNumbers) -> Markup:

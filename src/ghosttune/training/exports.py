@@ -77,6 +77,23 @@ def _totals(run: RunDir) -> dict[str, tuple[float | None, float | None, int]]:
     }
 
 
+def selection_totals(run: RunDir) -> dict[str, int]:
+    """What online selection did over the run, from tables/selection.
+
+    Candidates and how many of them trained, the same in different rows, and the updates whose candidates had no score
+    and were drawn.
+    """
+    table = read_table(run, "selection", ["step", "example_id", "score", "kept"])
+    trained, unscored = table.filter(table["kept"]), table.filter(table["score"].is_null())
+    return {
+        "candidates": len(table),
+        "kept": len(trained),
+        "rows_seen": len(table["example_id"].unique()),
+        "rows_kept": len(trained["example_id"].unique()),
+        "steps_drawn": len(unscored["step"].unique()),
+    }
+
+
 def separated_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """For each yes/no column of the rows, whether its yes-rows stand lower than the others, with an interval."""
     scored = [row for row in rows if row["standing"] is not None]

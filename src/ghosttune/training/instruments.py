@@ -124,16 +124,21 @@ class Measurement(TrainerCallback):
         for instrument in self.instruments:
             instrument.open(self.model, getattr(optimizer, "optimizer", optimizer))
 
+    def begin_step(self) -> None:
+        """The step under way begins, unless it has; for who needs the instruments before its first micro-batch."""
+        if self.opened:
+            return
+        self.opened = True
+        for instrument in self.instruments:
+            instrument.before_step(self.step + 1)
+
     @contextmanager
     def micro_batch(self, batch: Callable[[], MicroBatch], is_last: Callable[[], bool]) -> Iterator[None]:
         """Around the forward and backward of a micro-batch; `is_last` says whether it completes the step."""
         if not self.instruments:
             yield
             return
-        if not self.opened:
-            self.opened = True
-            for instrument in self.instruments:
-                instrument.before_step(self.step + 1)
+        self.begin_step()
         with ExitStack() as stack:
             rows = batch()
             for instrument in self.instruments:

@@ -156,6 +156,11 @@ class Ledger(Instrument):
             belongs[row, keys.index((self.facts[name].group, self.facts[name].layer))] = 1
         return keys, table @ belongs
 
+    @property
+    def direction(self) -> Mapping[str, Tensor]:
+        """What a row's gradient is multiplied with for its value in the step under way; empty before AdamW has a v̂."""
+        return self.dots.directions[0]
+
     def _share(self, name: str) -> float:
         """(1−β1)/(1−β1^t): the part of a step's gradient that this update uses; the rest comes as momentum."""
         if self.kind == "sgd":
@@ -168,7 +173,7 @@ class Ledger(Instrument):
         if self.kind == "sgd":
             return
         parameters = self.engine.parameters
-        if directions := self.dots.directions[0]:
+        if directions := self.direction:
             moments = {name: self.optimizer.state[parameters[name]]["exp_avg"] for name in directions}
             betas = {name: self.values.group(name)["betas"][0] for name in directions}
             self._carry("momentum", directions, moments, [b / (1 - b) * self._share(n) for n, b in betas.items()])

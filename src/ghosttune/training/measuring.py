@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -14,6 +15,7 @@ from ghosttune.errors import ConfigError
 from ghosttune.run.directory import RunDir
 from ghosttune.run.tables import Table
 from ghosttune.training.allocating import RankAllocation, is_allocated
+from ghosttune.training.candidates import SELECTION_COLUMNS, Candidates
 from ghosttune.training.guide import Guide
 from ghosttune.training.instruments import Instrument, Measurement, unsupported_layers
 from ghosttune.training.ledger import MODULE_COLUMNS, ROW_COLUMNS, Ledger
@@ -29,14 +31,17 @@ def measurement(
     run: RunDir,
     boundaries: Collection[int] = (),
     rotation: Rotation | None = None,
+    candidates: partial[Candidates] | None = None,
 ) -> Measurement:
-    """What `measure` switches on; ConfigError naming the modules that an instrument cannot read."""
+    """What `measure` and `data.online_selection` switch on; ConfigError naming the modules that one cannot read."""
+    ledger = _ledger(model, facts, guide, config, run, boundaries, rotation)
     return Measurement(
         model,
         [
             *_allocation(model, config),
             *_norms(model, facts, config, run),
-            *_ledger(model, facts, guide, config, run, boundaries, rotation),
+            *ledger,
+            *(_candidates(candidates, config, run, ledger[0] if ledger else None) if candidates else []),
         ],
         config.train.max_grad_norm,
     )
@@ -68,7 +73,7 @@ def _ledger(
     run: RunDir,
     boundaries: Collection[int],
     rotation: Rotation | None,
-) -> list[Instrument]:
+) -> list[Ledger]:
     ledger = config.measure.ledger
     if ledger.guide_every is None or guide is None:
         return []
@@ -77,6 +82,15 @@ def _ledger(
         return [Ledger(model, facts, guide, rows, modules, ledger.guide_every, ledger.values, boundaries, rotation)]
     except UnsupportedLayer as error:
         raise _refusal(config, "measure.ledger.guide_every", "measure.ledger", error) from error
+
+
+def _candidates(made: partial[Candidates], config: RunConfig, run: RunDir, ledger: Ledger | None) -> list[Instrument]:
+    train, table = config.train, Table(run, "selection", SELECTION_COLUMNS)
+    selection = config.data.online_selection
+    try:
+        return [made(selection, train.seed, train.per_device_train_batch_size, table, ledger)]
+    except UnsupportedLayer as error:
+        raise _refusal(config, "data.online_selection.by", "data.online_selection", error) from error
 
 
 def _refusal(config: RunConfig, setting: str, switch: str, error: UnsupportedLayer) -> ConfigError:
@@ -97,6 +111,6 @@ def signals(measurement: Measurement, kind: str) -> dict[str, float]:
     return {}
 
 
-def ledger_of(measurement: Measurement) -> Any:
-    """The ledger among the instruments; None when it is off."""
-    return next((one for one in measurement.instruments if isinstance(one, Ledger)), None)
+def instrument_of(measurement: Measurement, kind: type[Instrument]) -> Any:
+    """The instrument of a kind; None when it is off."""
+    return next((one for one in measurement.instruments if isinstance(one, kind)), None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from ghosttune.run.directory import RunDir
 from ghosttune.training import checkpoints
 from ghosttune.training.allocating import orthogonality
 from ghosttune.training.arguments import training_arguments
+from ghosttune.training.candidates import Candidates
 from ghosttune.training.instruments import Measurement, MicroBatch
+from ghosttune.training.measuring import instrument_of
 from ghosttune.training.order import MicroBatches, RowOrder
 from ghosttune.training.phasing import Phasing
 from ghosttune.training.processes import gathered
@@ -64,7 +67,7 @@ class RunTrainer(Trainer):
         resuming: bool,
     ):
         self.config, self.run, self.task, self.watch, self.measurement = config, run, task, watch, measurement
-        self.phasing = phasing
+        self.phasing, self.candidates = phasing, instrument_of(measurement, Candidates)
         self.train_rows, self.dev_rows = train.features, dev.features
         self.counted = torch.zeros(3, dtype=torch.int64)
         """Tokens, padded positions and targets of this process so far."""
@@ -83,11 +86,23 @@ class RunTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """This process's micro-batches; the steps are the same however many processes share them."""
-        args = self.args
-        rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        args, offered = self.args, self.config.data.online_selection.offered
+        size = args.per_device_train_batch_size * offered
+        rows_per_step = size * args.gradient_accumulation_steps * args.world_size
         order = RowOrder([len(row) for row in self.train_rows], rows_per_step, args.seed)
-        batches = MicroBatches(order, args.per_device_train_batch_size, args.process_index, args.world_size)
+        batches = MicroBatches(order, size, args.process_index, args.world_size)
+        if self.candidates is not None:
+            return _Loader(range(len(self.train_rows)), batch_sampler=batches, collate_fn=list)  # type: ignore[arg-type]
         return _Loader(self.train_rows, batch_sampler=batches, collate_fn=self.data_collator)  # type: ignore[arg-type]
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """The micro-batches of the next step, as they come or chosen among candidates, and the targets of its rows."""
+        if self.candidates is None:
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.measurement.begin_step()
+        chosen = self.candidates.choose(self.state.global_step + 1, list(islice(epoch_iterator, num_batches)))
+        batches = [self.data_collator([self.train_rows[position] for position in part]) for part in chosen]
+        return batches, self._get_num_items_in_batch(batches, device)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW; where B learns faster than A (LoRA+), with groups of their own for B."""

@@ -63,10 +63,12 @@ class Arm:
         """What one of its runs took, on average."""
         records = [run.record for run in self.runs]
         seconds = [record["stage_seconds"].get("train", 0.0) for record in records]
+        chosen = [record for record in records if "online_selection" in record]
         speeds = [record["tokens_per_second"] for record in records if record.get("tokens_per_second")]
         return {
             "train_seconds": round(float(np.mean(seconds)), 1),
-            "tokens_per_second": round(float(np.mean(speeds)), 1) if speeds else None,
+            "choosing_seconds": _mean([record["online_selection"]["seconds"] for record in chosen]),
+            "tokens_per_second": _mean(speeds),
             "peak_memory_mb": max(record["peak_memory_mb"]["process"] for record in records),
         }
 
@@ -99,6 +101,10 @@ class Arm:
     def not_rebuilt(self) -> list[str]:
         """Metrics that its runs report and that predictions/ do not hold enough to test."""
         return [name for name in _metrics(self.runs) if name not in self.scores]
+
+
+def _mean(numbers: Sequence[float]) -> float | None:
+    return round(float(np.mean(numbers)), 1) if numbers else None
 
 
 def interval_of(score: Score) -> Interval:

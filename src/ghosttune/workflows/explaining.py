@@ -111,6 +111,12 @@ def _guide(run: Run) -> Iterator[str]:
         yield f"{ledger['modules_residual']:+.3f} of it not explained by the modules"
 
 
+def _chosen(run: Run) -> Iterator[str]:
+    if chosen := run.record.get("online_selection"):
+        yield f"{chosen['kept']:,} of {chosen['candidates']:,} candidates trained, chosen in {chosen['seconds']:.1f} s"
+        yield f"{chosen['rows_kept']:,} different rows trained, of {chosen['rows_seen']:,} that were candidates"
+
+
 def _answers(run: Run) -> Iterator[str]:
     if (seconds := run.record["stage_seconds"].get("evaluate")) is not None:
         yield f"evaluation took {seconds:.1f} s"
@@ -146,6 +152,7 @@ FIGURES: dict[str, Callable[[Run], Iterator[str]]] = {
     "task": _result,
     "data": _rows,
     "data.guide": _guide,
+    "data.online_selection": _chosen,
     "data.max_length": _lengths,
     "data.truncated_share": _lengths,
     "train": _training,

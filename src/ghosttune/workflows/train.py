@@ -34,10 +34,12 @@ from ghosttune.models.quantizing import weight_bytes
 from ghosttune.registry import STRATEGIES
 from ghosttune.run.directory import RunDir, write_csv, write_folder, write_text
 from ghosttune.run.recording import Record
-from ghosttune.run.tables import Table
+from ghosttune.run.tables import Table, read_table
 from ghosttune.schedules.language import PlanError
 from ghosttune.training import checkpoints
+from ghosttune.training.candidates import Candidates
 from ghosttune.training.exports import (
+    selection_totals,
     separated_columns,
     write_gradient_analysis,
     write_modules,
@@ -46,7 +48,8 @@ from ghosttune.training.exports import (
 )
 from ghosttune.training.guide import GuideRows
 from ghosttune.training.instruments import Measurement
-from ghosttune.training.measuring import ledger_of, measurement, signals
+from ghosttune.training.ledger import Ledger
+from ghosttune.training.measuring import instrument_of, measurement, signals
 from ghosttune.training.order import RowOrder, rows_of_steps
 from ghosttune.training.phasing import Phasing
 from ghosttune.training.processes import processes, rank
@@ -228,7 +231,9 @@ def measurement_of(run: RunDir, prepared: Prepared, adapted: Adapted, phasing: P
     guide = guided(rows) if rows else None
     ends = [phase.end for phase in phasing.schedule.phases] if phasing else ()
     rotation = _rotation(run, config, rows, guided, adapted)
-    return measurement(adapted.model, adapted.facts, guide, config, run, ends, rotation)
+    candidates = partial(Candidates, adapted.model, prepared.task, prepared.collator, prepared.train.features)
+    chosen = candidates if config.data.online_selection.by else None
+    return measurement(adapted.model, adapted.facts, guide, config, run, ends, rotation, chosen)
 
 
 def _rotation(run: RunDir, config: RunConfig, rows: Sequence[Any], guided: Any, adapted: Adapted) -> Rotation | None:
@@ -323,6 +328,9 @@ def _run_stages(
         with record.stage("train"), watch.interruptible():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         record.note(step=trainer.state.global_step, best_step=watch.best_step, **_throughput(trainer, record))
+        if trainer.candidates is not None:
+            before = record.contents.get("online_selection", {}).get("seconds", 0.0)  # a run that goes on
+            record.note(online_selection={"seconds": round(before + trainer.candidates.seconds, 3)})
     if watch.interrupted and not watch.complete:
         step = trainer.state.global_step
         raise Stopped(f"stopped after step {step}, its state saved. Continue with `{run.resume_command}`.")
@@ -330,6 +338,8 @@ def _run_stages(
         _write_measurements(run, record, prepared, measured)
         if phasing is not None:
             _write_phases(run, record, prepared, phasing, watch, trainer.state.global_step)
+        if trainer.candidates is not None:
+            record.note(online_selection=record.contents["online_selection"] | selection_totals(run))
     if rank() > 0:  # what is left is for one
         return
     with record.stage("save"):
@@ -346,7 +356,7 @@ def _write_measurements(run: RunDir, record: Record, prepared: Prepared, measure
     measured.close()
     if prepared.config.measure.norms.every is not None:
         write_gradient_analysis(run, prepared.config.measure.norms.layers)
-    ledger = ledger_of(measured)
+    ledger = instrument_of(measured, Ledger)
     if ledger is not None:
         rows, tokens = prepared.train_records, np.fromiter(_tokens(prepared), np.int64)
         values = write_values(run, Each(range(len(rows)), lambda place: _described(rows[place], int(tokens[place]))))
@@ -372,18 +382,28 @@ def _described(record: RowRecord, tokens: int) -> tuple[str, dict[str, Any]]:
 
 def _write_phases(run: RunDir, record: Record, prepared: Prepared, phasing: Phasing, watch: Watch, steps: int) -> None:
     """tables/phases.csv, and which phase the best and the last adapter come from."""
-    train, features = prepared.config.train, prepared.train.features
-    rows_per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps * processes()
-    order = RowOrder([len(row) for row in features], rows_per_step, train.seed)
-    consumed = rows_of_steps(order, train.per_device_train_batch_size, processes(), steps)
-    tokens = [sum(len(features[position]) for position in step) for step in consumed]
-    rows = write_phases(run, phasing.table(steps, train.learning_rate), tokens)
+    learning_rate = prepared.config.train.learning_rate
+    rows = write_phases(run, phasing.table(steps, learning_rate), _tokens_of_steps(run, prepared, steps))
     origin = {"best": watch.best_step, "last": steps}
     record.note(
         phases={
             name: None if step is None else rows[phasing.schedule.index(step)]["phase"] for name, step in origin.items()
         }
     )
+
+
+def _tokens_of_steps(run: RunDir, prepared: Prepared, steps: int) -> list[int]:
+    """The tokens that each update trained."""
+    train, features = prepared.config.train, prepared.train.features
+    if prepared.config.data.online_selection.by is not None:
+        tokens = np.zeros(steps, np.int64)
+        table = read_table(run, "selection", ["step", "tokens", "kept"]).to_pydict()
+        np.add.at(tokens, np.array(table["step"]) - 1, np.where(table["kept"], table["tokens"], 0))
+        return tokens.tolist()
+    rows_per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps * processes()
+    order = RowOrder([len(row) for row in features], rows_per_step, train.seed)
+    consumed = rows_of_steps(order, train.per_device_train_batch_size, processes(), steps)
+    return [sum(len(features[position]) for position in step) for step in consumed]
 
 
 def _throughput(trainer: RunTrainer, record: Record) -> dict[str, Any]:

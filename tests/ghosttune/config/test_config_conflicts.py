@@ -120,6 +120,28 @@ CASES = {
         ({"data.guide.split": "train"}, "data.guide.split", {"data.guide.split": "guide"}),
         ({"data.guide.split": "dev", "data.dev.split": "dev"}, "data.guide.split", {"data.guide.split": "guide"}),
     ],
+    "_options_of_a_selection": [
+        (
+            {"data.online_selection.candidates": 3},
+            "data.online_selection.candidates",
+            {"data.online_selection.by": "loss"},
+        ),
+        ({"data.online_selection.lowest": True}, "data.online_selection.lowest", {"data.online_selection.by": "loss"}),
+    ],
+    "_no_lowest_draw": [
+        (
+            {"data.online_selection.by": "random", "data.online_selection.lowest": True},
+            "data.online_selection.lowest",
+            {"data.online_selection.by": "gradient_norm"},
+        ),
+    ],
+    "_values_to_select_by": [
+        (
+            {"data.online_selection.by": "value", "measure.ledger.guide_every": None},
+            "data.online_selection.by",
+            {"data.online_selection.by": "loss"},
+        ),
+    ],
     "_guide_rows_for_a_ledger": [
         (
             {"measure.ledger.guide_every": None, "data.guide.rows": 9},

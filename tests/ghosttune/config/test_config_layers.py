@@ -298,4 +298,4 @@ def test_switching_the_ledger_off_drops_what_an_earlier_layer_set_for_it():
 
 def test_guide_rows_beside_a_ledger_that_the_same_layer_switches_off_are_an_error(problems):
     (found,) = problems(overrides=["measure.ledger=null", "data.guide.fraction=0.1"])
-    assert found.startswith("data.guide.fraction: does nothing while measure.ledger is off")
+    assert found.startswith("data.guide.fraction: does nothing while measure.ledger.guide_every is null")

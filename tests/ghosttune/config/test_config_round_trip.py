@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ghosttune.config.loading import load_config
 from ghosttune.config.notation import parse_value, to_yaml
 from ghosttune.config.rendering import commented_yaml, plain_yaml
-from ghosttune.config.schema import ALTERNATIVES, LEDGER_NEEDED, RunConfig, leaf_fields
+from ghosttune.config.schema import ALTERNATIVES, DEPENDENT, RunConfig, leaf_fields
 from ghosttune.errors import ConfigError
 
 ODD = [
@@ -122,6 +122,9 @@ VALUES: dict[str, st.SearchStrategy] = {
     "measure.ledger.guide_subset": st.one_of(st.none(), st.integers(4, 10**6)),
     "measure.ledger.values": st.sampled_from(["adamw", "sgd"]),
     "phases.strategy": st.sampled_from(["none", "plan", "early->late", "top-down"]),
+    "data.online_selection.by": st.sampled_from([None, "value", "loss", "gradient_norm", "random"]),
+    "data.online_selection.candidates": st.integers(2, 10**6),
+    "data.online_selection.lowest": st.booleans(),
     "evaluate.metrics": st.sampled_from(["auto", ["chrf"], ["chrf", "bleu"]]),
     "evaluate.synonyms": TEXT,
     "evaluate.tables": TEXT,
@@ -159,8 +162,13 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
         flat["data.dev.split"] = "training"
     if flat.get("data.guide.split") in ("train", flat.get("data.dev.split", "dev")):
         flat["data.guide.split"] = "guiding"
-    if flat.get("measure.ledger.guide_every", 10) is None:
-        flat = {path: value for path, value in flat.items() if path not in LEDGER_NEEDED}
+    for switch, default in {"measure.ledger.guide_every": 10, "data.online_selection.by": None}.items():
+        if flat.get(switch, default) is None:
+            flat = {path: value for path, value in flat.items() if path not in DEPENDENT[switch]}
+    if flat.get("data.online_selection.by") == "random":
+        flat.pop("data.online_selection.lowest", None)
+    if flat.get("measure.ledger.guide_every", 10) is None and flat.get("data.online_selection.by") == "value":
+        flat["data.online_selection.by"] = "loss"
     if flat.get("measure.norms.every", 1) is None:
         flat.pop("measure.norms.layers", None)
     if flat.get("evaluate.limit") == 0:

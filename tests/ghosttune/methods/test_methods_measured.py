@@ -87,6 +87,9 @@ def test_a_ledger_that_is_not_known_is_refused_by_name(case: Case, measured_conf
     with pytest.raises(ConfigError, match=rf"with method {case.method}: .*q_proj.* Set measure\.ledger: null"):
         train(measured_config(case), tmp_path / "run")
     changes: dict[str, Any] = {"measure__ledger": None, "data__guide__rows": None}
+    by_norm = changes | {"data__online_selection__by": "gradient_norm"}
+    with pytest.raises(ConfigError, match=rf"with method {case.method}: .*q_proj.* Set data\.online_selection: null"):
+        train(measured_config(case, **by_norm), tmp_path / "run")
     run = train(measured_config(case, **changes), tmp_path / "run")
     assert {row["step"] for row in read_table(run.folder, "norms").to_pylist()} == {1, 3, 5}
     assert {row["step"] for row in read_table(run.folder, "effective").to_pylist()} == {1, 4}
