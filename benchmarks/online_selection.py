@@ -4,10 +4,10 @@
     python benchmarks/online_selection.py summary
 
 60 order forms, a tenth of which have planted mistakes, among 540 rows of E2E (its trainset.csv, gzipped or not). Guide
-and dev rows are order forms; the dev rows choose nothing, and their loss after the last step is compared. Every arm makes
-updates of 8 rows: `value`, `loss`, `lowest loss`, `gradient_norm` and `random` choose them from 32, `none` takes them as
-they come, and `none, longer` does so for as many updates as take the CPU time of `value`. All have the ledger. Results
-are added to runs/online_selection/results.jsonl.
+and dev rows are order forms; the dev rows choose nothing, and their loss after the last step is compared. Every arm
+makes updates of 8 rows: `value`, `loss`, `lowest loss`, `gradient_norm` and `random` choose them from 32, `none` takes
+them as they come, and `none, longer` does so for as many updates as take the CPU time of `value`. All have the ledger.
+Results are added to runs/online_selection/results.jsonl.
 """
 
 from __future__ import annotations
