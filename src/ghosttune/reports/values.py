@@ -115,7 +115,7 @@ def values_by_column(numbers: RunNumbers) -> Figure | None:
             for name, means in found.items()
             for kind, mean in means.items()
         ],
-        {name: partial(_draw_means, means) for name, means in found.items()},
+        {name: partial(draw_means, means, "mean standing (rows)", 0.0) for name, means in found.items()},
     )
 
 
@@ -128,14 +128,15 @@ def _means(rows: Rows, name: str, kinds: Sequence[str]) -> dict[str, Interval]:
     return dict(sorted(means.items(), key=lambda item: item[1].value))
 
 
-def _draw_means(means: Mapping[str, Interval], narrow: bool) -> Drawing:
+def draw_means(means: Mapping[str, Interval], title: str, usual: float, narrow: bool) -> Drawing:
+    """A point with its interval for each kind, and a line at what is usual."""
     names = [f"{label(kind, 22)} ({mean.n})" for kind, mean in means.items()]
     left = min(26 + 6.4 * max(len(name) for name in names), 190)
-    drawing, (ax,) = panels(narrow, ["mean standing (rows)"], height=24 * len(names) + 8, left=left, columns=1)
+    drawing, (ax,) = panels(narrow, [title], height=24 * len(names) + 8, left=left, columns=1)
     for place, mean in enumerate(means.values()):
         ax.plot([mean.low, mean.high], [place, place], color=LIGHT["blue"], linewidth=2.2, solid_capstyle="butt")
         ax.plot([mean.value], [place], color=LIGHT["blue"], marker="o", markersize=7)
-    ax.axvline(0, color=LIGHT["soft"], linewidth=1)
+    ax.axvline(usual, color=LIGHT["soft"], linewidth=1)
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.grid(axis="y", visible=False)

@@ -45,6 +45,7 @@ def full_run(tmp_path_factory, tiny_model) -> Path:
     """Three phases, every norm, a ledger, and its report."""
     folder = tmp_path_factory.mktemp("full")
     measured = {"measure.norms.effective": 2, "measure.ledger.guide_every": 2, "data.guide.rows": 6}
+    measured |= {"data.online_selection.by": "value", "data.online_selection.candidates": 2}
     path = trained(folder, tiny_model, phases="both@0-4 > mlp@4-8 > attention@8-", **measured)
     report(path)
     return path

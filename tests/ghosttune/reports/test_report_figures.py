@@ -25,7 +25,8 @@ WITHOUT = {
     "metrics.jsonl": {"training_loss", "learning_rate"},
     "tables/norms.parquet": {"gradient_norms"},
     "tables/module_steps.parquet": {"ledger_modules", "ledger_steps", "early_sensitivity"},
-    "tables/values.parquet": {"value_distribution", "values_by_column"},
+    "tables/values.parquet": {"value_distribution", "values_by_column", "kept_by_column"},
+    "tables/selection.parquet": {"kept_by_column"},
     "tables/effective.parquet": {"early_sensitivity"},
     "evaluation.json": {"evaluation"},
 }
@@ -66,6 +67,17 @@ def test_every_figure_has_its_numbers_and_a_picture_per_view(full, full_run):
             picture = (full_run / "report" / picture_name(name, figure, view)).read_bytes()
             assert picture.startswith(b"\x89PNG")
     assert not list((full_run / "report").glob(".*"))
+
+
+def test_shares_kept_are_those_of_the_candidates(full_run):
+    planted = {row["example_id"]: row["planted"] for row in read_table(RunDir(full_run), "values").to_pylist()}
+    candidates = read_table(RunDir(full_run), "selection").to_pylist()
+    found = [row for row in rows_of(full_run / "report" / "kept_by_column.csv") if row["column"] == "planted"]
+    assert {row["kind"] for row in found} == {"yes", "no"}
+    for row in found:
+        kept = [one["kept"] for one in candidates if planted[one["example_id"]] is (row["kind"] == "yes")]
+        assert float(row["share_kept"]) == pytest.approx(sum(kept) / len(kept))
+        assert float(row["low"]) <= float(row["share_kept"]) <= float(row["high"])
 
 
 def test_losses_are_those_of_the_events(full_run):

@@ -150,6 +150,7 @@ def test_a_run_that_did_not_finish(copied, status):
         "ledger_account",
         "value_distribution",
         "values_by_column",
+        "kept_by_column",
         "evaluation",
     }
     said = {"running": "has not finished", "stopped": "was stopped", "failed": "failed: out of &lt;memory&gt;"}
