@@ -221,7 +221,8 @@ def test_batch_norm_is_refused_while_it_mixes_examples() -> None:
         model(torch.randn(3, 4)).square().sum().backward()
 
 
-def test_a_compiled_model_is_refused() -> None:
+def test_a_compiled_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
     with pytest.raises(UnsupportedLayer, match="compiled"):
         GradientEngine(torch.compile(tiny(), backend="eager"))
     inside = tiny()

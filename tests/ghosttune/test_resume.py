@@ -155,7 +155,7 @@ def test_early_stopping_counts_on_after_resume(make_config, tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=30)
 def test_killed_at_any_moment_and_resumed_is_bit_identical(make_config, tmp_path):
     settings = FULL | {"train__max_steps": 60}
     train(make_config(**settings), tmp_path / "whole")
@@ -177,7 +177,7 @@ def test_killed_at_any_moment_and_resumed_is_bit_identical(make_config, tmp_path
     assert_same_run(tmp_path / "whole", out)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=10)
 def test_killed_in_the_middle_of_a_checkpoint(make_config, tmp_path):
     settings = FULL | {"train__max_steps": 60, "train__save_steps": 1}
     train(make_config(**settings), tmp_path / "whole")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -75,7 +76,7 @@ def test_two_processes_give_what_one_gives(two_processes, tmp_path, tiny_model, 
     assert right["data"] == left["data"]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=20)
 def test_two_processes_in_float64_give_what_one_gives(two_processes, tmp_path, tiny_model, rows_file):
     """Also with guide rows that take turns, so that each process has its share of every half."""
     for name, size in (("one", 8), ("two", 4)):
@@ -93,7 +94,7 @@ def test_two_processes_in_float64_give_what_one_gives(two_processes, tmp_path, t
         assert right[term] == pytest.approx(left[term], rel=1e-6), term
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=25)
 def test_two_processes_follow_phases_as_one_does(two_processes, tmp_path, tiny_model, rows_file):
     """The model is wrapped with everything trainable; what is frozen then is in no bucket's way."""
     plan = ["--set", "phases=both@0-3 > mlp@3-6 > attention@6- rewarm 2"]
@@ -107,7 +108,7 @@ def test_two_processes_follow_phases_as_one_does(two_processes, tmp_path, tiny_m
         assert float(found.split(",")[-1]) == pytest.approx(float(drop), rel=1e-3, abs=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=20)
 def test_two_processes_choose_the_rows_that_one_chooses(two_processes, tmp_path, tiny_model, rows_file):
     """In float64: AdamW's first steps multiply what float32 rounds."""
     for name, size in (("one", 4), ("two", 2)):
@@ -122,10 +123,10 @@ def test_two_processes_choose_the_rows_that_one_chooses(two_processes, tmp_path,
     compare(one, both, rtol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=30)
 def test_two_processes_take_up_a_run_that_was_cut_off(two_processes, tmp_path, tiny_model, rows_file):
     whole = trained(tmp_path / "whole", tiny_model, rows_file, 4, 1, "--processes", "2")
-    cut = trained(tmp_path / "cut", tiny_model, rows_file, 4, 1, "--processes", "2")
+    cut = RunDir(shutil.copytree(whole.path, tmp_path / "cut"))
     for step in cut.checkpoint_steps()[1:]:
         for file in cut.checkpoint(step).iterdir():
             file.unlink()

@@ -143,7 +143,7 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys):
         app(["sweep", str(tmp_path / "sweep.yaml")], standalone_mode=False)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=35)
 def test_killed_and_given_again_it_ends_as_if_never_stopped(tiny_model, trained, tmp_path):
     """Real processes: the whole sweep is killed in the middle of a run."""
     file = sweep_file(tmp_path, tiny_model)

@@ -53,7 +53,7 @@ def test_a_failing_evaluation_fails_the_run(tmp_path, monkeypatch):
     assert RunDir(tmp_path / "run").read_record()["status"] == "failed"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=15)
 def test_the_gate_tells_caught_from_missed(tmp_path, monkeypatch):
     command = [sys.executable, str(REPOSITORY / "scripts" / "mutation_gate.py"), "R-004-02", "R-004-14a"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)

@@ -30,7 +30,7 @@ def run(command: list[str], folder: Path) -> str:
     return result.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=30)
 def test_own_rows_from_the_command_line_and_from_python(tmp_path):
     printed = run(["bash", "-euo", "pipefail", "-c", block_after("Your own rows", "bash")], tmp_path)
     assert "The adapter is better than the untouched base." in printed
@@ -39,7 +39,7 @@ def test_own_rows_from_the_command_line_and_from_python(tmp_path):
     assert "'verdict': 'better'" in again and "Good evening" in again
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=8)
 def test_the_example_of_a_trainer_of_your_own_runs(tmp_path):
     printed = run(
         [sys.executable, str(REPOSITORY / "examples" / "measure_your_trainer.py"), str(tmp_path), "6"], tmp_path

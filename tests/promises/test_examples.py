@@ -69,7 +69,7 @@ def test_wrong_answers_are_counted(script, tmp_path):
     assert re.search(r"of the 40 lowest rows \d+ are planted", printed) and "by their standing: {" in printed
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=12)
 def test_dropping_rows(script, tmp_path):
     printed = script("data_selection.py", tmp_path, 6)
     kept = {by: len((tmp_path / f"{by}.jsonl").read_text().splitlines()) for by in ("value", "random")}

@@ -10,7 +10,7 @@ import pytest
 from ghosttune import evaluate, load_config, train
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=20)
 def test_a_run_on_real_e2e_rows_beats_the_untouched_base_with_disjoint_intervals(shared, tmp_path):
     config = load_config(
         {

@@ -18,7 +18,7 @@ def test_it_is_kept_without_outputs():
     assert len(code) > 8 and not any(cell.outputs or cell.execution_count for cell in code)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=30)
 def test_every_cell_runs(tmp_path):
     import nbformat
     from nbclient import NotebookClient

@@ -12,7 +12,7 @@ def run(tmp_path_factory):
     return quickstart(tmp_path_factory.mktemp("quickstart") / "run")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=60)
 def test_quickstart_learns_its_task(run):
     verdict, scores = run.record["verdict"], run.evaluation["dev"]
     assert verdict["verdict"] == "better"

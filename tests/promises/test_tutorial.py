@@ -41,7 +41,7 @@ def printed_by(command: str) -> str:
     return result.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=35)
 def test_every_command_works_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     printed = {command: printed_by(command) for command in commands()}

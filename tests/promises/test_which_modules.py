@@ -138,7 +138,7 @@ def first_norms(run: Any) -> dict[str, float]:
     return {group: math.sqrt(square) for group, square in squares.items()}
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=10)
 @pytest.mark.parametrize(("task", "needed"), NEEDED.items())
 def test_the_task_needs_that_group(learn, task, needed) -> None:
     """With as many parameters in one group only: what is left of the loss tells who can solve the task."""
@@ -147,7 +147,7 @@ def test_the_task_needs_that_group(learn, task, needed) -> None:
     assert left[needed] < 0.1 and left[other] > 3 * left[needed], left
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=6)
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("task", "needed"), NEEDED.items())
 def test_the_ledger_names_the_group_and_the_first_gradient_norms_do_not(learn, task, needed, seed) -> None:

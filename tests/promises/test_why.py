@@ -53,7 +53,7 @@ def opened(tmp_path_factory) -> OpenedRun:
     return OpenedRun(run.path, "cpu")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=15)
 def test_the_row_of_a_fact_comes_first(opened):
     """Among 64 rows, whenever the answer is the fact; every fact is known by at least one of its questions."""
     pipeline = ghosttune.Pipeline.from_run(opened.run.path, "last", device="cpu")

@@ -111,7 +111,7 @@ print(json.dumps({"rows": len(encoded), "tokens": encoded.tokens, "seconds": sec
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=9)
 @pytest.mark.parametrize(("name", "kind"), [("gpt2", "plain"), ("gpt2-chatml", "chat"), ("stories260K", "plain")])
 def test_the_whole_training_set_is_ready_within_20_seconds_and_one_gigabyte(name: str, kind: str) -> None:
     """Processor seconds of one thread, and the peak of a fresh process."""

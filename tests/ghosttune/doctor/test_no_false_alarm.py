@@ -66,7 +66,7 @@ def test_a_preset_raises_no_alarm(preset, narrow, tmp_path):
     assert [str(finding) for finding in report.findings] == []
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=10)
 @pytest.mark.parametrize("preset", ["e2e_mlp", "tinyllama-module-study"])
 def test_a_preset_raises_no_alarm_on_all_real_rows(preset, narrow, shared):
     path = shared / "data" / "e2e"
