@@ -37,8 +37,8 @@ class SketchOptions:
         layers: name patterns (`fnmatch`) of the parameters to sketch; each must match. ("*",) is all.
         embeddings: whether lookup tables are sketched.
         kind: entries N(0, 1/k), or ±1/√k, or orthonormal rows times √(n/k).
-        split: "even" makes k_o and k_i as equal as the sides allow, which estimates best; "cheap" makes k_o/k_i equal
-            to O/I's inverse, which multiplies least (k_i/k_o = O/I).
+        split: "even" makes k_o and k_i as equal as the sides allow; "cheap" makes k_o/k_i equal to O/I's inverse, which
+            multiplies least (k_i/k_o = O/I). Which estimates better: benchmarks/projection_error.md.
         seed: of the projections.
         dtype: of the rows: float32, bfloat16 or float16. Contributions to a mean over many tokens are small numbers;
             bfloat16 keeps their range, float16 ends at 6e-8.

@@ -47,7 +47,7 @@ def index(
     ] = None,
     projection: Annotated[str | None, typer.Option("--projection", help="gaussian, rademacher or orthonormal.")] = None,
     split: Annotated[
-        str | None, typer.Option("--split", help="even (estimates best) or cheap (multiplies least).")
+        str | None, typer.Option("--split", help="even (alike on both sides) or cheap (multiplies least).")
     ] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the projections.")] = None,

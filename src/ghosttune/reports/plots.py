@@ -17,6 +17,7 @@ from ghosttune.reports import gradients
 from ghosttune.reports.drawing import Span, styled
 from ghosttune.reports.figures import Figure
 from ghosttune.reports.heatmaps import heatmap_figure
+from ghosttune.reports.projections import lines_of, projection_figure
 from ghosttune.reports.reading import Norms, RunNumbers, norms_of_csv
 from ghosttune.reports.summary import Summary
 from ghosttune.reports.training import Loss, loss_figure
@@ -78,6 +79,15 @@ def plot_gradient_evolution(source: Source, path: Source | None = None, *, view:
     more than one layer.
     """
     return _drawn(gradients.evolution_figure(_measured(source)), source, view, path)
+
+
+def plot_projection_error(source: Source, path: Source | None = None, *, view: str | None = None) -> Drawing:
+    """Error of sketched inner products and cosines by the numbers kept, with what theory predicts.
+
+    `source`: the JSON that benchmarks/projection_error.py writes. `view`: relative, rmse or cosine. Raises RunError
+    where it holds no errors.
+    """
+    return _drawn(projection_figure(lines_of(Path(source))), source, view, path)
 
 
 def summary_report(runs: Sequence[Source], path: Source | None = None) -> dict[str, Summary]:
