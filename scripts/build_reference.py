@@ -26,12 +26,17 @@ def page() -> str:
 
 
 def _settings() -> str:
-    lines = ["## settings", "", "| setting | default | what | takes | why, cost |", "|---|---|---|---|---|"]
+    lines = [
+        "## settings",
+        "",
+        "| setting | default | what | takes | why | benefit | cost |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name in show("settings", None)[1]:
         facts = show("settings", name)[1]
         takes = facts["how"].partition("; --set")[0]
-        reasons = "; ".join(facts[key] for key in ("why", "cost") if key in facts)
-        lines.append(_row(f"`{name}`", facts["default"], facts["what"], takes, reasons))
+        reasons = (facts[heading] for heading in ("why", "benefit", "cost"))
+        lines.append(_row(f"`{name}`", facts["default"], facts["what"], takes, *reasons))
     return "\n".join([*lines, ""])
 
 

@@ -22,6 +22,7 @@ class Ia3Settings(MethodSettings):
         "keys_values_inner",
         critical=True,
         why="keys_values_inner is the paper's choice",
+        benefit="the smallest adapter here that still reaches every layer",
         cost="one number per feature of each layer: next to nothing",
     )
     """Which linear layers: a group, or a list of names and patterns; each must match. Layers that lead back from the

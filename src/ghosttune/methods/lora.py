@@ -28,6 +28,7 @@ class LoraSettings(LinearSettings):
         8,
         critical=True,
         why="how much the update can hold; few rows of one kind need little",
+        benefit="more room where loss on training rows stops falling too early",
         cost="trained parameters grow in proportion",
     )
     """Rank of the update, r in the paper."""
@@ -35,34 +36,60 @@ class LoraSettings(LinearSettings):
         16.0,
         critical=True,
         why="the update is scaled by lora_alpha / r",
+        benefit="the size of the update can stay the same when r changes",
         cost="acts like a learning rate: change one of the two, not both",
     )
     """Numerator of the update's scale."""
     parameter_budget: Count | None = setting(
-        None, unit="trained parameters", why="arms of a comparison should differ in where they train, not in how much"
+        None,
+        unit="trained parameters",
+        why="arms of a comparison should differ in where they train, not in how much",
+        benefit="attention against the MLP, or few layers against many, at equal size",
+        cost="ranks are whole numbers: a small remainder of the budget is left, and printed",
     )
     """Ranks so that all layers together come nearest to this many; `r` then only sets the scale lora_alpha / r."""
-    lora_dropout: Dropout = setting(0.0)
+    lora_dropout: Dropout = setting(
+        0.0,
+        why="an adapter can lean on few inputs of a layer",
+        benefit="may help where few rows are seen often; unknown here, no study varies it",
+        cost="noise in every step; the training loss is of the weakened adapter, and stands higher",
+    )
     """Dropout on the adapter's input."""
-    use_rslora: bool = setting(False, why="the scale then stays right when r grows (rsLoRA, arXiv 2312.03732)")
+    use_rslora: bool = setting(
+        False,
+        why="divided by r, the update shrinks as r grows",
+        benefit="the scale stays right when r grows (rsLoRA, arXiv 2312.03732)",
+        cost="at r above 1 the same lora_alpha makes a larger update: retune the learning rate",
+    )
     """Scale the update by lora_alpha / √r instead."""
     use_dora: bool = setting(
-        False, why="often a little better at small r (DoRA, arXiv 2402.09353)", cost="about half more time per step"
+        False,
+        why="full training changes directions more than magnitudes",
+        benefit="often a little better at small r (DoRA, arXiv 2402.09353)",
+        cost="about half more time per step",
     )
     """Train each output's magnitude apart from its direction."""
     init_lora_weights: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = setting(
         "default",
-        why="pissa (arXiv 2404.02948) and olora (2406.01775) start from the base weight's own main directions",
+        why="an update that begins at random first has to find its directions",
+        benefit="pissa (arXiv 2404.02948) and olora (2406.01775) start from the base weight's own main directions",
         cost="pissa and olora: one decomposition per layer, and the saved adapter has rank 2 r",
     )
     """How A and B begin; B A is zero in effect for each of them. `default`: A uniform, B zero."""
     loraplus_lr_ratio: Annotated[float, Field(ge=1)] = setting(
-        1.0, why="B wants larger steps than A in wide models (LoRA+, arXiv 2402.12354); 16 is the paper's"
+        1.0,
+        why="A and B have gradients of different sizes in wide models",
+        benefit="B may take the larger steps it wants there (LoRA+, arXiv 2402.12354); 16 is the paper's",
+        cost="one more number that acts on the learning rate",
     )
     """Learning rate of B over that of A."""
 
     trainable_token_indices: list[Annotated[int, Field(ge=0)]] | None = setting(
-        None, unit="token ids", why="a stop token the base never learned cannot be produced otherwise"
+        None,
+        unit="token ids",
+        why="a stop token the base never learned cannot be produced otherwise",
+        benefit="new marks of a template become words of the model, without training the whole table",
+        cost="one row of the embedding each, in the adapter's folder too",
     )
     """Tokens whose rows in the embedding (and in an output layer tied to it) are trained besides."""
 
@@ -136,26 +163,66 @@ class AdaloraSettings(LinearSettings):
     type: Literal["adalora"] = method_name("adalora")
     """The adapter method (`ghosttune show methods`)."""
     init_r: Count = setting(
-        12, critical=True, why="room to choose from before ranks go", cost="trained parameters grow in proportion"
+        12,
+        critical=True,
+        why="room to choose from before ranks go",
+        benefit="layers that need more than the mean can have it",
+        cost="parameters of the first updates, which the memory has to hold",
     )
     """Rank of every update at first."""
     target_r: Count = setting(
-        8, critical=True, why="what is left in the end, spread over the layers", cost="a larger adapter in the end"
+        8,
+        critical=True,
+        why="what is left in the end, spread over the layers",
+        benefit="rank goes where it lowers the loss, instead of everywhere alike",
+        cost="a larger adapter in the end",
     )
     """Mean rank of the updates at the end."""
     lora_alpha: Annotated[float, Field(gt=0)] = setting(
-        16.0, critical=True, why="the update is scaled by it", cost="acts like a learning rate: change one of the two"
+        16.0,
+        critical=True,
+        why="the update is scaled by it",
+        benefit="one number makes all layers' updates larger or smaller",
+        cost="to raise it and the learning rate together is to do the same twice",
     )
     """Numerator of the update's scale."""
-    lora_dropout: Dropout = setting(0.0)
+    lora_dropout: Dropout = setting(
+        0.0,
+        why="what is dropped cannot be relied upon",
+        benefit="may help where rows are few; not measured here",
+        cost="importance of ranks is estimated from noisier gradients",
+    )
     """Dropout on the adapter's input."""
-    tinit: Annotated[int, Field(ge=0)] = setting(0, unit="optimizer updates")
+    tinit: Annotated[int, Field(ge=0)] = setting(
+        0,
+        unit="optimizer updates",
+        why="importance cannot be judged before anything was learned",
+        benefit="ranks are taken where they are not needed, not where learning has not begun",
+        cost="all ranks are trained for so long",
+    )
     """Updates before ranks begin to be taken away."""
-    tfinal: Annotated[int, Field(ge=0)] = setting(0, unit="optimizer updates")
+    tfinal: Annotated[int, Field(ge=0)] = setting(
+        0,
+        unit="optimizer updates",
+        why="what remains has to settle once ranks no longer change",
+        benefit="the last updates train the adapter that is saved",
+        cost="less of the run is left to choose in",
+    )
     """Last updates, in which the ranks stay as they are."""
-    deltaT: Count = setting(1, unit="optimizer updates")
+    deltaT: Count = setting(
+        1,
+        unit="optimizer updates",
+        why="importance is a mean over updates, and needs some of them",
+        benefit="longer intervals judge by more gradients",
+        cost="ranks go in larger steps at a time",
+    )
     """Interval at which ranks are taken away."""
-    orth_reg_weight: Annotated[float, Field(ge=0)] = setting(0.5)
+    orth_reg_weight: Annotated[float, Field(ge=0)] = setting(
+        0.5,
+        why="ranks can be judged one by one only where they do not overlap",
+        benefit="taking one away leaves the others as they were",
+        cost="a pull that has nothing to do with your rows",
+    )
     """Weight of the penalty that keeps A and B orthogonal; in the gradient, not in the recorded loss."""
 
     def conflicts(self, config: RunConfig) -> Iterator[tuple[str, str]]:
@@ -202,13 +269,24 @@ class VeraSettings(LinearSettings):
     r: Count = setting(
         256,
         critical=True,
-        why="how much the update can hold",
+        why="all layers share two random matrices of this rank, and only scale them",
+        benefit="a high rank costs hardly any trained parameters",
         cost="compute grows in proportion, trained parameters hardly",
     )
     """Rank of the random matrices that all layers share."""
-    vera_dropout: Dropout = setting(0.0)
-    """Dropout on the adapter's input."""
-    d_initial: Annotated[float, Field(gt=0)] = setting(0.1)
+    vera_dropout: Dropout = setting(
+        0.0,
+        why="the shared matrices see every input of the layer",
+        benefit="may keep the scales from fitting single rows; unknown here",
+        cost="steps see only part of the input, and learn slower",
+    )
+    """Dropout on what the shared matrices see."""
+    d_initial: Annotated[float, Field(gt=0)] = setting(
+        0.1,
+        why="scales of zero would leave nothing for a gradient to reach",
+        benefit="the other scale begins at zero, so that training begins with the base's own answers",
+        cost="too small, and the first updates move little",
+    )
     """First value of the scales inside the update."""
 
 

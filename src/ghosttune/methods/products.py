@@ -31,12 +31,27 @@ class LohaSettings(LinearSettings):
     type: Literal["loha"] = method_name("loha")
     """The adapter method (`ghosttune show methods`)."""
     r: Count = setting(
-        8, critical=True, why="how much the update can hold", cost="twice LoRA's parameters, in proportion"
+        8,
+        critical=True,
+        why="two products of this rank are multiplied entry by entry",
+        benefit="a high rank from few numbers",
+        cost="twice LoRA's parameters, in proportion",
     )
     """Rank of each factor; the update has up to its square."""
-    alpha: Count = setting(8, critical=True, why="the update is scaled by alpha / r", cost="acts like a learning rate")
-    """Numerator of the update's scale."""
-    module_dropout: Dropout = setting(0.0)
+    alpha: Count = setting(
+        8,
+        critical=True,
+        why="the product is scaled by alpha / r",
+        benefit="its size can be kept when r is changed",
+        cost="another way to set the learning rate: leave one of them alone",
+    )
+    """Numerator of the scale of the product."""
+    module_dropout: Dropout = setting(
+        0.0,
+        why="layers can come to depend on each other's updates",
+        benefit="each layer's update has to be of use without the others'",
+        cost="updates that are left out learn nothing in that step",
+    )
     """Share of steps in which a layer's update is left out."""
 
 
@@ -56,16 +71,41 @@ class LokrSettings(LinearSettings):
     type: Literal["lokr"] = method_name("lokr")
     """The adapter method (`ghosttune show methods`)."""
     r: Count = setting(
-        8, critical=True, why="how much the update can hold", cost="parameters, where the larger factor is low-rank"
+        8,
+        critical=True,
+        why="the larger of the two factors is a product of this rank",
+        benefit="at high r the factor is whole, and the update is an exact Kronecker product",
+        cost="parameters, where the larger factor is low-rank",
     )
     """Rank of the larger factor."""
-    alpha: Count = setting(8, critical=True, why="the update is scaled by alpha / r", cost="acts like a learning rate")
-    """Numerator of the update's scale."""
-    module_dropout: Dropout = setting(0.0)
+    alpha: Count = setting(
+        8,
+        critical=True,
+        why="scales the Kronecker product by alpha / r",
+        benefit="strength and rank can be chosen apart",
+        cost="too high a value looks like a learning rate that is too high",
+    )
+    """Numerator of the scale of the product."""
+    module_dropout: Dropout = setting(
+        0.0,
+        why="an update that is always there can hide that another layer's is of no use",
+        benefit="the layers share the work more evenly",
+        cost="fewer of them train in each step",
+    )
     """Share of steps in which a layer's update is left out."""
-    decompose_both: bool = setting(False)
+    decompose_both: bool = setting(
+        False,
+        why="the smaller factor is whole unless this says otherwise",
+        benefit="the smallest adapter this method can make",
+        cost="less freedom in both factors",
+    )
     """Make the smaller factor low-rank too."""
-    decompose_factor: Annotated[int, Field(ge=-1)] = setting(-1)
+    decompose_factor: Annotated[int, Field(ge=-1)] = setting(
+        -1,
+        why="a weight can be cut into two factors at many places",
+        benefit="even parts have the fewest parameters",
+        cost="uneven parts: one factor grows faster than the other shrinks",
+    )
     """Size of the smaller factor; -1 for the most even parts."""
 
 
@@ -89,10 +129,19 @@ class OftSettings(LinearSettings):
     type: Literal["oft"] = method_name("oft")
     """The adapter method (`ghosttune show methods`)."""
     oft_block_size: Annotated[int, Field(ge=2)] = setting(
-        32, critical=True, why="larger blocks can mix more inputs", cost="trained parameters grow in proportion"
+        32,
+        critical=True,
+        why="inputs are rotated block by block; lengths and angles inside stay as they were",
+        benefit="larger blocks can mix more inputs",
+        cost="trained parameters grow in proportion to the block",
     )
     """Inputs that are rotated together; must divide every adapted layer's inputs."""
-    module_dropout: Dropout = setting(0.0)
+    module_dropout: Dropout = setting(
+        0.0,
+        why="rotations of neighbouring blocks can come to compensate each other",
+        benefit="every block's rotation stands on its own",
+        cost="those left out turn nothing in that step",
+    )
     """Share of rotations that are left out in a step."""
 
 

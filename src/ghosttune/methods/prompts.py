@@ -24,6 +24,7 @@ class PromptSettings(MethodSettings):
         unit="positions",
         critical=True,
         why="how much the learned prompt can say",
+        benefit="more positions hold more, and the model itself stays untouched",
         cost="each takes one position of the model's context from every row",
     )
     """Length of the learned prompt."""
@@ -33,7 +34,10 @@ class PromptTuningSettings(PromptSettings):
     type: Literal["prompt_tuning"] = method_name("prompt_tuning")
     """The adapter method (`ghosttune show methods`)."""
     prompt_tuning_init: Literal["random", "sample_vocab"] = setting(
-        "sample_vocab", why="a prompt that begins as words learns faster"
+        "sample_vocab",
+        why="vectors far from every word are new to the model",
+        benefit="a prompt that begins as words learns faster",
+        cost="which words is drawn by the seed: one more thing that differs between seeds",
     )
     """Begin with random vectors, or with those of random words."""
 
@@ -55,7 +59,8 @@ class PTuningSettings(PromptSettings):
     encoder_hidden_size: Count = setting(
         128,
         critical=True,
-        why="a network in front trains more steadily",
+        why="single vectors of a prompt have only their own gradients to learn from",
+        benefit="a network in front lets them learn together, which is steadier",
         cost="trained parameters, none of them in the result",
     )
     """Width of the network that makes the prompt while it is trained."""
@@ -75,7 +80,10 @@ class PrefixTuningSettings(PromptSettings):
     type: Literal["prefix_tuning"] = method_name("prefix_tuning")
     """The adapter method (`ghosttune show methods`)."""
     encoder_hidden_size: Annotated[int, Field(ge=1)] | None = setting(
-        None, why="a network around the prefix trains more steadily", cost="trained parameters, none in the result"
+        None,
+        why="a plain table of keys and values is hard to train",
+        benefit="a network around the prefix trains more steadily",
+        cost="trained parameters, none in the result",
     )
     """Width of a network that makes the prefix while it is trained; null for a plain table."""
 

@@ -13,7 +13,8 @@ class LinearSettings(MethodSettings):
     target_modules: Literal["attention_qv", "attention", "mlp", "all_linear"] | Names = setting(
         "all_linear",
         critical=True,
-        why="adapting all linear layers, the MLP above all, usually beats attention alone",
+        why="what is not adapted stays as the base has it",
+        benefit="adapting all linear layers usually beats attention alone at the same size (docs/parameters.md)",
         cost="parameters and time of a step grow with the layers that are adapted",
     )
     """Which linear layers: a group, or a list of names and patterns (`[q_proj, "*.layers.0.*"]`); each must match."""

@@ -92,7 +92,7 @@ def _draw_run(ax: Axes, lines: Sequence[Line], quantity: str) -> None:
         return
     for kind, split in dict.fromkeys((line["kind"], line["split"]) for line in lines):
         points = [line for line in lines if (line["kind"], line["split"]) == (kind, split)]
-        style = {"color": _colour(kind), "linestyle": _dashes(split)}
+        style: dict[str, Any] = {"color": _colour(kind), "linestyle": _dashes(split)}
         ax.plot(_of(points, "numbers"), _of(points, quantity), marker="o", markersize=3.5, **style)
         predicted = [line for line in points if quantity in AS_PREDICTED and "predicted" in line]
         values = [line["predicted"] * AS_PREDICTED[quantity](line) for line in predicted]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from ghosttune.config.schema import Count, PhasesSettings, Section, Text, setting
+from ghosttune.config.schema import Count, PhasesSettings, Section, Text, setting, strategy_name
 from ghosttune.registry import STRATEGIES
 from ghosttune.schedules.language import PlanError, read_plan, read_selection
 from ghosttune.schedules.phases import Choice, Phase, Schedule, scheduled
@@ -20,7 +20,7 @@ MOST_PHASES = 10_000
 
 
 class NoPhases(PhasesSettings):
-    strategy: Literal["none"] = setting("none")
+    strategy: Literal["none"] = strategy_name("none")
     """How the phases are found (`ghosttune show strategies`); none: everything trains in every update."""
 
 
@@ -28,12 +28,18 @@ class Phased(PhasesSettings):
     """What every strategy with phases has."""
 
     optimizer_state: Annotated[str, Field(pattern=r"^(keep|reset|rewarm [1-9]\d*)$")] = setting(
-        "rewarm 10", why="moments from before a freeze point where the loss no longer falls"
+        "rewarm 10",
+        why="moments from before a freeze point where the loss no longer falls",
+        benefit="`rewarm` lets a group come back without a jump",
+        cost="so many updates at a lower learning rate after every return",
     )
     """What becomes of Adam's state of tensors that enter with a phase: `keep`, `reset`, or `rewarm N`: reset, and the
     learning rate rises over N updates. A phase of a plan may name its own."""
     learning_rate_mass: Literal["run", "equal"] = setting(
-        "run", why="on one falling curve late phases get a fraction of the learning rate, and look useless"
+        "run",
+        why="on one falling curve late phases get a fraction of the learning rate, and look useless",
+        benefit="with `equal` phases can be compared by what they did",
+        cost="the last phase no longer ends as gently as a whole run does",
     )
     """`run`: one curve over the run; `equal`: each phase has a curve of its own, all of equal summed learning rate."""
 
@@ -78,57 +84,109 @@ def _as_text(plan: Any) -> Any:
 
 
 class Plan(Phased):
-    strategy: Literal["plan"] = setting("plan")
+    strategy: Literal["plan"] = strategy_name("plan")
     """How the phases are found (`ghosttune show strategies`)."""
-    plan: Annotated[Text, BeforeValidator(_as_text)] = setting("all@0-")
+    plan: Annotated[Text, BeforeValidator(_as_text)] = setting(
+        "all@0-",
+        why="an order that you want to try, exactly as you mean it",
+        benefit="every group, layer and learning rate of every phase is yours to say",
+        cost="the updates in it fit one length of run; per cents fit any",
+    )
     """The phases in order: `both@0-300 > mlp@300-600 > attention@600-`, or a list of {train, start, end, lr,
     optimizer_state}."""
 
 
 class Successive(Phased):
-    strategy: Literal["attn->mlp->both", "both->mlp->attn", "both->mlp->both", "early->late"] = setting(
+    strategy: Literal["attn->mlp->both", "both->mlp->attn", "both->mlp->both", "early->late"] = strategy_name(
         "both->mlp->attn"
     )
     """How the phases are found (`ghosttune show strategies`)."""
-    boundaries: list[Boundary] | None = setting(None, unit="optimizer updates, or per cent of the run")
+    boundaries: list[Boundary] | None = setting(
+        None,
+        unit="optimizer updates, or per cent of the run",
+        why="groups need not learn at the same speed",
+        benefit="more updates for the phase that still lowers the loss",
+        cost="longer for one is shorter for the others",
+    )
     """Where one phase ends and the next begins; unset: phases of equal length."""
 
 
 class Cycle(Phased):
-    strategy: Literal["cycle"] = setting("cycle")
+    strategy: Literal["cycle"] = strategy_name("cycle")
     """How the phases are found (`ghosttune show strategies`)."""
-    order: Annotated[list[Text], Field(min_length=2)] = setting(["attention", "mlp"])
+    order: Annotated[list[Text], Field(min_length=2)] = setting(
+        ["attention", "mlp"],
+        why="a turn for each, over and over",
+        benefit="no group waits long, as it does in one long phase",
+        cost="at any time the others' progress stands still",
+    )
     """What trains in turn, in the phase language."""
-    period: Count = setting(50, unit="optimizer updates")
+    period: Count = setting(
+        50,
+        unit="optimizer updates",
+        why="how long a group keeps its turn",
+        benefit="long turns let AdamW's moments settle",
+        cost="short ones spend much of their time warming up again",
+    )
     """Updates of each turn."""
 
 
 class Lisa(Phased):
-    strategy: Literal["lisa"] = setting("lisa")
+    strategy: Literal["lisa"] = strategy_name("lisa")
     """How the phases are found (`ghosttune show strategies`)."""
-    layers: Count = setting(2, cost="fewer layers need less optimizer state and less backward")
+    layers: Count = setting(
+        2,
+        why="few layers at a time can still reach all of them in turn",
+        benefit="fewer layers need less optimizer state and less backward",
+        cost="more layers learn faster in updates, and slower in time",
+    )
     """Layers that train at a time."""
-    period: Count = setting(20, unit="optimizer updates")
+    period: Count = setting(
+        20,
+        unit="optimizer updates",
+        why="a draw of layers needs some updates to show in the loss",
+        benefit="short periods give every layer its turn in a short run",
+        cost="every draw starts with moments that are old or empty (`phases.optimizer_state`)",
+    )
     """Updates until other layers are drawn."""
 
 
 class TopDown(Phased):
-    strategy: Literal["top-down"] = setting("top-down")
+    strategy: Literal["top-down"] = strategy_name("top-down")
     """How the phases are found (`ghosttune show strategies`)."""
-    parts: Annotated[int, Field(ge=2)] = setting(4)
+    parts: Annotated[int, Field(ge=2)] = setting(
+        4,
+        why="the layers near the output answer first to a new task",
+        benefit="early updates stop their backward pass high up, and are cheap",
+        cost="the lowest layers train only in the last part",
+    )
     """In how many parts of the layers the run unfreezes the model, and of its updates."""
 
 
 class Guided(Phased):
-    strategy: Literal["guided"] = setting("guided")
+    strategy: Literal["guided"] = strategy_name("guided")
     """How the phases are found (`ghosttune show strategies`)."""
-    order: Annotated[list[Text], Field(min_length=2)] = setting(["attention", "mlp"])
+    order: Annotated[list[Text], Field(min_length=2)] = setting(
+        ["attention", "mlp"],
+        why="what may be chosen among",
+        benefit="a choice between few groups is easier to read afterwards",
+        cost="groups that are not named are never chosen",
+    )
     """Groups of modules among which each phase chooses."""
     signal: Literal["effective", "ledger"] = setting(
-        "effective", why="effective norms say where the loss asks for change, the ledger where change has helped"
+        "effective",
+        why="effective norms say where the loss asks for change, the ledger where change has helped",
+        benefit="the run itself decides what trains next, by a rule that is written down",
+        cost="`ledger` needs guide rows, `effective` its measured steps",
     )
     """What decides: effective norms, or each group's share of the drop of the guide loss per update it trained."""
-    period: Count = setting(50, unit="optimizer updates")
+    period: Count = setting(
+        50,
+        unit="optimizer updates",
+        why="a choice holds until the next look",
+        benefit="long periods judge by more than the noise of a few updates",
+        cost="a wrong choice lasts as long",
+    )
     """Updates until the next choice; the first phase trains all groups."""
 
 

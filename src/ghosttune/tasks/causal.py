@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from ghosttune.config.facts import CAUSAL_LM, ModelKind
-from ghosttune.config.schema import DataSettings, TaskSettings, setting
+from ghosttune.config.schema import DataSettings, TaskSettings, task_name
 from ghosttune.data.records import TURN_FORMATS, Record
 from ghosttune.registry import TASKS
 from ghosttune.tasks.protocol import model_inputs, unwrapped
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class CausalSettings(TaskSettings):
-    type: Literal["causal_lm"] = setting("causal_lm")
+    type: Literal["causal_lm"] = task_name("causal_lm")
     """The task (`ghosttune show tasks`)."""
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from ghosttune.config.facts import ModelKind
-from ghosttune.config.schema import Count, DataSettings, TaskSettings, setting
+from ghosttune.config.schema import Count, DataSettings, TaskSettings, setting, task_name
 from ghosttune.data.records import Record
 from ghosttune.metrics.scoring import Item
 from ghosttune.registry import TASKS
@@ -22,13 +22,23 @@ if TYPE_CHECKING:
 
 
 class ExtractionSettings(TaskSettings):
-    type: Literal["question_answering"] = setting("question_answering")
+    type: Literal["question_answering"] = task_name("question_answering")
     """The task (`ghosttune show tasks`)."""
     stride: Annotated[int, Field(ge=0)] = setting(
-        128, unit="tokens", why="an answer at the end of one window is whole in the next", cost="more windows"
+        128,
+        unit="tokens",
+        why="a long text is read in windows, and an answer can lie across a border",
+        benefit="an answer at the end of one window is whole in the next",
+        cost="more windows to train and to ask",
     )
     """By how much the windows of a text longer than `data.max_length` overlap."""
-    max_answer_length: Count = setting(30, unit="tokens")
+    max_answer_length: Count = setting(
+        30,
+        unit="tokens",
+        why="a start and an end that are each likely can lie far apart",
+        benefit="no answer runs over half a page",
+        cost="longer answers than this cannot be given",
+    )
     """Longest span that is predicted; answers to learn from may be longer."""
 
 

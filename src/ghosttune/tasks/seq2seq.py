@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from ghosttune.config.facts import ModelKind
-from ghosttune.config.schema import Count, DataSettings, TaskSettings, setting
+from ghosttune.config.schema import Count, DataSettings, TaskSettings, setting, task_name
 from ghosttune.data.records import Record
 from ghosttune.metrics.scoring import Item
 from ghosttune.registry import TASKS
@@ -19,9 +19,15 @@ if TYPE_CHECKING:
 
 
 class RewriteSettings(TaskSettings):
-    type: Literal["seq2seq_lm"] = setting("seq2seq_lm")
+    type: Literal["seq2seq_lm"] = task_name("seq2seq_lm")
     """The task (`ghosttune show tasks`)."""
-    max_target_length: Count = setting(128, unit="tokens")
+    max_target_length: Count = setting(
+        128,
+        unit="tokens",
+        why="an answer has an end, and memory a limit",
+        benefit="a run cannot fail on one endless row",
+        cost="rows above it have to be shortened or left out by you",
+    )
     """Longest answer, its stop token included: longer ones to learn from are refused, written ones end there."""
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from ghosttune.config.facts import ModelKind
-from ghosttune.config.schema import DataSettings, Names, TaskSettings, setting
+from ghosttune.config.schema import DataSettings, Names, TaskSettings, setting, task_name
 from ghosttune.data.columns import label_name, number_of
 from ghosttune.data.records import Record
 from ghosttune.metrics.scoring import Item
@@ -26,14 +26,19 @@ SMALLEST = 1e-300
 
 
 class SequenceSettings(TaskSettings):
-    type: Literal["sequence_classification"] = setting("sequence_classification")
+    type: Literal["sequence_classification"] = task_name("sequence_classification")
     """The task (`ghosttune show tasks`)."""
-    labels: Names | None = setting(None, why="their order is that of the model's outputs")
+    labels: Names | None = setting(
+        None,
+        why="their order is that of the model's outputs",
+        benefit="the order stays when rows are added, and adapters agree on it",
+        cost="every label of the rows has to stand in it",
+    )
     """The labels; unset: those of the training rows, in order."""
 
 
 class RegressionSettings(TaskSettings):
-    type: Literal["regression"] = setting("regression")
+    type: Literal["regression"] = task_name("regression")
     """The task (`ghosttune show tasks`)."""
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from ghosttune.config.facts import ModelKind
-from ghosttune.config.schema import DataSettings, Names, TaskSettings, setting
+from ghosttune.config.schema import DataSettings, Names, TaskSettings, setting, task_name
 from ghosttune.data.records import Record
 from ghosttune.metrics.scoring import Item
 from ghosttune.registry import TASKS
@@ -25,9 +25,14 @@ CUT_OFF = "?"
 
 
 class TokenSettings(TaskSettings):
-    type: Literal["token_classification"] = setting("token_classification")
+    type: Literal["token_classification"] = task_name("token_classification")
     """The task (`ghosttune show tasks`)."""
-    labels: Names | None = setting(None, why="their order is that of the model's outputs")
+    labels: Names | None = setting(
+        None,
+        why="outputs are numbers; this says which tag each of them is",
+        benefit="the same numbers mean the same tags in every run",
+        cost="tags that are missing here are refused, not mapped to another",
+    )
     """The tags; unset: those of the training rows, in order."""
 
 

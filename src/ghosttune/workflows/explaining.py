@@ -19,22 +19,23 @@ Record = dict[str, Any]
 
 
 def explained(name: str, field: FieldInfo, run: Path | None = None) -> dict[str, str]:
-    """Heading -> text: what, why, how, cost and default; with a run, its value, its origin and its figures.
+    """Heading -> text: what, why, how, benefit, cost and default; with a run, its value, its origin and its figures.
 
     InputError where the run has no such setting, because its method, task or strategy is another.
     """
-    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    extra: Any = field.json_schema_extra
     unit = f" ({extra['unit']})" if extra.get("unit") else ""
     facts = {
         "what": " ".join((field.description or "").split()),
-        "why": str(extra.get("why") or ""),
+        "why": str(extra["why"]),
         "how": f"{_names(name) or accepted(field)}{unit}; --set {name}=VALUE, or its line in the file",
-        "cost": str(extra.get("cost") or ""),
+        "benefit": str(extra["benefit"]),
+        "cost": str(extra["cost"]),
         "default": inline(field.default) + (" (must be chosen under --strict)" if extra.get("critical") else ""),
     }
     if run is not None:
         facts |= _in_run(name, open_run(run))
-    return {key: text for key, text in facts.items() if text}
+    return {heading: text for heading, text in facts.items() if text}
 
 
 def _names(name: str) -> str:

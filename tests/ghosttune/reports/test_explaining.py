@@ -23,10 +23,26 @@ EVERY = [
 ]
 
 
-def test_every_critical_setting_says_why_and_what_it_costs():
-    critical = [(name, field.json_schema_extra) for name, field in EVERY if field.json_schema_extra["critical"]]
-    assert len(critical) > 100
-    assert not [name for name, extra in critical if not extra["why"] or not extra["cost"]]
+HEADINGS = ("what", "why", "how", "benefit", "cost")
+
+
+def test_every_setting_teaches_under_every_heading():
+    for name, field in EVERY:
+        facts = explained(name.split(": ")[1], field)
+        assert list(facts) == [*HEADINGS, "default"]
+        assert all(len(facts[heading].split()) > 1 for heading in HEADINGS), (name, facts)
+
+
+def test_no_text_stands_under_two_settings_or_two_headings():
+    """A setting of the same path may mean the same under several methods, tasks and strategies."""
+    said: dict[str, set[tuple[str, str]]] = {}
+    for name, field in EVERY:
+        path = name.split(": ")[1]
+        facts = explained(path, field)
+        for heading in set(HEADINGS) - {"how"}:
+            said.setdefault(facts[heading].lower().rstrip("."), set()).add((path, heading))
+    assert not {text: where for text, where in said.items() if len(where) > 1}
+    assert len(said) > 4 * 100
 
 
 def test_a_setting_that_chooses_the_others_takes_all_of_its_registry():
