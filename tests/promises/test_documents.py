@@ -71,7 +71,7 @@ def test_the_parameter_guide_cites_figures_that_were_measured():
     assert not [figure for figure in figures if not re.search(rf"\b{re.escape(figure)}\b", sources)]
 
 
-@pytest.mark.parametrize("page", ["parameters", "tutorial", "configuration"])
+@pytest.mark.parametrize("page", ["parameters", "tutorial", "configuration", "faq", "learning"])
 def test_settings_that_pages_name_exist(page):
     kinds = [{section: entry.name} for section, of in KINDS.items() for entry in of.registry]
     known = {path for kind in kinds for path, _ in leaf_fields(kind)}

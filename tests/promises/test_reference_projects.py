@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import pkgutil
 import re
-import shlex
 from pathlib import Path
 
 import pytest
-from typer.main import get_command
 
-from ghosttune.cli.main import app
-from ghosttune.config.loading import read_config, shipped
+from command_lines import fault_of_command
+from ghosttune.config.loading import read_config
 from ghosttune.config.schema import KINDS, SECTIONS, SWITCHES, leaf_fields
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -21,7 +19,6 @@ ROWS = [
     for line in PAGE.splitlines()
     if line.startswith("| ") and not line.startswith("| theirs")
 ]
-COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 
 
 def settings() -> set[str]:
@@ -34,22 +31,6 @@ def settings() -> set[str]:
 
 
 SETTINGS = settings()
-
-
-def fault_of_command(text: str) -> str | None:
-    """Why the command line does not take it; nothing is run."""
-    _, *words = shlex.split(text)
-    if words[0] not in COMMANDS:
-        return "no such command"
-    try:
-        parsed = COMMANDS[words[0]].make_context(words[0], words[1:]).params
-    except Exception as error:
-        return str(error)
-    for kind in ("preset", "profile"):
-        name = parsed.get(kind)
-        if name and not any(name in (known, known.split("@")[0]) for known in shipped(kind)):
-            return f"no such {kind}"
-    return None
 
 
 def fault_of_setting(text: str) -> str | None:

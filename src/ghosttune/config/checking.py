@@ -203,6 +203,8 @@ def _guide_rows_of_their_own(config: RunConfig) -> Found:
     split = config.data.guide.split
     if split == "train":
         yield "data.guide.split", "is what the run trains on; use data.guide.fraction to set some of it aside"
+    elif split == "test":
+        yield "data.guide.split", "is what judges when all is chosen; set rows aside with data.guide.fraction instead"
     elif split is not None and split == config.data.dev.split:
         yield "data.guide.split", f"is {split}, which chooses checkpoints; the two judge the run independently"
 

@@ -118,6 +118,7 @@ CASES = {
     ],
     "_guide_rows_of_their_own": [
         ({"data.guide.split": "train"}, "data.guide.split", {"data.guide.split": "guide"}),
+        ({"data.guide.split": "test"}, "data.guide.split", {"data.guide.split": "guide"}),
         ({"data.guide.split": "dev", "data.dev.split": "dev"}, "data.guide.split", {"data.guide.split": "guide"}),
     ],
     "_options_of_a_selection": [

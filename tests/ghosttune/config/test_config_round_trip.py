@@ -160,7 +160,7 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
         flat["model.name"] = "org/model"
     if flat.get("data.dev.split") == "train":
         flat["data.dev.split"] = "training"
-    if flat.get("data.guide.split") in ("train", flat.get("data.dev.split", "dev")):
+    if flat.get("data.guide.split") in ("train", "test", flat.get("data.dev.split", "dev")):
         flat["data.guide.split"] = "guiding"
     for switch, default in {"measure.ledger.guide_every": 10, "data.online_selection.by": None}.items():
         if flat.get(switch, default) is None:
