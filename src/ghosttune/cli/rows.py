@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -57,10 +59,17 @@ def index(
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Rows at once; the run's batch if not given.")
     ] = None,
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, help="Share the rows among so many processes of this machine.")
+    ] = 1,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Store the gradient of every row at a checkpoint; takes up where it was cut off."""
+    if processes > 1 and "RANK" not in os.environ:
+        from ghosttune.workflows.launching import launch
+
+        raise typer.Exit(launch(processes, sys.argv[1:]))
     from ghosttune.workflows.index import index as indexed
     from ghosttune.workflows.index import sketch_changes
 
@@ -84,6 +93,8 @@ def index(
         device=device,
         tell=_progress(),
     )
+    if os.environ.get("RANK", "0") != "0":  # one of several processes speaks for all
+        return
     if as_json:
         _print_json([asdict(store) for store in stores])
         return
