@@ -1,8 +1,10 @@
-"""Commands that ask a run about its rows: index, attribute, similar, dedupe, select."""
+"""Commands that ask a run about its rows: index, attribute, similar, dedupe, cluster, select."""
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -57,10 +59,17 @@ def index(
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Rows at once; the run's batch if not given.")
     ] = None,
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, help="Share the rows among so many processes of this machine.")
+    ] = 1,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Store the gradient of every row at a checkpoint; takes up where it was cut off."""
+    if processes > 1 and "RANK" not in os.environ:
+        from ghosttune.workflows.launching import launch
+
+        raise typer.Exit(launch(processes, sys.argv[1:]))
     from ghosttune.workflows.index import index as indexed
     from ghosttune.workflows.index import sketch_changes
 
@@ -84,6 +93,8 @@ def index(
         device=device,
         tell=_progress(),
     )
+    if os.environ.get("RANK", "0") != "0":  # one of several processes speaks for all
+        return
     if as_json:
         _print_json([asdict(store) for store in stores])
         return
@@ -177,6 +188,45 @@ def dedupe(
     typer.echo(f"{len(groups)} groups, {extra} rows more than one of each")
 
 
+def cluster(
+    run: RunFolder,
+    clusters: Annotated[int, typer.Option("--clusters", min=1, help="How many groups.")],
+    by: Annotated[str | None, typer.Option("--by", help="Column whose values are counted in each cluster.")] = None,
+    top: Annotated[int, typer.Option("--top", min=0, help="How many rows of each cluster are shown.")] = 3,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File (.jsonl or .csv) for the cluster and cosine of every row.")
+    ] = None,
+    data: Data = None,
+    checkpoint: Annotated[str, typer.Option("--checkpoint", help="best, last or a step.")] = "best",
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Of the starting centres; the run's if not given.")
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Group the rows by the direction of their gradients, the largest group first."""
+    from ghosttune.workflows.clustering import cluster as clustered
+
+    found = clustered(
+        run, clusters, by=by, checkpoint=checkpoint, data=data, top=top, seed=seed, out=out, device=device
+    )
+    if as_json:
+        _print_json(asdict(found))
+        return
+    nowhere = f", {found.nowhere:,} without a gradient in none" if found.nowhere else ""
+    typer.echo(f"{found.rows:,} rows at step {found.checkpoint} in {len(found.clusters)} clusters{nowhere}")
+    for group in found.clusters:
+        makeup = ", ".join(f"{value} {count}" for value, count in group.makeup.items())
+        typer.echo(
+            f"cluster {group.number}: {group.size:,} rows, mean cosine {group.cosine:.3f}"
+            + (f"; {by}: {makeup}" if makeup else "")
+        )
+        for row in group.rows:
+            typer.echo(f"  {row.cosine:+.4f}  {_row(row)}")
+    if found.file:
+        typer.echo(f"cluster and cosine of every row in {found.file}")
+
+
 def select(
     run: RunFolder,
     out: Annotated[Path, typer.Option("--out", help="File for the rows that are kept (JSONL); the rest beside it.")],
@@ -225,7 +275,7 @@ def select(
     typer.echo(f"train on them with the same data and --set data.train.keep={chosen.file}")
 
 
-COMMANDS = (index, attribute, similar, dedupe, select)
+COMMANDS = (index, attribute, similar, dedupe, cluster, select)
 
 
 def attribution_lines(found: Attribution) -> list[str]:

@@ -22,15 +22,24 @@ def processes() -> int:
     return int(os.environ.get(PROCESSES, "1"))
 
 
-def meet() -> None:
-    """Waits until every process is here; nothing with one process."""
+def meet(on_cpu: bool = False) -> None:
+    """Waits until every process is here; nothing with one process. `on_cpu`: they exchange tensors of the host only."""
     if processes() == 1:
         return
     if not dist.is_initialized():
         from accelerate import PartialState
 
-        PartialState(cpu=not torch.cuda.is_available())
+        PartialState(cpu=on_cpu or not torch.cuda.is_available())
     dist.barrier()
+
+
+def agreed(value: Any) -> Any:
+    """Process 0's value, in every process."""
+    if not dist.is_initialized():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
 
 
 def total(tensor: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ them fit into EXACT_BYTES; else every parameter's is projected (`ghostgrad.sketc
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -113,9 +113,17 @@ class RowGradients:
         self.engine = engine_of(model, sketcher)
 
     def sketches(self, rows: Sequence[RowFeatures]) -> Iterator[tuple[list[str], Tensor]]:
-        """(ids, [B, size] rows) of all rows, shortest first; windows of one row are added up."""
+        """(ids, [B, size] rows) of all rows, shortest first."""
+        return self.batch_sketches(self.batches(rows))
+
+    def batches(self, rows: Sequence[RowFeatures]) -> Iterator[Batch]:
+        """All rows in the batches they are computed in."""
+        return row_batches(rows, self.batch_size)
+
+    def batch_sketches(self, batches: Iterable[Batch]) -> Iterator[tuple[list[str], Tensor]]:
+        """(ids, [B, size] rows) of each batch; windows of one row are added up."""
         with evaluating(self.model):
-            for batch in row_batches(rows, self.batch_size):
+            for batch in batches:
                 sketches = Sketches(self.sketcher)
                 places = self._observe(batch, sketches)
                 own = sketches.rows()

@@ -9,7 +9,10 @@ from typing import Any
 
 from ghostgrad import Sketcher
 from ghostgrad.store import DTYPES, GradientStore, StoreError
+from ghosttune.data.encoding import RowFeatures
 from ghosttune.errors import InputError, RunError, listed
+from ghosttune.training.dealing import dealt_sketches, send_sketches
+from ghosttune.training.processes import agreed, meet, rank
 from ghosttune.training.sketching import AUTO, is_exact, sketcher_of
 from ghosttune.workflows.opened import OpenedRun, Rows
 
@@ -47,7 +50,9 @@ def index(
 ) -> list[Indexed]:
     """Stores the gradient of every training row, or of every row of a file, at each of the checkpoints.
 
-    What is stored already stays: a call that was cut off is taken up where it ended, each row once.
+    What is stored already stays: a call that was cut off is taken up where it ended, each row once. Where several
+    processes call this, they share the rows, and process 0 stores them all and returns what is stored; the others
+    return nothing.
 
     Args:
         checkpoints: `best`, `last`, `all`, or steps.
@@ -58,12 +63,16 @@ def index(
     Raises InputError where the run, the rows or the options do not allow it, or a store of another meaning is there.
     """
     opened = OpenedRun(run, device)
-    rows = opened.rows(data)
+    rows, steps = opened.rows(data), opened.steps(checkpoints)
+    meet(on_cpu=opened.config.model.device == "cpu")
     sketcher = sketcher_of(opened.adapted.facts, opened.parameters, len(rows.ids), kind, changes)
+    if rank():
+        for step in steps:
+            _help(opened, rows, step, sketcher, batch_size)
+        return []
     with opened.run.locked():
         return [
-            _index(opened, rows, step, sketcher, batch_size, tell or (lambda done, all_rows: None))
-            for step in opened.steps(checkpoints)
+            _index(opened, rows, step, sketcher, batch_size, tell or (lambda done, all_rows: None)) for step in steps
         ]
 
 
@@ -83,8 +92,10 @@ def _index(opened: OpenedRun, rows: Rows, step: int, sketcher: Sketcher, batch_s
     meaning = opened.meaning(rows, step) | {"sketch": sketcher.manifest()}
     folder = opened.run.store(rows.name, step)
     try:
-        is_complete = GradientStore.is_sealed(folder)
-        added = 0 if is_complete else _complete(opened, rows, step, sketcher, meaning, batch_size, tell)
+        if GradientStore.is_sealed(folder):
+            added = len(agreed([]))
+        else:
+            added = _complete(opened, rows, step, sketcher, meaning, batch_size, tell)
         store = GradientStore.read_sealed(folder)
         store.require(meaning)
     except StoreError as error:
@@ -114,13 +125,24 @@ def _complete(
     gradients = opened.gradients(step, sketcher, batch_size)
     error = None if is_exact(sketcher) else asdict(gradients.error(rows.features))
     with _opened_store(opened.run.store(rows.name, step), sketcher, meaning) as store:
-        missing = [row for row in rows.features if row.example_id not in store]
-        added = len(rows.ids) - len(store)
-        for ids, sketches in gradients.sketches(missing):
+        missing = agreed([name for name in rows.ids if name not in store])
+        for ids, sketches in dealt_sketches(gradients, _named(rows, missing)):
             store.append(ids, sketches)
             tell(len(store), len(rows.ids))
         store.seal({"error": error})
-    return added
+    return len(missing)
+
+
+def _help(opened: OpenedRun, rows: Rows, step: int, sketcher: Sketcher, batch_size: int | None) -> None:
+    """This process's share of the gradients that are missing."""
+    missing = agreed(None)
+    if missing:
+        send_sketches(opened.gradients(step, sketcher, batch_size), _named(rows, missing))
+
+
+def _named(rows: Rows, ids: Sequence[str]) -> list[RowFeatures]:
+    wanted = set(ids)
+    return [row for row in rows.features if row.example_id in wanted]
 
 
 def _opened_store(folder: Path, sketcher: Sketcher, meaning: dict[str, Any]) -> GradientStore:

@@ -1,4 +1,4 @@
-"""`ghosttune train` in several processes on this machine.
+"""`ghosttune train` and `index` in several processes on this machine.
 
 Each gets the same command and its place by the environment variables of torch.distributed; Accelerate does the rest.
 Our own start instead of `torchrun` or `accelerate launch`: those end every failure with exit code 1 and a page of their
@@ -39,7 +39,8 @@ def launch_training(processes: int, config: RunConfig | None, out: Path | None, 
 def launch(processes: int, arguments: Sequence[str]) -> int:
     """Runs `ghosttune` with these arguments in so many processes; the exit code of the first that failed, else 0.
 
-    What process 0 prints is printed; what another says on its way to failing is printed when process 0 said nothing.
+    It is 1 for one that was killed. What process 0 prints is printed; what another says on its way to failing is
+    printed when process 0 said nothing.
     """
     environment = os.environ | {
         "MASTER_ADDR": "127.0.0.1",
@@ -93,7 +94,8 @@ def _first_failure(started: list[subprocess.Popen[bytes]]) -> int:
                 if process.poll() is None:
                     process.kill()
     codes = [process.returncode for process in started if process.returncode]
-    return abs(failed or (codes[0] if codes else 0))
+    code = failed or (codes[0] if codes else 0)
+    return 1 if code < 0 else code
 
 
 @contextmanager

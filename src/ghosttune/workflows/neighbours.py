@@ -60,7 +60,7 @@ def similar(
     order = torch.argsort(total, descending=True, stable=True).tolist()
     names = [rows.ids[place] for place in order]
     cosines = dict(zip(names, total[order].tolist(), strict=True))
-    return [_neighbour(rows, name, cosines[name]) for name in names if name != example_id][:top]
+    return [neighbour(rows, name, cosines[name]) for name in names if name != example_id][:top]
 
 
 def dedupe(
@@ -88,7 +88,7 @@ def dedupe(
         first, *others = sorted(members, key=position.__getitem__)
         own = store.rows([first]).float()
         to_first = torch.nn.functional.cosine_similarity(store.rows(others).float(), own).tolist()
-        kept = [_neighbour(rows, name, found) for name, found in zip([first, *others], [1.0, *to_first], strict=True)]
+        kept = [neighbour(rows, name, found) for name, found in zip([first, *others], [1.0, *to_first], strict=True)]
         groups.append(Duplicates(weakest, kept))
     return sorted(groups, key=lambda group: -group.cosine)
 
@@ -107,6 +107,7 @@ def _connected(pairs: Iterable[tuple[str, str, float]]) -> Iterator[tuple[float,
         yield weakest[id(group)], group
 
 
-def _neighbour(rows: Rows, example_id: str, cosine: float) -> Neighbour:
+def neighbour(rows: Rows, example_id: str, cosine: float) -> Neighbour:
+    """A row with what it says."""
     record = rows.record(example_id)
     return Neighbour(example_id, cosine, content(record), record.metadata)

@@ -57,6 +57,13 @@ class Rows:
     def record(self, example_id: str) -> Record:
         return self.records[self._places[example_id]]
 
+    def column(self, name: str) -> dict[str, str]:
+        """The value of a column of each row, by its id; DataError for a column that no row has."""
+        known = sorted({column for record in self.records for column in record.metadata})
+        if name not in known:
+            raise DataError(f"no row has a column {name!r}; there are {listed(known) or 'none'}")
+        return {example_id: str(self.record(example_id).metadata.get(name)) for example_id in self.ids}
+
     @cached_property
     def digest(self) -> str:
         """sha256 of every row's id and of all that the model sees of it."""

@@ -72,7 +72,7 @@ def select(
     rows = opened.rows(data)
     scores, named = _scores(opened, rows, by, query, similarity, checkpoints, seed)
     if keep is not None:
-        kinds = _kinds(rows, stratify) if stratify else None
+        kinds = {name: f"{stratify}={value}" for name, value in rows.column(stratify).items()} if stratify else None
         decisions = keep_best(scores, keep, named, lowest=lowest, kinds=kinds)
     else:
         decisions = keep_beyond(scores, named, above=above, below=below)
@@ -142,13 +142,6 @@ def _losses(opened: OpenedRun, rows: Rows, step: int) -> dict[str, float | None]
         nats[row.example_id] += loss
         targets[row.example_id] += row.targets
     return {name: nats[name] / targets[name] for name in rows.ids}
-
-
-def _kinds(rows: Rows, column: str) -> dict[str, str]:
-    known = sorted({name for record in rows.records for name in record.metadata})
-    if column not in known:
-        raise DataError(f"no row has a column {column!r} to stratify by; there are {listed(known) or 'none'}")
-    return {name: f"{column}={rows.record(name).metadata.get(column)}" for name in rows.ids}
 
 
 def _line(record: Record, decision: Decision) -> dict[str, Any]:

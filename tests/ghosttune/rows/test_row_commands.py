@@ -47,6 +47,9 @@ def test_json(indexed, tmp_path):
     assert len(json.loads(said("similar", indexed, "row-5", "--device", "cpu", "--json"))) == 10
     groups = json.loads(said("dedupe", indexed, "--cosine", 0.999, "--device", "cpu", "--json"))
     assert sorted(len(group["rows"]) for group in groups) == [2, 3]
+    asked = ("--clusters", 2, "--out", tmp_path / "clusters.jsonl", "--device", "cpu")
+    found = json.loads(said("cluster", indexed, *asked, "--json"))
+    assert len(found["clusters"]) == 2 and found["file"] == str(tmp_path / "clusters.jsonl")
     out = tmp_path / "kept.jsonl"
     chosen = json.loads(
         said("select", indexed, "--keep", 9, "--by", "random", "--out", out, "--device", "cpu", "--json")
@@ -58,6 +61,9 @@ def test_lines(indexed, tmp_path):
     assert said("dedupe", indexed, "--cosine", 0.999, "--device", "cpu").endswith(
         "2 groups, 3 rows more than one of each\n"
     )
+    clusters = said("cluster", indexed, "--clusters", 24, "--by", "kind", "--top", 1, "--device", "cpu").splitlines()
+    assert clusters[0] == "27 rows at step 6 in 24 clusters"
+    assert clusters[1] == "cluster 1: 3 rows, mean cosine 1.000; kind: odd 3" and clusters[2].startswith("  +1.0000  ")
     out = tmp_path / "kept.jsonl"
     text = said("select", indexed, "--below", 9, "--by", "loss", "--out", out, "--device", "cpu")
     assert "27 rows kept by loss" in text and f"--set data.train.keep={out}" in text

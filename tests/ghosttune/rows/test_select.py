@@ -136,7 +136,7 @@ def test_rows_of_a_file_can_be_selected_from(opened, tmp_path):
         ({"above": 0.0, "lowest": True}, "a threshold has its side"),
         ({"above": 0.0, "stratify": "kind"}, "a threshold has its side"),
         ({"keep": 5, "by": "beauty"}, "cannot be selected by 'beauty'; known are value, similarity"),
-        ({"keep": 5, "stratify": "colour"}, "no row has a column 'colour' to stratify by; there are kind"),
+        ({"keep": 5, "stratify": "colour"}, "no row has a column 'colour'; there are kind"),
         ({"keep": 5, "query": "x.jsonl"}, "a query does nothing for a selection by value"),
         ({"keep": 5, "by": "similarity", "similarity": "bm25"}, "cannot be scored by 'bm25'"),
     ],
