@@ -39,12 +39,8 @@ SETTINGS = {
     "train.per_device_train_batch_size": 8,
     "train.eval_steps": 10,
 }
-ARMS: dict[str, dict[str, Any]] = {
-    "none": {},
-    "random": {"by": "random"},
-    "loss": {"by": "loss"},
-    "gradient_norm": {"by": "gradient_norm"},
-    "value": {"by": "value"},
+ARMS: dict[str, dict[str, Any]] = {"none": {}} | {
+    name: {"data.online_selection.by": name} for name in ("random", "loss", "gradient_norm", "value")
 }
 
 
@@ -66,10 +62,9 @@ def mixed_rows(noise: Path, out: Path) -> Path:
     return out
 
 
-def trained(out: Path, rows: Path, seed: int, steps: int, selection: dict[str, Any]) -> dict[str, Any]:
+def trained(out: Path, rows: Path, seed: int, steps: int, settings: dict[str, Any]) -> dict[str, Any]:
     """What one run came to: loss of the dev rows after each ten updates, CPU seconds, and what it trained on."""
-    given = SETTINGS | {"data.train.path": str(rows), "train.seed": seed, "train.max_steps": steps}
-    given |= {f"data.online_selection.{name}": value for name, value in selection.items()}
+    given = SETTINGS | {"data.train.path": str(rows), "train.seed": seed, "train.max_steps": steps} | settings
     overrides = [f"{path}={json.dumps(value)}" for path, value in given.items()]
     begun = time.process_time()
     run = ghosttune.train(load_config(profile="quickstart@1", overrides=overrides), out)
@@ -79,6 +74,7 @@ def trained(out: Path, rows: Path, seed: int, steps: int, selection: dict[str, A
     return {
         "losses": losses,
         "cpu_seconds": seconds,
+        "padding": run.record["padding_share"],
         "forms": forms / sum(row["steps_seen"] for row in run.values),
     }
 

@@ -50,6 +50,29 @@ def test_steps_hold_rows_of_like_length_and_a_short_one_comes_last() -> None:
     assert len(full) == 62
 
 
+def test_ungrouped_steps_are_those_of_the_shuffle_with_like_rows_in_each_micro_batch() -> None:
+    rows = RowOrder(LENGTHS, 16, 1, grouped=False)
+    taken = list(rows)
+    assert sorted(taken) == list(range(len(LENGTHS)))
+    shuffled = np.random.default_rng([1, 0]).permutation(len(LENGTHS))
+    drawn = {frozenset(shuffled[start : start + 16].tolist()) for start in range(0, 992, 16)}
+    assert {frozenset(taken[start : start + 16]) for start in range(0, 992, 16)} == drawn
+    for start in range(0, 992, 16):
+        lengths = [LENGTHS[row] for row in taken[start : start + 16]]
+        assert lengths == sorted(lengths)
+
+
+def test_grouped_a_rare_kind_has_steps_of_its_own_and_ungrouped_it_is_spread() -> None:
+    """60 rows of length 70 among 540 of 20 to 60: how many steps of an epoch hold at least one."""
+    lengths = [70] * 60 + np.random.default_rng(0).integers(20, 60, 540).tolist()
+
+    def steps_with_them(grouped: bool) -> int:
+        rows = list(RowOrder(lengths, 8, 1, grouped))
+        return sum(any(row < 60 for row in rows[start : start + 8]) for start in range(0, 600, 8))
+
+    assert steps_with_them(True) < 16 and steps_with_them(False) > 36
+
+
 @pytest.mark.parametrize(("ranks", "micro"), [(1, 16), (1, 4), (2, 8), (2, 2), (4, 4)])
 def test_a_step_holds_the_same_rows_however_it_is_split(ranks: int, micro: int) -> None:
     """Micro-batches and ranks, sharded as Accelerate does it, take slices of the same steps."""

@@ -409,6 +409,13 @@ class TrainSettings(Section):
         cost="a step takes that many times longer",
     )
     """Micro-batches per optimizer update; the loss is weighted by tokens, so the split does not matter."""
+    group_by_length: bool = setting(
+        True,
+        why="rows of a step are padded to the longest of them",
+        benefit="hardly any computing on padding",
+        cost="kinds of rows that differ in length meet in steps of their own: a rare kind is learned slowly, use false",
+    )
+    """Steps of rows of like length; else of rows as they are drawn."""
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = setting(
         2.0e-4,
         critical=True,

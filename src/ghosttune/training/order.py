@@ -16,13 +16,14 @@ class RowOrder(Sampler[int]):
 
     Rows are shuffled, sorted by length within pools of steps, cut into steps, and the steps shuffled. Grouping is by
     whole steps (all ranks and micro-batches), so that it does not change with their number. A last step that is not
-    full comes last.
+    full comes last. Not `grouped`, a step is a pool of its own: only its micro-batches hold rows of like length.
     """
 
-    def __init__(self, lengths: Sequence[int], rows_per_step: int, seed: int):
+    def __init__(self, lengths: Sequence[int], rows_per_step: int, seed: int, grouped: bool = True):
         self.lengths = np.asarray(lengths)
         self.rows_per_step = rows_per_step
         self.seed = seed
+        self.pool_steps = _pool_steps(len(lengths) // rows_per_step) if grouped else 1
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -34,7 +35,7 @@ class RowOrder(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         random = np.random.default_rng([self.seed, self.epoch])
         shuffled = random.permutation(len(self.lengths))
-        size = self.rows_per_step * _pool_steps(len(self.lengths) // self.rows_per_step)
+        size = self.rows_per_step * self.pool_steps
         full: list[np.ndarray] = []
         rest: list[np.ndarray] = []
         for start in range(0, len(shuffled), size):

@@ -89,7 +89,8 @@ class RunTrainer(Trainer):
         args, offered = self.args, self.config.data.online_selection.offered
         size = args.per_device_train_batch_size * offered
         rows_per_step = size * args.gradient_accumulation_steps * args.world_size
-        order = RowOrder([len(row) for row in self.train_rows], rows_per_step, args.seed)
+        grouped = self.config.train.group_by_length
+        order = RowOrder([len(row) for row in self.train_rows], rows_per_step, args.seed, grouped)
         batches = MicroBatches(order, size, args.process_index, args.world_size)
         if self.candidates is not None:
             return _Loader(range(len(self.train_rows)), batch_sampler=batches, collate_fn=list)  # type: ignore[arg-type]

@@ -158,6 +158,7 @@ FIGURES: dict[str, Callable[[Run], Iterator[str]]] = {
     "data.truncated_share": _lengths,
     "train": _training,
     "train.per_device_train_batch_size": _batches,
+    "train.group_by_length": _batches,
     "train.gradient_accumulation_steps": _batches,
     "train.activation_checkpointing": _batches,
     "phases": _training,

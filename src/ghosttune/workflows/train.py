@@ -401,7 +401,7 @@ def _tokens_of_steps(run: RunDir, prepared: Prepared, steps: int) -> list[int]:
         np.add.at(tokens, np.array(table["step"]) - 1, np.where(table["kept"], table["tokens"], 0))
         return tokens.tolist()
     rows_per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps * processes()
-    order = RowOrder([len(row) for row in features], rows_per_step, train.seed)
+    order = RowOrder([len(row) for row in features], rows_per_step, train.seed, train.group_by_length)
     consumed = rows_of_steps(order, train.per_device_train_batch_size, processes(), steps)
     return [sum(len(features[position]) for position in step) for step in consumed]
 
