@@ -3,7 +3,7 @@
     python benchmarks/row_order.py run --seed 1 --noise trainset.csv.gz
     python benchmarks/row_order.py summary
 
-The rows of `online_selection.py`: 60 order forms of about 70 tokens among 540 shorter rows of E2E, 60 updates of 8 rows,
+The rows of `online_selection.py`: 60 order forms of about 70 tokens among 540 rows of E2E, 60 updates of 8 rows, and
 dev rows that are order forms. With and without `train.group_by_length`. Results are added to
 runs/row_order/results.jsonl.
 """

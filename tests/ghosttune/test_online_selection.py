@@ -289,6 +289,17 @@ def test_what_means_nothing_is_refused(given, message):
     assert message in str(caught.value)
 
 
+def test_check_and_training_say_among_how_many(make_config, tmp_path, capsys):
+    from ghosttune.cli.display import Display
+    from ghosttune.workflows.check import check
+
+    config = make_config(**BRIEF | {"data__online_selection__by": "loss", "train__max_steps": 1})
+    assert check(config).plan["chosen_per_step"] == {"rows": 3, "of": 9}
+    with Display() as display:
+        train(config, tmp_path / "run", listen=display.listen)
+    assert "steps      1 of 3 rows, chosen from 9 by loss\n" in capsys.readouterr().out
+
+
 def test_values_need_the_ledger():
     tree = {
         "data": {"train": {"path": "builtin:rows"}, "online_selection": {"by": "value"}},

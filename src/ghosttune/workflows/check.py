@@ -306,6 +306,8 @@ def _plan(prepared: Prepared, counts: dict[str, int], phasing: Phasing | None) -
     config, train = prepared.config, prepared.config.train
     steps = train.max_steps or 0
     per_epoch = steps_per_epoch(config, len(prepared.train))
+    rows = train.per_device_train_batch_size * train.gradient_accumulation_steps
+    selection = config.data.online_selection
     return {
         "device": config.model.device,
         "format": config.data.train.name or config.data.train.format,
@@ -328,6 +330,7 @@ def _plan(prepared: Prepared, counts: dict[str, int], phasing: Phasing | None) -
             "tokens": prepared.train.cut_tokens,
         },
         "steps": {"total": steps, "per_epoch": per_epoch, "epochs": round(steps / per_epoch, 2)},
+        **({"chosen_per_step": {"rows": rows, "of": rows * selection.offered}} if selection.by else {}),
         "learning_rate": {
             "first": _first_rate(config),
             "peak": train.learning_rate,

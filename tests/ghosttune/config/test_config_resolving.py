@@ -156,6 +156,12 @@ def test_steps_of_an_epoch(rows, batch, accumulation, processes, steps):
     assert steps_per_epoch(config, rows, processes) == steps
 
 
+def test_steps_of_an_epoch_of_candidates():
+    settings = {"train__per_device_train_batch_size": 4, "train__gradient_accumulation_steps": 2}
+    selection = {"data__online_selection__by": "loss", "data__online_selection__candidates": 3}
+    assert steps_per_epoch(config_of(**settings, **selection), 100) == 5
+
+
 @pytest.mark.parametrize(("epochs", "steps"), [(1, 13), (2, 26), (0.5, 7), (0.001, 1), (3.0, 39)])
 def test_epochs_become_steps(epochs, steps):
     config = resolve_steps(config_of(train__num_train_epochs=epochs, train__warmup_steps=0), 100)

@@ -196,6 +196,11 @@ SETTING_CASES: dict[str, list[tuple[Callable[[], Planned], Callable[[], Planned]
     ],
     "batch larger than the data": [
         (lambda: planned(rows=7), lambda: planned(rows=8), "a step takes 8 rows"),
+        (
+            lambda: planned(rows=31, data__online_selection__by="loss"),
+            lambda: planned(rows=32, data__online_selection__by="loss"),
+            "gradient_accumulation_steps x data.online_selection.candidates), and 31 train",
+        ),
     ],
     "too few dev rows": [
         (lambda: planned(dev=5), lambda: planned(dev=6), "5 dev rows choose the best checkpoint"),
