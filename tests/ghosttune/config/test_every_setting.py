@@ -61,8 +61,8 @@ def world(tmp_path_factory) -> Path:
     _write(folder / "marked.jsonl", [{"text": row["text"]} for row in rows])
     _write(folder / "dev.jsonl", [{**row, "prompt": f"another {row['prompt']}"} for row in rows[:5]])
     splits = ["dev" if n % 20 == 0 else "test" if n % 20 == 1 else "train" for n in range(40)]
-    judges = {3: "guide", 5: "other"}
-    _write(folder / "guide.jsonl", [{**row, "split": judges.get(n % 20, splits[n])} for n, row in enumerate(rows)])
+    judges = ["guide" if n % 20 == 3 else split for n, split in enumerate(splits)]
+    _write(folder / "guide.jsonl", [{**row, "split": split} for row, split in zip(rows, judges, strict=True)])
     _write(folder / "split.jsonl", [{**row, "split": split} for row, split in zip(rows, splits, strict=True)])
     _write(folder / "queries.jsonl", [{**row, "completion": "SELECT a FROM table", "table_id": "1"} for row in rows])
     for name, value in (("own", "x"), ("other", "y")):
@@ -461,7 +461,7 @@ CASES: dict[str, Case] = {
     "data.dev.path": Case(rows, "@dev.jsonl"),
     "data.dev.limit": Case(rows, 1, {"data.dev.fraction": 0.3}),
     "data.guide.fraction": Case(rows, 0.4),
-    "data.guide.split": Case(rows, "other", {"data.train.path": "@guide.jsonl"}),
+    "data.guide.split": Case(rows, "dev", {"data.train.path": "@guide.jsonl", "data.dev.fraction": 0.3}),
     "data.guide.rows": Case(rows, 9),
     "data.online_selection.by": Case(measured, "random", BRIEF | {"data.online_selection.by": "loss"}),
     "data.online_selection.candidates": Case(measured, 3, BRIEF | {"data.online_selection.by": "random"}),
