@@ -15,7 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # bitsandbytes compiles while it is imported: 1.5 s of each process
 
 REPOSITORY = Path(__file__).parent.parent
-USUAL_SECONDS = 3
+USUAL_SECONDS = 2
 
 
 @pytest.hookimpl(trylast=True)

@@ -23,14 +23,14 @@ def explained(name: str, field: FieldInfo, run: Path | None = None) -> dict[str,
 
     InputError where the run has no such setting, because its method, task or strategy is another.
     """
-    extra: Any = field.json_schema_extra
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     unit = f" ({extra['unit']})" if extra.get("unit") else ""
     facts = {
         "what": " ".join((field.description or "").split()),
-        "why": str(extra["why"]),
+        "why": str(extra.get("why") or ""),
         "how": f"{_names(name) or accepted(field)}{unit}; --set {name}=VALUE, or its line in the file",
-        "benefit": str(extra["benefit"]),
-        "cost": str(extra["cost"]),
+        "benefit": str(extra.get("benefit") or ""),
+        "cost": str(extra.get("cost") or ""),
         "default": inline(field.default) + (" (must be chosen under --strict)" if extra.get("critical") else ""),
     }
     if run is not None:

@@ -110,7 +110,7 @@ def test_dev_rows_come_from_where_was_asked_or_where_there_are_some(settings, sp
         ({}, ("train", "dev", "guide"), (None, "guide")),
         ({"data__dev__split": "guide"}, ("train", "guide"), (GUIDE_FRACTION, None)),
         ({"data__guide__fraction": 0.3}, ("train", "guide"), (0.3, None)),
-        ({"data__guide__split": "other"}, ("train", "other", "guide"), (None, "other")),
+        ({"data__guide__split": "spare"}, ("train", "spare", "guide"), (None, "spare")),
         ({"measure__ledger": "null"}, ("train", "guide"), (None, None)),
     ],
 )

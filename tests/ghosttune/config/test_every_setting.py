@@ -461,7 +461,7 @@ CASES: dict[str, Case] = {
     "data.dev.path": Case(rows, "@dev.jsonl"),
     "data.dev.limit": Case(rows, 1, {"data.dev.fraction": 0.3}),
     "data.guide.fraction": Case(rows, 0.4),
-    "data.guide.split": Case(rows, "dev", {"data.train.path": "@guide.jsonl", "data.dev.fraction": 0.2}),
+    "data.guide.split": Case(rows, "dev", {"data.train.path": "@guide.jsonl", "data.dev.fraction": 0.3}),
     "data.guide.rows": Case(rows, 9),
     "data.online_selection.by": Case(measured, "random", BRIEF | {"data.online_selection.by": "loss"}),
     "data.online_selection.candidates": Case(measured, 3, BRIEF | {"data.online_selection.by": "random"}),
