@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ghostgrad.influence import lengths
 from ghostgrad.reading import parts
 from ghostgrad.store import GradientStore
 
@@ -66,10 +67,11 @@ def _assigned(store: GradientStore, centres: Tensor) -> tuple[Tensor, Tensor, Te
     def assigned(blocks: Iterator[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         labels, cosines, sums = [], [], torch.zeros_like(centres)
         for rows in blocks:
-            directions = torch.nn.functional.normalize(rows, dim=1, eps=torch.finfo(torch.float32).tiny)
+            own = lengths(rows)
+            directions = rows.div_(own.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(1))
             best, nearest = (directions @ centres.mT).max(1)
             sums.index_add_(0, nearest, directions)
-            nearest[~rows.any(1)] = NOWHERE
+            nearest[own == 0] = NOWHERE
             labels.append(nearest)
             cosines.append(best)
         return torch.cat(labels), torch.cat(cosines), sums

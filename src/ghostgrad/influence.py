@@ -12,8 +12,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ghostgrad.reading import BLOCK_NUMBERS, PART_ROWS, parts
+from ghostgrad.reading import PART_ROWS, parts
 from ghostgrad.store import GradientStore
+
+FISHER_NUMBERS = 1 << 20
+"""Numbers in a block whose outer products are summed: enough rows for their products to cost more than the calls."""
 
 QUERY_NUMBERS = 1 << 24
 """Numbers of the rows that are compared with all others in one pass over the store: 64 MiB."""
@@ -69,11 +72,12 @@ def scores(store: GradientStore, queries: Tensor, similarity: Similarity) -> Ten
 
 def norms(store: GradientStore) -> Tensor:
     """[n] length of every row, in the order of the rows."""
-    found = [part for _, part in parts(store, lambda blocks: torch.cat([_lengths(block) for block in blocks]))]
+    found = [part for _, part in parts(store, lambda blocks: torch.cat([lengths(block) for block in blocks]))]
     return torch.cat(found) if found else torch.empty(0)
 
 
-def _lengths(rows: Tensor) -> Tensor:
+def lengths(rows: Tensor) -> Tensor:
+    """[n] of each of the rows."""
     return torch.linalg.vector_norm(rows, dim=1)
 
 
@@ -93,7 +97,7 @@ def _scored(store: GradientStore, queries: Tensor, similarity: Similarity) -> It
             # One query is a matrix-vector product, which streams; the matrix product would copy the block first.
             found = torch.mv(rows, towards[0]).unsqueeze(0) if len(towards) == 1 else towards @ rows.mT
             if similarity == "cosine":
-                found = found / _lengths(rows).clamp_min(torch.finfo(torch.float32).tiny)
+                found = found / lengths(rows).clamp_min(torch.finfo(torch.float32).tiny)
             found_here[:, filled : filled + len(rows)] = found
             filled += len(rows)
         return found_here[:, :filled]
@@ -169,7 +173,7 @@ def preconditioned(
     blocks = blocks or [(0, store.size)]
     narrow = {span: torch.zeros(n, n, dtype=torch.float64) for span in blocks if (n := span[1] - span[0]) <= len(store)}
     trace = 0.0
-    for _, block in store.blocks(max(1, BLOCK_NUMBERS // store.size)):
+    for _, block in store.blocks(max(1, FISHER_NUMBERS // store.size)):
         trace += float(block.float().square().sum(dtype=torch.float64))
         for (start, stop), fisher in narrow.items():
             rows = block[:, start:stop].double()

@@ -25,9 +25,9 @@ Found = TypeVar("Found")
 def parts(store: GradientStore, work: Callable[[Iterator[Tensor]], Found]) -> Iterator[tuple[int, Found]]:
     """(index of its first row, what `work` makes of it) of every part of the store, in order.
 
-    `work` is given the rows of PART_ROWS rows in float32, in blocks that fit the cache, each valid until the next. One
-    thread of torch multiplies each of them: several that share a block of this size wait for each other most of the
-    time. At most one result more than there are threads is held.
+    `work` is given PART_ROWS rows in float32, in blocks that fit the cache, each valid until the next and free to be
+    written to. One thread of torch multiplies a block: several that share one of this size mostly wait for each other.
+    At most one result more than there are threads is held.
     """
     with _threads() as (pool, count):
         waiting: deque[tuple[int, Future[Found]]] = deque()
