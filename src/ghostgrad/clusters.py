@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ghostgrad.influence import BLOCK_NUMBERS
+from ghostgrad.influence import lengths
+from ghostgrad.reading import parts
 from ghostgrad.store import GradientStore
 
 PASSES = 100
@@ -36,7 +38,8 @@ def spherical_clusters(store: GradientStore, centres: Tensor) -> Clusters:
     """Every row with the centre it is nearest to by cosine, centres and rows in turn until no row moves.
 
     Each pass reads the store once and raises the sum of the cosines, so that it ends (Dhillon and Modha 2001, Machine
-    Learning 42, spherical k-means). Memory is two [k, size] matrices, one block and twelve bytes per row.
+    Learning 42, spherical k-means). Memory is two
+    [k, size] matrices and one block per thread, and twelve bytes per row.
 
     Args:
         centres: [k, size] directions to start from; one that loses all its rows stays where it was.
@@ -60,12 +63,22 @@ def spherical_clusters(store: GradientStore, centres: Tensor) -> Clusters:
 
 def _assigned(store: GradientStore, centres: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(labels [n], cosines [n], sums [k, size] of the directions of each centre's rows)."""
+
+    def assigned(blocks: Iterator[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        labels, cosines, sums = [], [], torch.zeros_like(centres)
+        for rows in blocks:
+            own = lengths(rows)
+            directions = rows.div_(own.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(1))
+            best, nearest = (directions @ centres.mT).max(1)
+            sums.index_add_(0, nearest, directions)
+            nearest[own == 0] = NOWHERE
+            labels.append(nearest)
+            cosines.append(best)
+        return torch.cat(labels), torch.cat(cosines), sums
+
     labels, cosines = torch.empty(len(store), dtype=torch.long), torch.empty(len(store))
     sums = torch.zeros_like(centres)
-    for start, block in store.blocks(max(1, BLOCK_NUMBERS // store.size)):
-        directions = torch.nn.functional.normalize(block.float(), dim=1, eps=torch.finfo(torch.float32).tiny)
-        best, nearest = (directions @ centres.mT).max(1)
-        sums.index_add_(0, nearest, directions)
-        nearest[~directions.any(1)] = NOWHERE
-        labels[start : start + len(block)], cosines[start : start + len(block)] = nearest, best
+    for first, (own, to_centre, added) in parts(store, assigned):
+        labels[first : first + len(own)], cosines[first : first + len(own)] = own, to_centre
+        sums += added
     return labels, cosines, sums

@@ -1,6 +1,6 @@
 """Which stored rows are nearest to a query: inner product, cosine, one damped preconditioned product.
 
-All stream over the store in blocks that fit the cache: memory does not grow with the rows, but for their scores.
+All stream over the store (`ghostgrad.reading`): memory does not grow with the rows, but for their scores.
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ghostgrad.reading import PART_ROWS, parts
 from ghostgrad.store import GradientStore
 
-BLOCK_NUMBERS = 1 << 18
-"""Numbers in a block: half a MiB in half precision, 1 MiB as the float32 it is multiplied in."""
-
-MERGED_ROWS = 1 << 14
-"""Rows whose scores wait for one merge into the running top k."""
+FISHER_NUMBERS = 1 << 20
+"""Numbers in a block whose outer products are summed: enough rows for their products to cost more than the calls."""
 
 QUERY_NUMBERS = 1 << 24
 """Numbers of the rows that are compared with all others in one pass over the store: 64 MiB."""
@@ -45,8 +43,8 @@ def top_k(
 ) -> list[Nearest]:
     """The k rows with the largest (or smallest) similarity to each of `queries` [q, size], one `Nearest` per query.
 
-    Equal to sorting all scores, ties broken by row order. Reads the store once; memory is one block and
-    q * (MERGED_ROWS + k) scores, for any number of rows.
+    Equal to sorting all scores, ties broken by row order, for any number of threads. Reads the store once; memory is
+    one block and q * (PART_ROWS + k) scores per thread, for any number of rows.
 
     Args:
         without: ids to leave out, such as the query's own.
@@ -74,14 +72,17 @@ def scores(store: GradientStore, queries: Tensor, similarity: Similarity) -> Ten
 
 def norms(store: GradientStore) -> Tensor:
     """[n] length of every row, in the order of the rows."""
-    found = torch.empty(len(store))
-    for start, block in store.blocks(max(1, BLOCK_NUMBERS // store.size)):
-        found[start : start + len(block)] = torch.linalg.vector_norm(block.float(), dim=1)
-    return found
+    found = [part for _, part in parts(store, lambda blocks: torch.cat([lengths(block) for block in blocks]))]
+    return torch.cat(found) if found else torch.empty(0)
+
+
+def lengths(rows: Tensor) -> Tensor:
+    """[n] of each of the rows."""
+    return torch.linalg.vector_norm(rows, dim=1)
 
 
 def _scored(store: GradientStore, queries: Tensor, similarity: Similarity) -> Iterator[tuple[int, Tensor]]:
-    """(index of the first row, [q, <= MERGED_ROWS] similarities), valid until the next."""
+    """(index of the first row, [q, <= PART_ROWS] similarities)."""
     if similarity not in ("dot", "cosine"):
         raise ValueError(f"similarity is {similarity!r}; accepted are dot, cosine")
     if queries.dim() != 2 or queries.shape[1] != store.size:
@@ -89,21 +90,19 @@ def _scored(store: GradientStore, queries: Tensor, similarity: Similarity) -> It
     towards = queries.detach().float().cpu()
     if similarity == "cosine":
         towards = torch.nn.functional.normalize(towards, dim=1)
-    found_here, first = torch.empty(len(towards), MERGED_ROWS), 0
-    count = max(1, min(BLOCK_NUMBERS // store.size, MERGED_ROWS))
-    wide, filled = torch.empty(count, store.size), 0
-    for start, block in store.blocks(count):
-        if filled + len(block) > MERGED_ROWS:
-            yield first, found_here[:, :filled]
-            first, filled = start, 0
-        rows = wide[: len(block)].copy_(block)
-        # One query is a matrix-vector product, which streams; the matrix product would copy the block first.
-        found = torch.mv(rows, towards[0]).unsqueeze(0) if len(towards) == 1 else towards @ rows.mT
-        if similarity == "cosine":
-            found = found / torch.linalg.vector_norm(rows, dim=1).clamp_min(torch.finfo(torch.float32).tiny)
-        found_here[:, filled : filled + len(block)] = found
-        filled += len(block)
-    yield first, found_here[:, :filled]
+
+    def similarities(blocks: Iterator[Tensor]) -> Tensor:
+        found_here, filled = torch.empty(len(towards), PART_ROWS), 0
+        for rows in blocks:
+            # One query is a matrix-vector product, which streams; the matrix product would copy the block first.
+            found = torch.mv(rows, towards[0]).unsqueeze(0) if len(towards) == 1 else towards @ rows.mT
+            if similarity == "cosine":
+                found = found / lengths(rows).clamp_min(torch.finfo(torch.float32).tiny)
+            found_here[:, filled : filled + len(rows)] = found
+            filled += len(rows)
+        return found_here[:, :filled]
+
+    return parts(store, similarities)
 
 
 def pairs_above(store: GradientStore, cosine: float) -> Iterator[tuple[int, int, float]]:
@@ -174,7 +173,7 @@ def preconditioned(
     blocks = blocks or [(0, store.size)]
     narrow = {span: torch.zeros(n, n, dtype=torch.float64) for span in blocks if (n := span[1] - span[0]) <= len(store)}
     trace = 0.0
-    for _, block in store.blocks(max(1, BLOCK_NUMBERS // store.size)):
+    for _, block in store.blocks(max(1, FISHER_NUMBERS // store.size)):
         trace += float(block.float().square().sum(dtype=torch.float64))
         for (start, stop), fisher in narrow.items():
             rows = block[:, start:stop].double()

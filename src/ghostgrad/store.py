@@ -188,24 +188,26 @@ class GradientStore:
         width = self.dtype.itemsize
         return torch.from_numpy(stored[:, start * width : stop * width].copy()).view(self.dtype)
 
-    def blocks(self, count: int) -> Iterator[tuple[int, Tensor]]:
-        """(index of the first row, [n <= count, size] rows) from first to last.
+    def blocks(self, count: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, Tensor]]:
+        """(index of the first row, [n <= count, size] rows) from row `start` until `stop`, or the last.
 
         Every block is read into the same memory and is valid until the next one: read straight into a buffer that
         stays in the cache, a block costs no page faults and is still there when it is multiplied.
         """
         buffer = torch.empty(count, self.size, dtype=self.dtype)
         view = memoryview(buffer.view(torch.uint8).flatten().numpy())  # type: ignore[arg-type]
+        end = len(self) if stop is None else min(stop, len(self))
         with (self.folder / "rows.bin").open("rb", buffering=0) as file:
-            for start in range(0, len(self), count):
-                rows = min(count, len(self) - start)
+            file.seek(start * self.bytes_per_row)
+            for first in range(start, end, count):
+                rows = min(count, end - first)
                 wanted, done = rows * self.bytes_per_row, 0
                 while done < wanted:
                     got = file.readinto(view[done:wanted])
                     if not got:
-                        raise StoreError(f"{self.folder}/rows.bin ends before row {start + rows}")
+                        raise StoreError(f"{self.folder}/rows.bin ends before row {first + rows}")
                     done += got
-                yield start, buffer[:rows]
+                yield first, buffer[:rows]
 
     def close(self) -> None:
         """Everything on disk, files closed."""

@@ -33,7 +33,8 @@ def slow_clusters(rows: torch.Tensor, centres: torch.Tensor) -> tuple[torch.Tens
 
 
 def test_they_equal_the_obvious_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ghostgrad.clusters.BLOCK_NUMBERS", 8 * 7)
+    monkeypatch.setattr("ghostgrad.reading.BLOCK_NUMBERS", 8 * 7)
+    monkeypatch.setattr("ghostgrad.reading.PART_ROWS", 20)
     torch.manual_seed(0)
     rows = torch.randn(101, 8) + 0.3
     found = spherical_clusters(filled(tmp_path, rows), rows[:5])

@@ -165,8 +165,8 @@ def test_killed_while_writing_no_row_is_lost_or_doubled(tmp_path: Path) -> None:
 def test_top_k_equals_brute_force(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, similarity: str, largest: bool, queries: int
 ) -> None:
-    monkeypatch.setattr("ghostgrad.influence.BLOCK_NUMBERS", 8 * 7)
-    monkeypatch.setattr("ghostgrad.influence.MERGED_ROWS", 20)
+    monkeypatch.setattr("ghostgrad.reading.BLOCK_NUMBERS", 8 * 7)
+    monkeypatch.setattr("ghostgrad.reading.PART_ROWS", 20)
     torch.manual_seed(0)
     rows, asked = torch.randint(-3, 4, (101, 8)).float(), torch.randint(-3, 4, (queries, 8)).float()
     store = filled(tmp_path, rows)
@@ -234,8 +234,8 @@ def test_blocks_of_the_fisher_matrix_are_solved_by_themselves(tmp_path: Path, ro
 
 
 def test_all_scores_and_lengths_equal_brute_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ghostgrad.influence.BLOCK_NUMBERS", 8 * 7)
-    monkeypatch.setattr("ghostgrad.influence.MERGED_ROWS", 20)
+    monkeypatch.setattr("ghostgrad.reading.BLOCK_NUMBERS", 8 * 7)
+    monkeypatch.setattr("ghostgrad.reading.PART_ROWS", 20)
     rows, asked = torch.randn(101, 8), torch.randn(3, 8)
     store = filled(tmp_path, rows)
     torch.testing.assert_close(scores(store, asked, "dot"), asked @ rows.mT, rtol=1e-5, atol=1e-5)
@@ -246,8 +246,8 @@ def test_all_scores_and_lengths_equal_brute_force(tmp_path: Path, monkeypatch: p
 
 def test_pairs_equal_brute_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ghostgrad.influence.QUERY_NUMBERS", 3 * 30)
-    monkeypatch.setattr("ghostgrad.influence.BLOCK_NUMBERS", 3 * 7)
-    monkeypatch.setattr("ghostgrad.influence.MERGED_ROWS", 20)
+    monkeypatch.setattr("ghostgrad.reading.BLOCK_NUMBERS", 3 * 7)
+    monkeypatch.setattr("ghostgrad.reading.PART_ROWS", 20)
     rows = torch.randn(101, 3)
     rows[17] = 0
     found = {(first, second): cosine for first, second, cosine in pairs_above(filled(tmp_path, rows), 0.95)}
