@@ -1,8 +1,8 @@
 """The training loop: transformers.Trainer with our loss, row order, evaluation and checkpoints.
 
-A step goes: rows in the order of `RowOrder` -> `Collator` -> `compute_loss` (the task's loss per row) -> backward, in
-which `Measurement` sees every row -> clip -> AdamW -> `Phasing`, which says what trains next -> `Watch.on_step_end`,
-which decides what is recorded, evaluated and saved.
+A step goes: rows in the order of `RowOrder` (of which `Candidates` may choose) -> `Collator` -> `compute_loss` (the
+task's loss per row) -> backward, in which `Measurement` sees every row -> clip -> AdamW -> `Phasing`, which says what
+trains next -> `Watch.on_step_end`, which decides what is recorded, evaluated and saved.
 """
 
 from __future__ import annotations
