@@ -9,7 +9,10 @@ from typing import Any
 def as_markdown(result: dict[str, Any]) -> str:
     """What was compared, how it came out, what differs, and what to keep in mind."""
     parts = [
-        _table(["arm", "seeds", "parameters", "updates", "rows seen", "train s", "tokens/s", "MB"], _arms(result)),
+        _table(
+            ["arm", "seeds", "parameters", "updates", "rows seen", "train s", "choosing s", "tokens/s", "MB"],
+            _arms(result),
+        ),
         _table(["metric", *result["arms"]], _metrics(result)),
         f"Against {result['reference']}, on the same rows:",
         _table(["arm", "metric", "change", "95 % interval", "test", "p", "seeds", "verdict"], _tests(result)),
