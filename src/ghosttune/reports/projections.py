@@ -76,12 +76,14 @@ def _draw(lines: Sequence[Line], quantity: str, narrow: bool) -> Drawing:
     runs = list(dict.fromkeys(line["run"] for line in lines))
     names = [label(run) for run in runs]
     entries = _entries(lines, quantity)
-    drawing, axes = panels(narrow, names, columns=3, left=70, foot=58, head=head_of(len(entries), narrow))
+    columns = 1 if narrow else 3
+    drawing, axes = panels(narrow, names, columns=columns, left=70, head=head_of(len(entries), narrow))
     for ax, run in zip(axes, runs, strict=True):
         own = sorted((line for line in lines if line["run"] == run), key=lambda line: line["numbers"])
         _draw_run(ax, [line for line in own if line[quantity] > 0], quantity)
-        ax.set_xlabel("numbers per row")
         ax.set_ylabel(QUANTITIES[quantity])
+    for ax in axes[-columns:]:
+        ax.set_xlabel("numbers per row")
     key(drawing, entries, narrow)
     return drawing
 
