@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 from float64_training import train_in_float64
+from typer.testing import CliRunner
 
+from ghosttune.cli.main import app
 from ghosttune.run.directory import RunDir
 from ghosttune.run.tables import read_table
 from processes import run_group
@@ -34,10 +36,16 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def trained(folder: Path, model: Path, rows: Path, size: int, accumulation: int, *options: str) -> RunDir:
+    """The run of this command; in this process, which has its imports already, unless the options ask for several."""
     config = folder.with_suffix(".yaml")
     config.write_text(SETTINGS % (model, rows, size, accumulation))
-    done = command("train", str(config), "--out", str(folder), *options)
-    assert done.returncode == 0, done.stdout + done.stderr
+    arguments = ["train", str(config), "--out", str(folder), *options]
+    if "--processes" in options:
+        done = command(*arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+    else:
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
     return RunDir(folder)
 
 
