@@ -223,13 +223,25 @@ class OuterProduct(_Form):
         return (left.mT @ widen(self.right)).reshape(self.shape)
 
     def sketch(self, projection: Projects) -> Tensor:
-        """[B, k_o * k_i] of (P_o left)(P_i right)ᵀ; never makes the gradient.
+        """[B, k_o * k_i] of (P_o left)(P_i right)ᵀ; never makes the gradient of two long sides.
 
+        Where one side is short (an adapter's rank), positions are summed before the other side is projected: one
+        product with that side, and its projection once per example in place of every position.
         Source: Choe et al. 2024, arXiv 2405.13954 (LoGra).
         """
-        left = self.positions.batched(projection.left(widen(self.left)))
-        right = self.positions.batched(projection.right(widen(self.right)))
-        return (left.mT @ right).flatten(1)
+        positions, left, right = self.positions, widen(self.left), widen(self.right)
+        short = min(self.rows, self.columns)
+        k_long = projection.right_size if self.rows <= self.columns else projection.left_size
+        # Numbers multiplied per position; padding a long side that is irregular would copy it.
+        if not positions.regular or k_long * (1 + short / max(self.rows, self.columns)) <= short * (
+            1 + k_long / positions.length
+        ):
+            left, right = positions.batched(projection.left(left)), positions.batched(projection.right(right))
+            return (left.mT @ right).flatten(1)
+        left, right = positions.batched(left), positions.batched(right)
+        if self.rows <= self.columns:
+            return projection.left(projection.right(left.mT @ right).mT).mT.flatten(1)
+        return projection.right(projection.left(right.mT @ left).mT).flatten(1)
 
     def materialize(self) -> Tensor:
         """[B, *P]; memory B * O * I."""

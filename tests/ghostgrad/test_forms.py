@@ -93,6 +93,17 @@ def test_norm_and_gram_agree_whichever_way_is_cheaper(length: int, rows: int, co
     torch.testing.assert_close(one.gram(one), full @ full.mT, rtol=1e-10, atol=1e-9)
 
 
+@pytest.mark.parametrize("shape", [(64, 64), (4, 64), (64, 4)])
+@pytest.mark.parametrize("regular", [True, False])
+def test_sketches_agree_whichever_side_is_summed_first(shape: tuple[int, int], regular: bool) -> None:
+    """A short side is kept as it is, as an adapter's rank is."""
+    one = made("outer", 3, 20, shape, regular, 0)
+    outer, inner = (None if n < 16 else draw("rademacher", 0, side, 16, n) for n, side in zip(shape, "oi", strict=True))
+    both = [torch.eye(n) if drawn is None else drawn for n, drawn in zip(shape, (outer, inner), strict=True)]
+    expected = one.materialize().flatten(1) @ torch.kron(*both).double().mT
+    torch.testing.assert_close(one.sketch(Projection(outer, inner, shape)), expected, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", ["outer", "rows", "dense"])
 def test_error_budget_against_float64(kind: str, dtype: torch.dtype) -> None:
