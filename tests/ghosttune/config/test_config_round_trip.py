@@ -96,6 +96,7 @@ VALUES: dict[str, st.SearchStrategy] = {
     "train.per_device_train_batch_size": COUNT,
     "train.per_device_eval_batch_size": COUNT,
     "train.gradient_accumulation_steps": COUNT,
+    "train.group_by_length": st.booleans(),
     "train.learning_rate": SHARE,
     "train.lr_scheduler_type": st.sampled_from(["cosine", "linear", "constant", "constant_with_warmup"]),
     "train.warmup_steps": st.integers(0, 200),
