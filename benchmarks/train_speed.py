@@ -38,7 +38,7 @@ def rows_of(count: int, e2e: str | None, tokenizer: str | None) -> list[tuple[li
     if e2e and tokenizer:
         from transformers import GPT2TokenizerFast
 
-        from ghosttune.config.schema import SourceSettings
+        from ghosttune.config.sections import SourceSettings
         from ghosttune.data.sources import open_source
 
         read = GPT2TokenizerFast.from_pretrained(tokenizer)

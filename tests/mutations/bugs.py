@@ -389,7 +389,7 @@ def one_label_for_all(patch: pytest.MonkeyPatch) -> None:
 @bug("R-001-07", "ghosttune/config/test_config_layers.py::test_configurations_cannot_be_changed_and_share_nothing")
 def mutable_presets(patch: pytest.MonkeyPatch) -> None:
     """Configurations can be changed by whoever holds one."""
-    from ghosttune.config.schema import Section
+    from ghosttune.config.setting import Section
 
     patch.setattr(Section, "__setattr__", object.__setattr__)
 

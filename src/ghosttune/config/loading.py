@@ -15,15 +15,15 @@ from ghosttune.config.reading import Leaf, SettingPath, overlap
 from ghosttune.config.schema import (
     ALTERNATIVES,
     DEFAULT,
-    EVALUATION_FILES,
     IDLE_DEFAULTS,
     KINDS,
     SECTIONS,
     RunConfig,
-    Section,
     leaf_fields,
     section_class,
 )
+from ghosttune.config.sections import EVALUATION_FILES
+from ghosttune.config.setting import Section
 from ghosttune.config.wording import concerned, explain
 from ghosttune.errors import ConfigError, InputError, Problem, listed, nearest
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ghosttune.config.notation import to_yaml
-from ghosttune.config.schema import KINDS, SECTIONS, SWITCHES, RunConfig, Section
+from ghosttune.config.schema import KINDS, SECTIONS, SWITCHES, RunConfig
+from ghosttune.config.setting import Section
 
 COMMENT_COLUMN = 46
 WIDTH = 120

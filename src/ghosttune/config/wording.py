@@ -10,7 +10,8 @@ from pydantic_core import ErrorDetails
 
 from ghosttune.config.notation import parse_value, shown
 from ghosttune.config.reading import SettingPath
-from ghosttune.config.schema import PATTERN_MEANINGS, Section, group_of
+from ghosttune.config.schema import group_of
+from ghosttune.config.setting import PATTERN_MEANINGS, Section
 from ghosttune.errors import InputError, listed, nearest
 
 EXPECTED = {

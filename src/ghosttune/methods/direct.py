@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ghosttune.config.facts import Targets
-from ghosttune.config.schema import MethodSettings, Names, RunConfig, method_name, setting
+from ghosttune.config.schema import RunConfig
+from ghosttune.config.setting import MethodSettings, Names, method_name, setting
 from ghosttune.errors import ConfigError, Problem
 from ghosttune.registry import METHODS
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from ghosttune.config.facts import Targets
-from ghosttune.config.schema import Count, RunConfig, method_name, setting
+from ghosttune.config.schema import RunConfig
+from ghosttune.config.setting import Count, method_name, setting
 from ghosttune.errors import ConfigError, Problem
 from ghosttune.methods.budget import ranks_for
 from ghosttune.methods.targets import LinearSettings

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from ghosttune.config.facts import Targets
-from ghosttune.config.schema import Count, method_name, setting
+from ghosttune.config.setting import Count, method_name, setting
 from ghosttune.errors import ConfigError, Problem, listed
 from ghosttune.methods.targets import LinearSettings
 from ghosttune.registry import METHODS

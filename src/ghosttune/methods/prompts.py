@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from ghosttune.config.facts import Targets
-from ghosttune.config.schema import Count, MethodSettings, RunConfig, method_name, setting
+from ghosttune.config.schema import RunConfig
+from ghosttune.config.setting import Count, MethodSettings, method_name, setting
 from ghosttune.registry import METHODS
 
 if TYPE_CHECKING:

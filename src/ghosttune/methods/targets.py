@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ghosttune.config.schema import MethodSettings, Names, setting
+from ghosttune.config.setting import MethodSettings, Names, setting
 
 
 class LinearSettings(MethodSettings):

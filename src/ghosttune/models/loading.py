@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ghosttune.config.facts import CAUSAL_LM, ModelKind
-from ghosttune.config.schema import MethodSettings, ModelSettings
+from ghosttune.config.sections import ModelSettings
+from ghosttune.config.setting import MethodSettings
 from ghosttune.errors import ConfigError, ModelError, Problem, listed
 from ghosttune.models.builtin import BUILTIN_MODELS, builtin_model_folder
 from ghosttune.models.modules import head_modules, targets_in

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from ghosttune.config.schema import Count, PhasesSettings, Section, Text, setting, strategy_name
+from ghosttune.config.setting import Count, PhasesSettings, Section, Text, setting, strategy_name
 from ghosttune.registry import STRATEGIES
 from ghosttune.schedules.language import PlanError, read_plan, read_selection
 from ghosttune.schedules.phases import Choice, Phase, Schedule, scheduled

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from ghosttune.config.facts import CAUSAL_LM, ModelKind
-from ghosttune.config.schema import DataSettings, TaskSettings, task_name
+from ghosttune.config.sections import DataSettings
+from ghosttune.config.setting import TaskSettings, task_name
 from ghosttune.data.records import TURN_FORMATS, Record
 from ghosttune.registry import TASKS
 from ghosttune.tasks.protocol import model_inputs, unwrapped

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ghosttune.config.schema import EvaluateSettings
+from ghosttune.config.sections import EvaluateSettings
 from ghosttune.data.questions import Question
 from ghosttune.inference.generating import Answer
 from ghosttune.inference.likelihood import answer_nats

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ghosttune.config.loading import load_config
-from ghosttune.config.schema import RunConfig, SourceSettings
+from ghosttune.config.schema import RunConfig
+from ghosttune.config.sections import SourceSettings
 from ghosttune.data.questions import Question, questions_of
 from ghosttune.data.records import Record, Records
 from ghosttune.data.sources import BUILTIN_ROWS, open_source

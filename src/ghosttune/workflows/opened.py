@@ -14,7 +14,7 @@ import numpy as np
 from ghostgrad import Sketcher, SketchOptions
 from ghostgrad.store import GradientStore, StoreError
 from ghosttune.config.loading import load_config
-from ghosttune.config.schema import SourceSettings
+from ghosttune.config.sections import SourceSettings
 from ghosttune.data.encoding import Encoded, RowFeatures
 from ghosttune.data.records import Record, Records
 from ghosttune.data.sources import read_source, source_files

@@ -14,7 +14,8 @@ import numpy as np
 
 from ghosttune.config.loading import value_at, with_values
 from ghosttune.config.resolve import Facts, Refuse, refuse, resolve_sources, resolve_steps
-from ghosttune.config.schema import EVALUATION_FILES, RunConfig, SourceSettings
+from ghosttune.config.schema import RunConfig
+from ghosttune.config.sections import EVALUATION_FILES, SourceSettings
 from ghosttune.data.encoding import Encoded, Encoder, RowEncoder
 from ghosttune.data.files import fingerprint
 from ghosttune.data.hub import is_hub_id

@@ -9,7 +9,8 @@ from typing import Any
 from ghosttune.config.loading import shipped
 from ghosttune.config.rendering import first_sentence
 from ghosttune.config.schema import KINDS as SECTION_KINDS
-from ghosttune.config.schema import Section, leaf_fields
+from ghosttune.config.schema import leaf_fields
+from ghosttune.config.setting import Section
 from ghosttune.errors import InputError, listed, nearest
 from ghosttune.registry import DATASETS, METHODS, METRICS, STRATEGIES, TASKS, Registry
 

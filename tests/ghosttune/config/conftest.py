@@ -42,7 +42,7 @@ def second_method(monkeypatch):
     """Registers a method with settings of its own, for one test."""
     from typing import Literal
 
-    from ghosttune.config.schema import MethodSettings, setting
+    from ghosttune.config.setting import MethodSettings, setting
     from ghosttune.registry import METHODS
 
     METHODS.names()  # loads the real ones first

@@ -19,7 +19,8 @@ from small_llama import small_llama
 
 from ghosttune.config.loading import load_config
 from ghosttune.config.resolve import Facts, resolve_sources, resolve_steps
-from ghosttune.config.schema import KINDS, MethodSettings, RunConfig, TaskSettings, leaf_fields, setting
+from ghosttune.config.schema import KINDS, RunConfig, leaf_fields
+from ghosttune.config.setting import MethodSettings, TaskSettings, setting
 from ghosttune.errors import DataError
 from ghosttune.registry import METHODS, STRATEGIES, TASKS
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ghosttune.config.schema import SourceSettings
+from ghosttune.config.sections import SourceSettings
 from ghosttune.data.records import Record, Turn
 from ghosttune.data.sources import Source, builtin_rows, open_source
 from ghosttune.errors import DataError

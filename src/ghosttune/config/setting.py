@@ -1,0 +1,118 @@
+"""What a setting is, and what the settings of every method, task and strategy have in common.
+
+Help texts, `ghosttune show settings` and the documentation are made from the fields; nothing is described twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from ghosttune.config.schema import RunConfig
+
+
+class Section(BaseModel):
+    """A closed, immutable group of settings; numbers given as text, infinite numbers and NaN are refused."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        use_attribute_docstrings=True,
+    )
+
+
+def setting(
+    default: Any,
+    *,
+    unit: str = "",
+    why: str = "",
+    benefit: str = "",
+    cost: str = "",
+    critical: bool = False,
+    **bounds: Any,
+) -> Any:
+    """A field with what `show settings` prints beside its meaning; `critical` ones must be chosen under --strict.
+
+    `why` there is such a setting, what is gained by setting it well (`benefit`), and what that costs.
+    """
+    extra: dict[str, Any] = {"unit": unit, "why": why, "benefit": benefit, "cost": cost, "critical": critical}
+    return Field(default, json_schema_extra=extra, **bounds)
+
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+TEXT = r"^[^\p{Cc}]*[^\s\p{Cc}][^\p{Cc}]*$"
+FILE_NAME = r"^[^\p{Cc}/\\]*[^\s\p{Cc}/\\.][^\p{Cc}/\\]*$"
+DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
+PATTERN_MEANINGS = {
+    TEXT: "text that is not empty, without line breaks and control characters",
+    FILE_NAME: "a name without slashes, not empty, without control characters",
+    DEVICE: "auto, cpu, cuda or cuda:N",
+}
+"""What a pattern accepts, in the words of an error message."""
+
+Text = Annotated[str, Field(pattern=TEXT)]
+Names = Annotated[list[Text], Field(min_length=1)]
+
+
+class MethodSettings(Section):
+    """What every method has; each method adds its own settings in `ghosttune/methods/`."""
+
+    type: str
+    quantized_base: ClassVar[bool] = True
+    """Whether it works on base weights of 8 or 4 bits."""
+    usual_rates: ClassVar[tuple[float, float]] = (1e-5, 1e-3)
+    """Learning rates that models of width 1,024 and more usually learn with."""
+
+    def conflicts(self, config: RunConfig) -> Iterator[tuple[str, str]]:
+        """(setting, message) of what this method cannot do together with the rest of the configuration."""
+        yield from ()
+
+
+def method_name(name: str) -> Any:
+    """The field that holds a method's own name, `type`."""
+    return setting(
+        name,
+        critical=True,
+        why="what trains: a few new matrices, vectors in front of every row, the model's own biases, or all of it",
+        benefit="the same rows, measurements and reports serve every method, so that they can be compared",
+        cost="`ghosttune check` counts the trained parameters and predicts the memory of each",
+    )
+
+
+def task_name(name: str) -> Any:
+    """The field that holds a task's own name, `type`."""
+    return setting(
+        name,
+        why="what the model is asked for decides the head, the loss and the metrics",
+        benefit="one file, one run directory and the same instruments for each of them",
+        cost="all but causal_lm need rows with columns of their own, and most a new head to be learned",
+    )
+
+
+class TaskSettings(Section):
+    """What every task has; each task adds its own settings in `ghosttune/tasks/`."""
+
+    type: str
+
+
+def strategy_name(name: str) -> Any:
+    """The field that holds a strategy's own name, `strategy`."""
+    return setting(
+        name,
+        why="whether what trains should change in the course of the run",
+        benefit="layers that are frozen below all that trains cost no backward pass",
+        cost="every order tried here was worse than training everything (docs/studies/README.md)",
+    )
+
+
+class PhasesSettings(Section):
+    """What every strategy has; each adds its own settings in `ghosttune/schedules/`."""
+
+    strategy: str
