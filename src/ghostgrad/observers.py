@@ -167,6 +167,6 @@ class Sketches(_PerParameter):
     def rows(self) -> Tensor:
         """[B, k] in the sketcher's order of parameters and in its dtype; zeros for a parameter that was not used."""
         like = next(iter(self.values.values()))
-        width = self.sketcher.width
-        parts = [self.values.get(n, like.new_zeros(1).expand(len(like), width(n))) for n in self.sketcher]
-        return torch.cat(parts, 1).to(self.sketcher.options.dtype)
+        unused = {n: like.new_zeros(len(like), self.sketcher.width(n)) for n in self.sketcher if n not in self.values}
+        found = self.values | unused
+        return torch.cat([found[name] for name in self.sketcher], 1).to(self.sketcher.options.dtype)
