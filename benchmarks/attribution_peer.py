@@ -1,0 +1,181 @@
+"""Scores of bergson for `attribution.py`: the same adapter, tokens, labels and queries, in an environment of its own.
+
+    python benchmarks/attribution_peer.py ARM [ARM ...]
+
+Needs `pip install bergson==2.5.1`, and what `attribution.py peer` wrote. Every arm is one of bergson's own pipelines,
+called as its command line calls it. Writes runs/attribution/scores/bergson-ARM.npz: [queries, rows] scores, higher for
+rows that lower the loss, and the CPU seconds from the adapter and the tokens to these scores, after the imports.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from bergson.cli.commands import ApproxUnrolling, Build, Ekfac, Magic, Score, Trackstar, Trak
+from bergson.config.config import (
+    ApproxUnrollingConfig,
+    AstraConfig,
+    DataConfig,
+    HessianConfig,
+    HessianPipelineConfig,
+    IndexConfig,
+    InversionConfig,
+    LRScheduleConfig,
+    PreprocessConfig,
+    QuerySetConfig,
+    ScoreConfig,
+    TrackstarConfig,
+    TrackstarIndexConfig,
+    TrakConfig,
+)
+from bergson.data import load_scores_loss_signed
+
+OUT = Path("runs/attribution")
+PEER = OUT / "peer"
+TRAIN, QUERIES = DataConfig(dataset=str(PEER / "train.jsonl")), str(PEER / "queries.jsonl")
+TOKENIZER = str(PEER / "base")
+
+
+def asked() -> QuerySetConfig:
+    return QuerySetConfig(dataset=QUERIES, aggregation="none")
+
+
+def settings(out: Path, **changes: Any) -> dict[str, Any]:
+    """Of every pipeline: the last adapter in float32, losses summed over a row's tokens as ours are."""
+    return {
+        "run_path": str(out),
+        "model": str(PEER / "last"),
+        "tokenizer": TOKENIZER,
+        "data": TRAIN,
+        "precision": "fp32",
+        "token_batch_size": 512,
+        **changes,
+    }
+
+
+def products(out: Path, unit: bool) -> Path:
+    """Inner products or cosines of whole gradients."""
+    query = PreprocessConfig(unit_normalize=unit)
+    Build(IndexConfig(**settings(out / "query", data=DataConfig(dataset=QUERIES))), query).execute()
+    score = ScoreConfig(query_path=str(out / "query"))
+    Score(score, IndexConfig(**settings(out / "scores")), PreprocessConfig(unit_normalize=unit)).execute()
+    return out / "scores"
+
+
+def trackstar(out: Path, unit: bool = True, mixed: bool = True, size: int = 16, adam: bool = False) -> Path:
+    state = {"optimizer_state": str(PEER / "last")} if adam else {}
+    chosen = TrackstarConfig(
+        query=asked(), preprocess_cfg=PreprocessConfig(unit_normalize=unit), score_cfg=ScoreConfig(), mix_hessians=mixed
+    )
+    Trackstar(TrackstarIndexConfig(**settings(out, projection_dim=size, **state)), chosen).execute()
+    return out / "scores"
+
+
+def ekfac(out: Path, method: Any = "kfac", damping: float = 0.1, own_labels: bool = False, cg: int = 0) -> Path:
+    Ekfac(
+        IndexConfig(**settings(out)),
+        HessianConfig(method=method, ev_correction=True, use_dataset_labels=own_labels),
+        ScoreConfig(),
+        PreprocessConfig(),
+        HessianPipelineConfig(
+            query=asked(),
+            inversion_cfg=InversionConfig(damping_factor=damping),
+            astra=AstraConfig(num_steps=cg, solver="cg", batch_size=240 if cg else 16),
+        ),
+    ).execute()
+    return out / "scores"
+
+
+def trak(out: Path, size: int = 4096, damping: float = 0.0) -> Path:
+    index = settings(out, projection_dim=size, projection_target="global", loss_fn="log_odds")
+    chosen = TrakConfig(
+        query=asked(), preprocess_cfg=PreprocessConfig(inversion_cfg=InversionConfig(damping_factor=damping))
+    )
+    Trak(TrackstarIndexConfig(**index), chosen).execute()
+    return out / "scores"
+
+
+def source(out: Path, adam: bool) -> Path:
+    """Approximate unrolling over nine checkpoints in three segments."""
+    folders = sorted((PEER / "checkpoints").iterdir(), key=lambda folder: int(folder.name.split("-")[1]))
+    ApproxUnrolling(
+        IndexConfig(**settings(out)),
+        HessianConfig(method="kfac", ev_correction=True),
+        ApproxUnrollingConfig(
+            checkpoints=[str(folder) for folder in folders],
+            model_path=TOKENIZER,
+            segments=3,
+            lr_list=[float(rate) for rate in np.load(PEER / "rates.npy").reshape(3, -1).mean(1)],
+            step_size_list=[15, 15, 15],
+            use_adam_preconditioner=adam,
+            query=asked(),
+        ),
+    ).execute()
+    return out / "scores"
+
+
+def magic(out: Path) -> Path:
+    """Its own run of the same recipe, then one backward through training for every query."""
+    lora = "r=8,lora_alpha=16,target_modules=q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
+    given = settings(out, model=TOKENIZER)
+    del given["token_batch_size"]
+    Magic(
+        **given,
+        peft_init_kwargs=lora,
+        query=asked(),
+        lr_schedule=LRScheduleConfig(lr=2.0e-3, lr_scheduler_type="cosine", warmup_steps=5),
+        batch_size=8,
+        num_epochs=1,
+        seed=1,
+        adam_beta1=0.9,
+        adam_beta2=0.999,
+        adam_eps=1.0e-8,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        wandb_project="",
+    ).execute()
+    return out / "scores"
+
+
+ARMS = {
+    "dot": partial(products, unit=False),
+    "cosine": partial(products, unit=True),
+    "trackstar": trackstar,
+    "trackstar-adam": partial(trackstar, adam=True),
+    "trackstar-dot": partial(trackstar, unit=False),
+    "ekfac": ekfac,
+    "ekfac-labels": partial(ekfac, own_labels=True),
+    "ekfac-0.01": partial(ekfac, damping=0.01),
+    "ekfac-1": partial(ekfac, damping=1.0),
+    "shampoo": partial(ekfac, method="shampoo"),
+    "ekfac-cg": partial(ekfac, cg=10),
+    "trak": trak,
+    "trak-0.1": partial(trak, damping=0.1),
+    "source": partial(source, adam=False),
+    "source-adam": partial(source, adam=True),
+    "magic": magic,
+}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for name in sys.argv[1:]:
+        out = PEER / name
+        shutil.rmtree(out, ignore_errors=True)
+        started = time.process_time()
+        folder = ARMS[name](out)
+        seconds = time.process_time() - started
+        scores = -load_scores_loss_signed(str(folder))[0].float().numpy().T
+        np.savez(OUT / "scores" / f"bergson-{name}.npz", scores=scores, seconds=seconds)
+        print(f"{name}: {scores.shape}, {seconds:.1f} s of CPU time", flush=True)
+
+
+if __name__ == "__main__":
+    main()
