@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bergson.cli.commands import ApproxUnrolling, Build, Ekfac, Magic, Score, Trackstar, Trak
+from bergson.cli.commands import ApproxUnrolling, Build, Ekfac, Score, Trackstar, Trak
 from bergson.config.config import (
     ApproxUnrollingConfig,
     AstraConfig,
@@ -36,6 +36,9 @@ from bergson.config.config import (
     TrakConfig,
 )
 from bergson.data import load_scores_loss_signed
+from bergson.magic.cli import worker
+from bergson.magic.config import MagicConfig
+from datasets import Dataset
 
 OUT = Path("runs/attribution")
 PEER = OUT / "peer"
@@ -121,18 +124,14 @@ def source(out: Path, adam: bool) -> Path:
     return out / "scores"
 
 
-def magic(out: Path) -> Path:
-    """Its own run of the same recipe, then one backward through training for every query."""
-    lora = "r=8,lora_alpha=16,target_modules=q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
-    given = settings(out, model=TOKENIZER)
-    del given["token_batch_size"]
-    Magic(
-        **given,
-        peft_init_kwargs=lora,
+def magic(out: Path, queries: int = 8) -> Path:
+    """One backward through training for each of the first queries, over the same steps from the same adapter."""
+    settings_of_rows = {"run_path": str(out), "model": str(PEER / "start"), "tokenizer": TOKENIZER, "precision": "fp32"}
+    chosen = MagicConfig(
+        **settings_of_rows,
         query=asked(),
         lr_schedule=LRScheduleConfig(lr=2.0e-3, lr_scheduler_type="cosine", warmup_steps=5),
         batch_size=8,
-        num_epochs=1,
         seed=1,
         adam_beta1=0.9,
         adam_beta2=0.999,
@@ -140,7 +139,11 @@ def magic(out: Path) -> Path:
         weight_decay=0.0,
         max_grad_norm=1.0,
         wandb_project="",
-    ).execute()
+    )
+    out.mkdir(parents=True)
+    steps = Dataset.from_json(str(PEER / "steps.jsonl"))  # rows in the order of the run, `doc_ids` says which
+    asks = Dataset.from_json(QUERIES).select(range(queries))
+    worker(0, 0, 1, steps, asks, 1 + max(row[0] for row in steps["doc_ids"]), queries, chosen)
     return out / "scores"
 
 

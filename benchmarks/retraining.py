@@ -49,7 +49,7 @@ class Retraining:
             fused=True,
         )
         schedule = get_scheduler(train.lr_scheduler_type, optimizer, train.warmup_steps, train.max_steps)
-        order = RowOrder([len(row) for row in rows], train.per_device_train_batch_size, seed)
+        order = RowOrder([len(row) for row in rows], train.per_device_train_batch_size, seed, train.group_by_length)
         model.train()
         for step in rows_of_steps(order, train.per_device_train_batch_size, 1, train.max_steps):
             own = [rows[place] for place in step]

@@ -1,11 +1,11 @@
 """Queries times a damped inverse of the curvature that the stored rows show, as influence functions ask for.
 
-The curvature is F, the mean outer product of the rows (the empirical Fisher matrix), block by parameter. Rows that are
-fewer than the numbers in them say nothing of most directions of a block, and what they do say is mostly each row's own
-direction, whose inverse takes from every row the part that is only its own. So the block of a matrix is taken to be
-diagonal in a basis of outer products u vᵀ, u an eigenvector of the mean G Gᵀ over the rows' gradients G and v one of the
-mean Gᵀ G, with the rows' own mean squares along them as eigenvalues: EK-FAC's (George et al. 2018, arXiv 1806.03884) on
-Shampoo's factors (Gupta et al. 2018, arXiv 1802.09568). For a vector this is F itself.
+The curvature is F, the mean outer product of the rows (the empirical Fisher matrix), block by parameter. Fewer rows
+than numbers say nothing of most directions of a block, and of the others mostly that each row has its own, so that the
+inverse would take from every row what only it has. So the block of a matrix is taken to be diagonal in a basis of outer
+products u vᵀ, u an eigenvector of the mean G Gᵀ over the rows' gradients G and v one of the mean Gᵀ G, with the rows'
+own mean squares along them as eigenvalues: EK-FAC's (George et al. 2018, arXiv 1806.03884) on Shampoo's factors (Gupta
+et al. 2018, arXiv 1802.09568). For a vector this is F itself.
 """
 
 from __future__ import annotations
