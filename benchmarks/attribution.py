@@ -1,7 +1,7 @@
 """Do scores of rows say what training without them does? Leave-some-out retraining and the linear datamodelling score.
 
     python benchmarks/attribution.py rows --e2e trainset.csv.gz     the rows, and the run that is asked about
-    python benchmarks/attribution.py retrain --subsets 48           on halves of the rows; goes on where it was cut off
+    python benchmarks/attribution.py retrain --subsets 64           on halves of the rows; goes on where it was cut off
     python benchmarks/attribution.py score                          every score of ours and the cheap ones, timed
     python benchmarks/attribution.py peer                           tokens, labels and adapters for attribution_peer.py
     python benchmarks/attribution.py summary                        LDS with intervals, and differences, paired
@@ -199,13 +199,10 @@ def write_peer() -> None:
     write_tokens("train", features)
     write_tokens("queries", opened.rows(QUERIES).features)
     write_tokens("steps", [features[place] for place in steps], [{"doc_ids": [place] * longest} for place in steps])
-    for step in opened.steps(["all"]):
-        write_adapter(opened, step, PEER / "checkpoints" / f"checkpoint-{step}")
-    write_adapter(opened, STEPS, PEER / "last")
+    write_adapter(opened, PEER / "last")
     opened = OpenedRun(BASE, "cpu")  # as it is before training
     opened.adapted.model.save_pretrained(PEER / "start")
     rename_base(PEER / "start")
-    np.save(PEER / "rates.npy", [opened.learning_rate(step) for step in opened.steps(["all"])])
 
 
 def write_tokens(name: str, rows: Sequence[RowFeatures], more: Sequence[dict[str, Any]] | None = None) -> None:
@@ -217,9 +214,9 @@ def write_tokens(name: str, rows: Sequence[RowFeatures], more: Sequence[dict[str
             file.write(json.dumps(line) + "\n")
 
 
-def write_adapter(opened: OpenedRun, step: int, folder: Path) -> None:
-    """The adapter and AdamW's state as transformers writes it."""
-    own, train = opened.run.checkpoint(step), opened.config.train
+def write_adapter(opened: OpenedRun, folder: Path) -> None:
+    """The last adapter, and AdamW's state as transformers writes it."""
+    own, train = opened.run.checkpoint(STEPS), opened.config.train
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         shutil.copy(own / name, folder)
@@ -240,11 +237,11 @@ def rename_base(folder: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
-def summary() -> None:
-    """Every arm on the subsets that are trained; then differences on the same draws of queries and subsets."""
-    losses = retrained(OUT / "losses", SEEDS)
+def summary(first: int) -> None:
+    """Every arm on the subsets from `first` on; then differences on the same draws of queries and subsets."""
+    losses = retrained(OUT / "losses", SEEDS)[first:]
     subsets = np.zeros((len(losses), COUNTS["train"]), dtype=bool)
-    for number, own in enumerate(subsets):
+    for number, own in enumerate(subsets, first):
         own[subset(number, COUNTS["train"])] = True
     files = {file.stem: np.load(file) for file in sorted(SCORES.glob("*.npz"))}
     whole = {name: file for name, file in files.items() if len(file["scores"]) == COUNTS["test"]}
@@ -272,7 +269,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("part", choices=("rows", "retrain", "score", "peer", "summary"))
     parser.add_argument("--e2e", type=Path)
-    parser.add_argument("--subsets", type=int, default=48)
+    parser.add_argument("--subsets", type=int, default=64)
+    parser.add_argument("--first", type=int, default=0, help="leave out the subsets before this one")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     if chosen.part == "rows":
@@ -281,8 +279,10 @@ def main() -> None:
     elif chosen.part == "retrain":
         opened = OpenedRun(BASE, "cpu")
         retrain(opened, opened.rows(QUERIES).features, OUT / "losses", chosen.subsets, SEEDS)
+    elif chosen.part == "summary":
+        summary(chosen.first)
     else:
-        {"score": score, "peer": write_peer, "summary": summary}[chosen.part]()
+        {"score": score, "peer": write_peer}[chosen.part]()
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     python benchmarks/attribution_peer.py ARM [ARM ...]
 
-Needs `pip install bergson==2.5.1`, and what `attribution.py peer` wrote. Every arm is one of bergson's own pipelines,
-called as its command line calls it. Writes runs/attribution/scores/bergson-ARM.npz: [queries, rows] scores, higher for
-rows that lower the loss, and the CPU seconds from the adapter and the tokens to these scores, after the imports.
+Needs `pip install bergson==2.5.1 torchopt`, and what `attribution.py peer` wrote. Every arm is one of bergson's own
+pipelines, called as its command line calls it. Writes runs/attribution/scores/bergson-ARM.npz: [queries, rows] scores,
+higher for rows that lower the loss, and the CPU seconds from the adapter and the tokens to these scores, after the
+imports.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from bergson.cli.commands import ApproxUnrolling, Build, Ekfac, Score, Trackstar, Trak
+from bergson.cli.commands import Build, Ekfac, Score, Trackstar, Trak
 from bergson.config.config import (
-    ApproxUnrollingConfig,
     AstraConfig,
     DataConfig,
     HessianConfig,
@@ -72,12 +72,12 @@ def products(out: Path, unit: bool) -> Path:
     return out / "scores"
 
 
-def trackstar(out: Path, unit: bool = True, mixed: bool = True, size: int = 16, adam: bool = False) -> Path:
+def trackstar(out: Path, adam: bool = False) -> Path:
     state = {"optimizer_state": str(PEER / "last")} if adam else {}
     chosen = TrackstarConfig(
-        query=asked(), preprocess_cfg=PreprocessConfig(unit_normalize=unit), score_cfg=ScoreConfig(), mix_hessians=mixed
+        query=asked(), preprocess_cfg=PreprocessConfig(unit_normalize=True), score_cfg=ScoreConfig()
     )
-    Trackstar(TrackstarIndexConfig(**settings(out, projection_dim=size, **state)), chosen).execute()
+    Trackstar(TrackstarIndexConfig(**settings(out, projection_dim=16, **state)), chosen).execute()
     return out / "scores"
 
 
@@ -96,31 +96,12 @@ def ekfac(out: Path, method: Any = "kfac", damping: float = 0.1, own_labels: boo
     return out / "scores"
 
 
-def trak(out: Path, size: int = 4096, damping: float = 0.0) -> Path:
-    index = settings(out, projection_dim=size, projection_target="global", loss_fn="log_odds")
+def trak(out: Path) -> Path:
+    index = settings(out, projection_dim=4096, projection_target="global", loss_fn="log_odds")
     chosen = TrakConfig(
-        query=asked(), preprocess_cfg=PreprocessConfig(inversion_cfg=InversionConfig(damping_factor=damping))
+        query=asked(), preprocess_cfg=PreprocessConfig(inversion_cfg=InversionConfig(damping_factor=0.0))
     )
     Trak(TrackstarIndexConfig(**index), chosen).execute()
-    return out / "scores"
-
-
-def source(out: Path, adam: bool) -> Path:
-    """Approximate unrolling over nine checkpoints in three segments."""
-    folders = sorted((PEER / "checkpoints").iterdir(), key=lambda folder: int(folder.name.split("-")[1]))
-    ApproxUnrolling(
-        IndexConfig(**settings(out)),
-        HessianConfig(method="kfac", ev_correction=True),
-        ApproxUnrollingConfig(
-            checkpoints=[str(folder) for folder in folders],
-            model_path=TOKENIZER,
-            segments=3,
-            lr_list=[float(rate) for rate in np.load(PEER / "rates.npy").reshape(3, -1).mean(1)],
-            step_size_list=[15, 15, 15],
-            use_adam_preconditioner=adam,
-            query=asked(),
-        ),
-    ).execute()
     return out / "scores"
 
 
@@ -152,17 +133,12 @@ ARMS = {
     "cosine": partial(products, unit=True),
     "trackstar": trackstar,
     "trackstar-adam": partial(trackstar, adam=True),
-    "trackstar-dot": partial(trackstar, unit=False),
     "ekfac": ekfac,
     "ekfac-labels": partial(ekfac, own_labels=True),
-    "ekfac-0.01": partial(ekfac, damping=0.01),
     "ekfac-1": partial(ekfac, damping=1.0),
     "shampoo": partial(ekfac, method="shampoo"),
     "ekfac-cg": partial(ekfac, cg=10),
     "trak": trak,
-    "trak-0.1": partial(trak, damping=0.1),
-    "source": partial(source, adam=False),
-    "source-adam": partial(source, adam=True),
     "magic": magic,
 }
 
