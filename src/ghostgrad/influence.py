@@ -1,11 +1,11 @@
-"""Which stored rows are nearest to a query: inner product, cosine, one damped preconditioned product.
+"""Which stored rows are nearest to a query, by inner product or cosine.
 
 All stream over the store (`ghostgrad.reading`): memory does not grow with the rows, but for their scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,9 +14,6 @@ from torch import Tensor
 
 from ghostgrad.reading import PART_ROWS, parts
 from ghostgrad.store import GradientStore
-
-FISHER_NUMBERS = 1 << 20
-"""Numbers in a block whose outer products are summed: enough rows for their products to cost more than the calls."""
 
 QUERY_NUMBERS = 1 << 24
 """Numbers of the rows that are compared with all others in one pass over the store: 64 MiB."""
@@ -147,50 +144,3 @@ class _Best:
             chosen.append(some[torch.argsort(row[some], descending=True, stable=True)[: self.k]])
         picked = torch.stack(chosen)
         self.scores, self.places = scores.gather(1, picked), places.gather(1, picked)
-
-
-def preconditioned(
-    store: GradientStore, queries: Tensor, damping: float, blocks: Sequence[tuple[int, int]] | None = None
-) -> Tensor:
-    """`queries` [q, size] times (F + λ)⁻¹, with F the mean outer product of the stored rows.
-
-    λ is `damping` times the mean of F's diagonal, so that it has no unit. The inner product of the result with a row
-    is the damped influence of the row (Koh and Liang 2017, arXiv 1703.04730, with the empirical Fisher matrix as
-    Hessian). Finite for any rank because λ > 0.
-
-    Args:
-        blocks: (first column, column behind the last) of the blocks of F that are kept, which cover all columns: those
-            of a sketch's parameters make F block-diagonal (LoGra, arXiv 2405.13954). One block when not given.
-
-    Costs one pass and width³ / 3 per block; memory width² in float64 for all blocks. A block that is wider than there
-    are rows is solved among the rows instead, at rows² * width.
-
-    Raises:
-        ValueError: damping that is not above 0, an empty store, or rows that are all 0.
-    """
-    if not damping > 0:
-        raise ValueError(f"damping is {damping}; it must be above 0, since F has at most as many ranks as rows")
-    blocks = blocks or [(0, store.size)]
-    narrow = {span: torch.zeros(n, n, dtype=torch.float64) for span in blocks if (n := span[1] - span[0]) <= len(store)}
-    trace = 0.0
-    for _, block in store.blocks(max(1, FISHER_NUMBERS // store.size)):
-        trace += float(block.float().square().sum(dtype=torch.float64))
-        for (start, stop), fisher in narrow.items():
-            rows = block[:, start:stop].double()
-            fisher.addmm_(rows.mT, rows)
-    if not trace:
-        raise ValueError(f"{store.folder} holds no row other than 0")
-    count, damped = len(store), damping * trace / len(store) / store.size
-    result = queries.double().cpu().mT.clone()
-    for start, stop in blocks:
-        own = result[start:stop]
-        if (start, stop) in narrow:
-            fisher = narrow[start, stop] / count
-            fisher.diagonal().add_(damped)
-            own.copy_(torch.linalg.solve(fisher, own))
-        else:  # (RᵀR/n + λ)⁻¹ q = (q - Rᵀ (RRᵀ + nλ)⁻¹ R q) / λ
-            rows = store.columns(start, stop).double()
-            gram = rows @ rows.mT
-            gram.diagonal().add_(count * damped)
-            own.sub_(rows.mT @ torch.linalg.solve(gram, rows @ own)).div_(damped)
-    return result.mT.float()

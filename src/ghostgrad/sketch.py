@@ -167,6 +167,11 @@ class Sketcher:
         return math.prod(sides(self.shapes[name], self.options))
 
     @property
+    def sides(self) -> list[tuple[int, int]]:
+        """(k_o, k_i) of each parameter, in the order of their numbers in a row."""
+        return [sides(shape, self.options) for shape in self.shapes.values()]
+
+    @property
     def size(self) -> int:
         """Numbers in a row."""
         return sum(self.width(name) for name in self)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ghostgrad.influence import norms, pairs_above, preconditioned, scores, top_k
+from ghostgrad.influence import norms, pairs_above, scores, top_k
 from ghostgrad.store import GradientStore, StoreError
 from processes import limited
 
@@ -200,37 +200,6 @@ def test_planted_duplicates_are_found(tmp_path: Path) -> None:
     store = filled(tmp_path, rows, torch.bfloat16)
     found = top_k(store, store.rows(["row-123"]), 3, similarity="cosine", without=["row-123"])[0]
     assert found.ids[:2] == ["row-40", "row-41"] and found.scores[2] < 0.7
-
-
-@pytest.mark.parametrize("rows", [3, 40])
-def test_preconditioning_equals_a_dense_solve(tmp_path: Path, rows: int) -> None:
-    """With fewer rows than numbers too, where the Fisher matrix has no inverse of its own."""
-    values, asked = torch.randn(rows, 12), torch.randn(2, 12)
-    store = filled(tmp_path, values)
-    fisher = values.double().mT @ values.double() / rows
-    damped = fisher + 0.1 * fisher.diagonal().mean() * torch.eye(12)
-    expected = torch.linalg.inv(damped) @ asked.double().mT
-    torch.testing.assert_close(preconditioned(store, asked, 0.1).double(), expected.mT, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="above 0"):
-        preconditioned(store, asked, 0.0)
-
-
-def test_preconditioning_needs_rows(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no row other than 0"):
-        preconditioned(filled(tmp_path, torch.zeros(2, 3)), torch.ones(1, 3), 0.1)
-
-
-@pytest.mark.parametrize("rows", [4, 40])
-def test_blocks_of_the_fisher_matrix_are_solved_by_themselves(tmp_path: Path, rows: int) -> None:
-    """Wider than there are rows, and narrower; the damping is that of the whole."""
-    values, asked = torch.randn(rows, 12), torch.randn(2, 12)
-    store = filled(tmp_path, values)
-    spans = [(0, 3), (3, 10), (10, 12)]
-    fisher = values.double().mT @ values.double() / rows
-    kept = torch.block_diag(*[torch.ones(stop - start, stop - start) for start, stop in spans])
-    damped = fisher * kept + 0.1 * fisher.diagonal().mean() * torch.eye(12)
-    expected = torch.linalg.solve(damped, asked.double().mT).mT
-    torch.testing.assert_close(preconditioned(store, asked, 0.1, spans).double(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_all_scores_and_lengths_equal_brute_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

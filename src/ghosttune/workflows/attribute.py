@@ -5,7 +5,7 @@ To first order, a step along a row's gradient g lowers the query's loss by the l
     dot              ⟨∇L, g⟩ (TracIn; Pruthi et al. 2020, arXiv 2002.08484)
     cosine           the same without the lengths of both, which long and surprising rows have for any query
     adamw            ⟨∇L / (√v̂ + ε), g⟩: the step that AdamW makes (LESS; Xia et al. 2024, arXiv 2402.04333)
-    preconditioned   ⟨(F + λ)⁻¹ ∇L, g⟩, F the mean outer product of the rows, block by parameter
+    preconditioned   ⟨(F + λ)⁻¹ ∇L, g⟩, F the curvature that the rows show (`ghostgrad.curvature`)
 
 Positive lowered the loss. Several checkpoints give the mean, weighted by the learning rate at each.
 """
@@ -20,7 +20,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ghostgrad.influence import norms, preconditioned, scores
+from ghostgrad.curvature import preconditioned
+from ghostgrad.influence import norms, scores
 from ghostgrad.store import GradientStore
 from ghosttune.data.content import content
 from ghosttune.data.encoding import RowFeatures
@@ -32,7 +33,7 @@ from ghosttune.workflows.opened import OpenedRun, Rows
 By = Literal["cosine", "dot", "adamw", "preconditioned"]
 
 DAMPING = 0.1
-"""λ over the mean of F's diagonal."""
+"""λ over the mean eigenvalue of F, parameter by parameter."""
 
 
 @dataclass(frozen=True)
@@ -142,9 +143,8 @@ def _direction(
         raise DataError(f"the query has no gradient at step {step}, so that no row can have done anything to it")
     if by != "preconditioned":
         return towards
-    columns: Any = sketcher.manifest()["columns"]
     try:
-        return preconditioned(store, towards, damping, [(first, last) for first, last in columns.values()])
+        return preconditioned(store, towards, damping, sketcher.sides)
     except ValueError as error:
         raise InputError(f"damping cannot be done: {error}") from error
 
