@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
 from collections import defaultdict
 from typing import Any
 
@@ -18,11 +19,13 @@ from ghosttune.config.loading import load_config
 from ghosttune.data.splitting import draw
 from ghosttune.errors import ConfigError, GhosttuneError
 from ghosttune.proving.freezing import differences
+from ghosttune.run.directory import RunDir
 from ghosttune.run.tables import read_table
 from ghosttune.training import checkpoints
 from ghosttune.training.candidates import best_update
 from ghosttune.training.guide import evaluating
 from ghosttune.workflows.prepare import Prepared, prepare
+from ghosttune.workflows.report import report
 from ghosttune.workflows.runs import Run
 from ghosttune.workflows.train import Stopped, adapted_model, resume
 
@@ -235,6 +238,38 @@ def test_interrupted_and_resumed_it_chooses_the_same(make_config, tmp_path):
     assert differences(tmp_path / "whole", tmp_path / "parts") == []
     records = [open_run(tmp_path / name).record["online_selection"] for name in ("whole", "parts")]
     assert {**records[0], "seconds": 0} == {**records[1], "seconds": 0}
+
+
+def test_a_run_that_was_stopped_says_what_it_chose_so_far(make_config, tmp_path):
+    def stop(event: dict[str, Any]) -> None:
+        if event["event"] == "step" and event["step"] == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Stopped):
+        train(make_config(**SWITCHED), tmp_path / "run", listen=stop)
+    chosen = open_run(tmp_path / "run").record["online_selection"]
+    assert chosen["kept"] == 3 * open_run(tmp_path / "run").record["step"] and chosen["seconds"] > 0
+    page = report(tmp_path / "run").read_text()
+    assert f"{chosen['kept']} of {chosen['candidates']} candidates trained" in page
+
+
+def test_killed_after_its_last_step_it_still_says_what_it_chose(make_config, tmp_path, monkeypatch):
+    def cut(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    train(make_config(**SWITCHED), tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr("ghosttune.workflows.train._throughput", cut)
+        with pytest.raises(KeyboardInterrupt):
+            train(make_config(**SWITCHED), tmp_path / "run")
+    folder = RunDir(tmp_path / "run")
+    record = folder.read_record()
+    folder.write_record(record | {"status": "running", "stage_seconds": {}})
+    assert record["step"] == 0 and "online_selection" not in record
+    done = resume(tmp_path / "run").record
+    assert done["step"] == STEPS and done["online_selection"]["kept"] == 3 * STEPS
+    assert differences(tmp_path / "whole", tmp_path / "run") == []
+    assert "candidates trained" in report(tmp_path / "run").read_text()
 
 
 def test_with_phases_the_tokens_are_those_that_trained(make_config, tmp_path):

@@ -40,9 +40,10 @@ def _choosing(record: Mapping[str, Any]) -> str | None:
     chosen = record.get("online_selection")
     if not chosen:
         return None
-    share = chosen["seconds"] / record["stage_seconds"]["train"]
+    training = record["stage_seconds"].get("train")  # absent where the process was killed after its last step
+    share = f", {chosen['seconds'] / training:.0%} of training" if training else ""
     kept = f"{chosen['kept']:,} of {chosen['candidates']:,} candidates trained"
-    return f"{duration(chosen['seconds'])}, {share:.0%} of training; {kept}"
+    return f"{duration(chosen['seconds'])}{share}; {kept}"
 
 
 def configuration(numbers: RunNumbers) -> Markup:

@@ -86,7 +86,7 @@ class Phasing(TrainerCallback):
             )
         let_the_backward_stop(self.model)
         self.enter(state.global_step + 1, announce=state.global_step == 0)
-        self._rule_rates(lr_scheduler, args.get_warmup_steps(state.max_steps))
+        self.rule_rates(lr_scheduler, args.get_warmup_steps(state.max_steps))
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The update is made, and the learning rate of the next one not yet set."""
@@ -166,7 +166,7 @@ class Phasing(TrainerCallback):
             )
         return rows
 
-    def _rule_rates(self, scheduler: Any, warmup: int) -> None:
+    def rule_rates(self, scheduler: Any, warmup: int) -> None:
         """Lets the phases act on the learning rate that a scheduler of Transformers sets."""
         if type(scheduler) is not LambdaLR:
             kind = type(scheduler).__name__

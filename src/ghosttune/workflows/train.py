@@ -324,22 +324,24 @@ def _run_stages(
     )
     if watch.complete and checkpoint is not None:  # it was cut off after its last step
         checkpoints.restore_adapter(checkpoint, model)
+        step = run.checkpoint_steps()[-1]
+        record.note(step=step, best_step=watch.best_step)
+        if phasing is not None:  # its table says which learning rates there were
+            trainer.create_optimizer_and_scheduler(config.train.max_steps or 0)
+            phasing.rule_rates(trainer.lr_scheduler, config.train.warmup_steps)
     else:
         with record.stage("train"), watch.interruptible():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        record.note(step=trainer.state.global_step, best_step=watch.best_step, **_throughput(trainer, record))
-        if trainer.candidates is not None:
-            before = record.contents.get("online_selection", {}).get("seconds", 0.0)  # a run that goes on
-            record.note(online_selection={"seconds": round(before + trainer.candidates.seconds, 3)})
-    if watch.interrupted and not watch.complete:
         step = trainer.state.global_step
+        record.note(step=step, best_step=watch.best_step, **_throughput(trainer, record))
+    if trainer.candidates is not None:
+        _note_selection(run, record, measured, trainer.candidates)
+    if watch.interrupted and not watch.complete:
         raise Stopped(f"stopped after step {step}, its state saved. Continue with `{run.resume_command}`.")
     with record.stage("measure"):
         _write_measurements(run, record, prepared, measured)
         if phasing is not None:
-            _write_phases(run, record, prepared, phasing, watch, trainer.state.global_step)
-        if trainer.candidates is not None:
-            record.note(online_selection=record.contents["online_selection"] | selection_totals(run))
+            _write_phases(run, record, prepared, phasing, watch, step)
     if rank() > 0:  # what is left is for one
         return
     with record.stage("save"):
@@ -404,6 +406,13 @@ def _tokens_of_steps(run: RunDir, prepared: Prepared, steps: int) -> list[int]:
     order = RowOrder([len(row) for row in features], rows_per_step, train.seed, train.group_by_length)
     consumed = rows_of_steps(order, train.per_device_train_batch_size, processes(), steps)
     return [sum(len(features[position]) for position in step) for step in consumed]
+
+
+def _note_selection(run: RunDir, record: Record, measured: Measurement, candidates: Candidates) -> None:
+    """What online selection has done and taken so far, in all the parts of a run that was interrupted."""
+    measured.flush()
+    before = record.contents.get("online_selection", {}).get("seconds", 0.0)
+    record.note(online_selection={"seconds": round(before + candidates.seconds, 3), **selection_totals(run)})
 
 
 def _throughput(trainer: RunTrainer, record: Record) -> dict[str, Any]:
