@@ -107,7 +107,7 @@ def test_as_many_rows_train_as_without_selection(chosen_by, by):
     totals = run.record["online_selection"]
     assert totals["candidates"] == sum(len(rows) for rows in by_step(run).values())
     assert totals["kept"] == 3 * STEPS
-    assert totals["rows_seen"] == train_rows
+    assert totals["rows_offered"] == train_rows
     assert totals["rows_kept"] == len({r["example_id"] for rows in by_step(run).values() for r in rows if r["kept"]})
     assert totals["steps_drawn"] == {"random": STEPS, "value": 1}.get(by, 0)
     assert 0 < totals["seconds"] < run.record["stage_seconds"]["train"]

@@ -159,6 +159,15 @@ def test_a_refusal_in_several_processes_is_said_once(two_processes, tmp_path, ti
     assert not (tmp_path / "run" / "run.json").exists()
 
 
+def test_more_processes_than_a_machine_holds_are_refused(tmp_path, tiny_model, rows_file):
+    config = tmp_path / "run.yaml"
+    config.write_text(SETTINGS % (tiny_model, rows_file, 4, 1))
+    arguments = ["train", str(config), "--out", str(tmp_path / "run"), "--processes", "1000000"]
+    done = subprocess.run([sys.executable, "-m", "ghosttune", *arguments], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2 and "--processes is 1000000; this machine has" in done.stdout + done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_run_json_is_written_by_one_process(two_processes, tmp_path, tiny_model, rows_file):
     run = trained(tmp_path / "run", tiny_model, rows_file, 4, 1, "--processes", "2", "--json")
     assert json.loads(run.record.read_text())["status"] == "finished"

@@ -41,7 +41,7 @@ def keep_best(
     Raises InputError for a share or number that cannot be kept.
     """
     scored = [name for name, score in scores.items() if score is not None]
-    wanted = _count(keep, len(scores), len(scored))
+    wanted = _count(keep, len(scores), len(scored), named)
     kinds = kinds or dict.fromkeys(scored, "")
     groups: dict[str, list[str]] = {}
     for name in sorted(scored, key=lambda name: (scores[name] or 0.0) * (1 if lowest else -1)):
@@ -93,12 +93,12 @@ def _unscored(name: str, named: str) -> Decision:
     return Decision(name, False, None, f"has no {named}")
 
 
-def _count(keep: float, rows: int, scored: int) -> int:
+def _count(keep: float, rows: int, scored: int, named: str) -> int:
     if not (math.isfinite(keep) and keep > 0 and (keep < 1 or keep == int(keep))):
         raise InputError(f"--keep is {keep:g}; give a share between 0 and 1, or a number of rows")
     wanted = round(keep * rows) if keep < 1 else int(keep)
     if not 0 < wanted <= scored:
-        raise InputError(f"--keep {keep:g} asks for {wanted} rows, and {scored} of {rows} rows can be chosen from")
+        raise InputError(f"--keep {keep:g} asks for {wanted} rows, and {scored} of {rows} rows have a {named}")
     return wanted
 
 

@@ -109,8 +109,9 @@ def smoothed(values: np.ndarray, window: int) -> np.ndarray:
     """[S] the mean over `window` values around each, of those that are known; NaN stays NaN."""
     known = ~np.isnan(values)
     kernel = np.ones(window)
-    sums = np.convolve(np.where(known, values, 0.0), kernel, "same")
-    counts = np.convolve(known.astype(float), kernel, "same")
+    around = slice((window - 1) // 2, (window - 1) // 2 + len(values))  # "same" would be as long as the window at least
+    sums = np.convolve(np.where(known, values, 0.0), kernel)[around]
+    counts = np.convolve(known.astype(float), kernel)[around]
     return np.divide(sums, counts, out=np.full(len(values), np.nan), where=known)
 
 

@@ -88,7 +88,7 @@ def selection_totals(run: RunDir) -> dict[str, int]:
     return {
         "candidates": len(table),
         "kept": len(trained),
-        "rows_seen": len(table["example_id"].unique()),
+        "rows_offered": len(table["example_id"].unique()),
         "rows_kept": len(trained["example_id"].unique()),
         "steps_drawn": len(unscored["step"].unique()),
     }

@@ -330,7 +330,11 @@ def _plan(prepared: Prepared, counts: dict[str, int], phasing: Phasing | None) -
             "tokens": prepared.train.cut_tokens,
         },
         "steps": {"total": steps, "per_epoch": per_epoch, "epochs": round(steps / per_epoch, 2)},
-        **({"chosen_per_step": {"rows": rows, "of": rows * selection.offered}} if selection.by else {}),
+        **(
+            {"chosen_per_step": {"rows": rows, "of": min(rows * selection.offered, len(prepared.train))}}
+            if selection.by
+            else {}
+        ),
         "learning_rate": {
             "first": _first_rate(config),
             "peak": train.learning_rate,

@@ -115,7 +115,7 @@ def _guide(run: Run) -> Iterator[str]:
 def _chosen(run: Run) -> Iterator[str]:
     if chosen := run.record.get("online_selection"):
         yield f"{chosen['kept']:,} of {chosen['candidates']:,} candidates trained, chosen in {chosen['seconds']:.1f} s"
-        yield f"{chosen['rows_kept']:,} different rows trained, of {chosen['rows_seen']:,} that were candidates"
+        yield f"{chosen['rows_kept']:,} different rows trained, of {chosen['rows_offered']:,} that were candidates"
 
 
 def _answers(run: Run) -> Iterator[str]:

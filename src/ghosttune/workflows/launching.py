@@ -21,12 +21,16 @@ from pathlib import Path
 from typing import IO
 
 from ghosttune.config.schema import RunConfig
+from ghosttune.errors import InputError
 from ghosttune.run.directory import RunDir
 from ghosttune.training.processes import meet, rank
 from ghosttune.workflows.prepare import default_run_folder
 
 SECONDS_TO_END = 20.0
 """How long the others may take to end by themselves once one has ended."""
+
+PROCESSES_PER_PROCESSOR = 8
+"""More are a slip of the hand: each loads the model."""
 
 
 def launch_training(processes: int, config: RunConfig | None, out: Path | None, arguments: Sequence[str]) -> int:
@@ -40,8 +44,12 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     """Runs `ghosttune` with these arguments in so many processes; the exit code of the first that failed, else 0.
 
     It is 1 for one that was killed. What process 0 prints is printed; what another says on its way to failing is
-    printed when process 0 said nothing.
+    printed when process 0 said nothing. InputError for more processes than this machine can be thought to hold.
     """
+    processors = os.cpu_count() or 1
+    if processes > PROCESSES_PER_PROCESSOR * processors:
+        most = PROCESSES_PER_PROCESSOR * processors
+        raise InputError(f"--processes is {processes}; this machine has {processors} processors: give at most {most}")
     environment = os.environ | {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),

@@ -188,9 +188,11 @@ def test_more_steps_than_a_page_can_show_are_averaged_and_frozen_ones_are_not_co
     assert list(thin.steps) == [5, 10, 15, 20]
 
 
-def test_smoothing_is_the_mean_of_the_known_neighbours():
-    line = np.array([1.0, 2.0, np.nan, 4.0, 9.0, 2.0])
-    expected = [np.nanmean(line[max(0, at - 2) : at + 3]) if not np.isnan(line[at]) else np.nan for at in range(6)]
+@pytest.mark.parametrize("steps", range(1, 7))
+def test_smoothing_is_the_mean_of_the_known_neighbours(steps):
+    """Also over fewer steps than it takes together."""
+    line = np.array([1.0, 2.0, np.nan, 4.0, 9.0, 2.0])[:steps]
+    expected = [np.nanmean(line[max(0, at - 2) : at + 3]) if not np.isnan(line[at]) else np.nan for at in range(steps)]
     np.testing.assert_allclose(smoothed(line, SMOOTHING), expected)
 
 

@@ -131,7 +131,7 @@ def test_rows_of_a_file_can_be_selected_from(opened, tmp_path):
         ({"keep": 0.0}, "--keep is 0; give a share"),
         ({"keep": 2.5}, "--keep is 2.5; give a share"),
         ({"keep": float("nan")}, "--keep is nan"),
-        ({"keep": 28}, "asks for 28 rows, and 2\\d of 27 rows can be chosen from"),
+        ({"keep": 28}, "asks for 28 rows, and 2\\d of 27 rows have a standing"),
         ({"keep": 0.001}, "asks for 0 rows"),
         ({"above": 0.0, "lowest": True}, "a threshold has its side"),
         ({"above": 0.0, "stratify": "kind"}, "a threshold has its side"),
