@@ -38,8 +38,7 @@ def spherical_clusters(store: GradientStore, centres: Tensor) -> Clusters:
     """Every row with the centre it is nearest to by cosine, centres and rows in turn until no row moves.
 
     Each pass reads the store once and raises the sum of the cosines, so that it ends (Dhillon and Modha 2001, Machine
-    Learning 42, spherical k-means). Memory is two
-    [k, size] matrices and one block per thread, and twelve bytes per row.
+    Learning 42, spherical k-means). Memory is two [k, size] matrices, one block per thread and twelve bytes per row.
 
     Args:
         centres: [k, size] directions to start from; one that loses all its rows stays where it was.

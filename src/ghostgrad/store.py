@@ -19,7 +19,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -178,15 +177,6 @@ class GradientStore:
                 file.seek(self._places[name] * self.bytes_per_row)
                 file.readinto(memoryview(found[place].view(torch.uint8).numpy()))  # type: ignore[arg-type]
         return found
-
-    def columns(self, start: int, stop: int) -> Tensor:
-        """[n, stop - start] some columns of every row."""
-        if not len(self):
-            return torch.empty(0, stop - start, dtype=self.dtype)
-        shape = (len(self), self.bytes_per_row)
-        stored = np.memmap(self.folder / "rows.bin", np.uint8, "r", shape=shape)
-        width = self.dtype.itemsize
-        return torch.from_numpy(stored[:, start * width : stop * width].copy()).view(self.dtype)
 
     def blocks(self, count: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, Tensor]]:
         """(index of the first row, [n <= count, size] rows) from row `start` until `stop`, or the last.

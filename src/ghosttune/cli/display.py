@@ -74,10 +74,9 @@ class Display:
         for reason, count in prepared.left_out.items():
             self.line(f"           {count:,} left out: {reason}")
         self.line(f"trains     {sum(counts.values()):,} parameters ({groups})")
-        rows_per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps
         selection = prepared.config.data.online_selection
-        among = f", chosen from {rows_per_step * selection.offered} by {selection.by}" if selection.by else ""
-        self.line(f"steps      {train.max_steps:,} of {rows_per_step} rows{among}")
+        among = f", chosen from {train.rows_per_step * selection.offered} by {selection.by}" if selection.by else ""
+        self.line(f"steps      {train.max_steps:,} of {train.rows_per_step} rows{among}")
         self.line()
         self.started = time.monotonic()
         if self.console.is_terminal:

@@ -30,11 +30,6 @@ class Planned:
     """Of the model's hidden states."""
 
     @property
-    def rows_per_step(self) -> int:
-        train = self.config.train
-        return train.per_device_train_batch_size * train.gradient_accumulation_steps
-
-    @property
     def usual_rates(self) -> tuple[float, float]:
         """Lowest and highest usual learning rate: narrow models take larger ones, untrained ones as well."""
         low, high = self.config.method.usual_rates
@@ -72,7 +67,7 @@ def warmup_most_of_the_run(case: Planned) -> Found:
 def too_many_passes(case: Planned) -> Found:
     """More steps than any number of rows needs."""
     steps = case.config.train.max_steps or 0
-    per_pass = max(1.0, case.train_rows / case.rows_per_step)
+    per_pass = max(1.0, case.train_rows / case.config.train.rows_per_step)
     if steps > MOST_PASSES * per_pass:
         yield (
             f"train.max_steps {steps} reads the {case.train_rows} training rows {steps / per_pass:,.0f} times",
@@ -85,7 +80,7 @@ def too_many_passes(case: Planned) -> Found:
 def batch_larger_than_the_data(case: Planned) -> Found:
     """More rows per step than there are training rows."""
     selection = case.config.data.online_selection
-    taken = case.rows_per_step * selection.offered
+    taken = case.config.train.rows_per_step * selection.offered
     if taken > case.train_rows:
         yield (
             f"a step takes {taken} rows (train.per_device_train_batch_size x train.gradient_accumulation_steps"

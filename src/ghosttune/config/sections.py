@@ -427,6 +427,11 @@ class TrainSettings(Section):
     )
     """Recompute activations in the backward pass (non-reentrant)."""
 
+    @property
+    def rows_per_step(self) -> int:
+        """Rows that one process trains in one update."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
 
 class NormsSettings(Section):
     every: Count | None = setting(

@@ -120,7 +120,7 @@ def _in_settings(change: dict[str, Any], config: RunConfig) -> str:
     }
     settings = [words.format(change[name]) for name, words in said.items() if name in change]
     if change.get("batch", train.per_device_train_batch_size) < train.per_device_train_batch_size:
-        rows = train.per_device_train_batch_size * train.gradient_accumulation_steps
+        rows = train.rows_per_step
         steps = math.ceil(rows / change["batch"])
         batch = f"train.per_device_train_batch_size: {change['batch']}, train.gradient_accumulation_steps: {steps}"
         settings.insert(0, batch)

@@ -50,11 +50,10 @@ class Arm:
     def budget(self) -> dict[str, int]:
         """What its runs were given; equal arms have equal ones."""
         record, train = self.runs[0].record, self.runs[0].config.train
-        rows = train.per_device_train_batch_size * train.gradient_accumulation_steps
         return {
             "trainable_parameters": sum(record["model"]["trainable_parameters"].values()),
             "updates": record["step"],
-            "rows_seen": record["step"] * rows * record.get("processes", 1),
+            "rows_seen": record["step"] * train.rows_per_step * record.get("processes", 1),
             "train_rows": record["data"]["rows"]["train"],
         }
 

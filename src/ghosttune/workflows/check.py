@@ -306,8 +306,7 @@ def _plan(prepared: Prepared, counts: dict[str, int], phasing: Phasing | None) -
     config, train = prepared.config, prepared.config.train
     steps = train.max_steps or 0
     per_epoch = steps_per_epoch(config, len(prepared.train))
-    rows = train.per_device_train_batch_size * train.gradient_accumulation_steps
-    selection = config.data.online_selection
+    rows, selection = train.rows_per_step, config.data.online_selection
     return {
         "device": config.model.device,
         "format": config.data.train.name or config.data.train.format,
