@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ghosttune.run.directory import RunDir
+from ghosttune.run.git import git_state
 from ghosttune.run.versions import installed
 from ghosttune.version import __version__
 
@@ -85,18 +85,6 @@ def environment() -> dict[str, Any]:
         "git": git_state(),
         "host": {"name": platform.node(), "system": platform.platform(), "cpus": os.cpu_count()},
     }
-
-
-def git_state() -> dict[str, Any] | None:
-    """Commit of the working directory and whether it has changes; None outside a repository."""
-    try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-        if commit.returncode != 0:
-            return None
-        status = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, timeout=30)
-        return {"commit": commit.stdout.strip(), "changed": bool(status.stdout.strip())}
-    except (OSError, subprocess.TimeoutExpired):
-        return None
 
 
 def peak_memory_mb() -> dict[str, float]:
