@@ -104,7 +104,7 @@ def summary_report(runs: Sequence[Source], path: Source | None = None) -> dict[s
 def _run(source: Source) -> RunNumbers | None:
     """The numbers of a run directory; None for a file; RunError when there is neither."""
     if Path(source).is_dir():
-        return RunNumbers(RunDir(source))
+        return RunNumbers(RunDir(source).open())
     if not Path(source).is_file():
         raise RunError(f"{source} does not exist; give a run directory or a CSV file")
     return None

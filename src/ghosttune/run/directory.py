@@ -9,17 +9,38 @@ import json
 import os
 import shlex
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ghosttune.errors import GhosttuneError, RunError
+from ghosttune.errors import GhosttuneError, RunError, listed
 
 LOCK = ".lock"
 
 WRITTEN_FIRST = {LOCK, "checkpoints", "config.yaml", "splits.csv"}
 """What a run directory holds before run.json, with which the run begins."""
+
+NAMES = {
+    LOCK,
+    "adapter",
+    "checkpoints",
+    "config.yaml",
+    "evaluation.json",
+    "gradient_analysis.group_norms.csv",
+    "gradient_analysis.layer_norms.csv",
+    "gradient_analysis.summary.json",
+    "last",
+    "metrics.jsonl",
+    "predictions",
+    "report",
+    "run.json",
+    "splits.csv",
+    "store",
+    "tables",
+}
+"""Everything that a run directory holds of its own."""
 
 PARTIAL, REPLACED = ".{}.partial", ".{}.replaced"
 """Names of what is being written, and of what it is about to replace."""
@@ -126,6 +147,7 @@ class RunDir:
             return
         if not self.path.is_dir():
             raise RunError(f"{self.path} is a file; a run needs a folder of its own")
+        require_contained(self.path, NAMES)
         if any(self.path.iterdir()) and not self._never_began():
             raise RunError(self._in_use())
 
@@ -143,10 +165,11 @@ class RunDir:
         return self
 
     def open(self) -> RunDir:
-        """This directory, if it holds a run; RunError otherwise."""
+        """This directory, if it holds a run whose files are its own; RunError otherwise."""
         if not self.exists:
             reason = "does not exist" if not self.path.exists() else "holds no run (no run.json)"
             raise RunError(f"{self.path} {reason}; `ghosttune train CONFIG --out` starts one")
+        require_contained(self.path, NAMES)
         return self
 
     @contextmanager
@@ -154,18 +177,19 @@ class RunDir:
         """Keeps every other process out of this run; the lock goes with the process, however it ends."""
         with explained(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = open(self.path / LOCK, "w")  # noqa: SIM115  # held for as long as the run is
+            require_contained(self.path, NAMES)
+            handle = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            handle.close()
+            os.close(handle)
             raise RunError(
                 f"{self.path} is being written by another process; wait for it, or use another --out"
             ) from None
         try:
             yield
         finally:
-            handle.close()
+            os.close(handle)
 
     def _in_use(self) -> str:
         if not self.exists:
@@ -234,6 +258,34 @@ class RunDir:
             _remove(leftover)
 
 
+def require_contained(folder: Path, names: Iterable[str]) -> None:
+    """RunError unless the files of these names, and all below them, are ordinary ones: no links, pipes or devices.
+
+    A folder from elsewhere could have us read or write whatever it links to. `folder` itself may be a link.
+    """
+    with explained(folder):
+        strange = sorted(path for name in names for path in _strange(folder / name))
+    if strange:
+        found = listed((path.relative_to(folder) for path in strange), 5)
+        raise RunError(
+            f"{folder} leads out of itself: {found} is a link, or no ordinary file. Put a copy in its place "
+            "if you know what it leads to (`cp -rL`); all of a run may lie elsewhere behind one link"
+        )
+
+
+def _strange(path: Path) -> Iterator[Path]:
+    """What is neither a file nor a folder, from `path` downwards; links are not followed."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        for entry in sorted(os.listdir(path)):
+            yield from _strange(path / entry)
+    elif not stat.S_ISREG(mode):
+        yield path
+
+
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
     """Turns failures of the file system into messages that say what to do."""
@@ -261,7 +313,7 @@ def _partial(path: Path) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

@@ -80,7 +80,7 @@ def evaluate(
     are settings of the `evaluate` section, such as `evaluate.limit=500`. A run's results are written into the run
     unless `out` names another folder; a model's only there. Raises InputError when any of this cannot be had.
     """
-    run = RunDir(run_or_model) if RunDir(run_or_model).exists else None
+    run = RunDir(run_or_model).open() if RunDir(run_or_model).exists else None
     config = _configured(run, str(run_or_model), list(overrides))
     if config.evaluate.limit == 0:
         raise InputError(f"{run_or_model} has evaluate.limit: 0, so that nothing would be asked; give --limit")

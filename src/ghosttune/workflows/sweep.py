@@ -17,10 +17,13 @@ from typing import Any
 from ghosttune.config.rendering import plain_yaml
 from ghosttune.config.sweeps import Trial, read_sweep
 from ghosttune.errors import GhosttuneError, InputError, RunError, listed
-from ghosttune.run.directory import RunDir, write_json, write_text
+from ghosttune.run.directory import RunDir, require_contained, write_json, write_text
 from ghosttune.workflows.arms import named
 from ghosttune.workflows.compare import Comparison, comparison_of
 from ghosttune.workflows.runs import open_run
+
+NAMES = {"configs", "logs", "runs", "sweep.json"}
+"""What the folder of a sweep holds, besides the files of the comparison."""
 
 SECONDS_TO_END = 60.0
 """How long runs may take to save their state after an interruption."""
@@ -86,6 +89,7 @@ def sweep(
         raise InputError(f"{processes} processes cannot train anything; give 1 or more")
     folder = SweepDir(Path(out) if out is not None else Path("sweeps") / Path(file).stem)
     with RunDir(folder.path).locked():
+        require_contained(folder.path, NAMES)
         _claim(folder, trials)
         result = Sweep(folder)
         _train_all(folder, trials, processes, result, listen)
