@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from ghosttune.errors import DataError
-from ghosttune.metrics.comparing import compared
+from ghosttune.metrics.comparing import compared, together
 from ghosttune.metrics.scoring import Corpus, Metric, Score
 from ghosttune.registry import METRICS
 
@@ -75,7 +75,8 @@ def _comparison(ours: Mapping[str, Score], theirs: Mapping[str, Score]) -> dict[
         for name, score in ours.items()
         if name in theirs
     }
-    return {name: comparison.as_dict() for name, comparison in found.items() if comparison is not None}
+    tested = together({name: comparison for name, comparison in found.items() if comparison is not None})
+    return {name: comparison.as_dict() for name, comparison in tested.items()}
 
 
 def _described(name: str) -> Metric:

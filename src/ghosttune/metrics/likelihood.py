@@ -12,4 +12,5 @@ from ghosttune.registry import METRICS
 def perplexity(corpus: Corpus) -> Score:
     """The exponential of the mean loss per target token of the first references, stop token included."""
     sums = np.array([(item.nats, item.targets) for item in corpus.items])
-    return of_sums(sums, lambda totals: np.exp(totals[:, 0] / totals[:, 1]), np.exp(sums[:, 0] / sums[:, 1]).tolist())
+    rows = np.exp(sums[:, 0] / sums[:, 1]).tolist()
+    return of_sums(sums, lambda totals: np.exp(totals[:, 0] / totals[:, 1]), rows, sums[:, 1])

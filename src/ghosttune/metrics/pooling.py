@@ -20,6 +20,12 @@ def pooled(score: Score, names: Sequence[str]) -> Score:
     if len(place) == score.n:
         return score
     owner = np.array([place[name] for name in names])
+    weights = None if score.weights is None else np.bincount(owner, score.weights)
     return replace(
-        score, of_counts=lambda counts: score.of_counts(counts[:, owner]), n=len(place), rows=None, hits=None
+        score,
+        of_counts=lambda counts: score.of_counts(counts[:, owner]),
+        n=len(place),
+        rows=None,
+        hits=None,
+        weights=weights,
     )

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ghosttune.metrics.intervals import RESAMPLES, Interval, share
+from ghosttune.metrics.intervals import CHANCE, Interval, freedom, quantile_of_t, share
+
+RESAMPLES = 2000
 
 BLOCK = 100
 """Resamplings that are drawn, and computed with, at once: bounds memory."""
@@ -73,6 +75,8 @@ class Score:
     """The value of each row by itself, where a row has one."""
     hits: np.ndarray | None = None
     """[N] bool when the value is the share of rows that are right."""
+    weights: np.ndarray | None = None
+    """[N] what each row counts for, where rows count unequally."""
     details: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
@@ -88,11 +92,19 @@ class Score:
 
     @cached_property
     def interval(self) -> Interval:
-        """95 %: Wilson's for a share, else the bootstrap's over rows."""
+        """95 %: Wilson's for a share, else the bootstrap's over rows, as wide as t is for so many (Hesterberg 2015)."""
         if self.hits is not None:
             return share(self.hits.tolist())
-        low, high = np.quantile(self.resampled, [0.025, 0.975])
+        tail = _tail(self.n, freedom(self.n, self.weights))
+        low, high = np.quantile(self.resampled, [tail, 1 - tail])
         return Interval(self.value, float(low), float(high), self.n)
+
+
+def _tail(n: int, freedom: float) -> float:
+    """Share of the resamplings beyond each end of a 95 % interval: less than a fortieth, for they vary too little."""
+    from scipy.special import ndtr
+
+    return float(ndtr(-quantile_of_t(1 - CHANCE / 2, freedom) * np.sqrt(n / max(1, n - 1))))
 
 
 @lru_cache(maxsize=1)
@@ -111,10 +123,11 @@ def of_sums(
     sums: np.ndarray,
     value: Callable[[np.ndarray], np.ndarray],
     rows: Sequence[float | None] | None = None,
+    weights: np.ndarray | None = None,
     **details: Any,
 ) -> Score:
     """The score whose value is a function ([R, k] -> [R]) of sums over rows of [N, k] numbers."""
-    return Score(lambda counts: value(counts @ sums), len(sums), rows, details=details)
+    return Score(lambda counts: value(counts @ sums), len(sums), rows, weights=weights, details=details)
 
 
 def of_mean(rows: Sequence[float], **details: Any) -> Score:

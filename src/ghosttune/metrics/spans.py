@@ -50,8 +50,10 @@ def _tags(text: str) -> list[str]:
 def tag_accuracy(corpus: Corpus) -> Score:
     """Share of words with the right tag; words without one are wrong."""
     pairs = [(_tags(item.output), _tags(item.references[0])) for item in corpus.items]
-    sums = [[sum(said == tag for said, tag in zip(ours, true, strict=False)), len(true)] for ours, true in pairs]
-    return of_sums(np.array(sums), lambda sums: ratio(sums[:, 0], sums[:, 1]))
+    sums = np.array(
+        [[sum(said == tag for said, tag in zip(ours, true, strict=False)), len(true)] for ours, true in pairs]
+    )
+    return of_sums(sums, lambda sums: ratio(sums[:, 0], sums[:, 1]), weights=sums[:, 1].astype(float))
 
 
 def _entities(item: Item) -> tuple[int, int, int]:

@@ -34,7 +34,7 @@ def kept_by_column(numbers: RunNumbers) -> Figure | None:
     return Figure(
         "What online selection let train",
         f"Of the {sum(offered.values()):,} candidates {sum(kept.values()):,} trained. The share of each kind, with its "
-        "95 % bootstrap interval over rows; the line is the share of all.",
+        "95 % interval over rows; the line is the share of all.",
         ("column", "kind", "rows", "share_kept", "low", "high"),
         [
             (column, kind, share.n, share.value, share.low, share.high)

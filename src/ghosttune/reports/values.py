@@ -107,7 +107,7 @@ def values_by_column(numbers: RunNumbers) -> Figure | None:
     beyond = f" Left out, with one kind or more than {MOST_KINDS}: {', '.join(left_out)}." if left_out else ""
     return Figure(
         "By the columns that came with the rows",
-        "Mean standing of each kind, with its 95 % bootstrap interval over rows; the model never saw these columns. "
+        "Mean standing of each kind, with its 95 % interval over rows; the model never saw these columns. "
         f"A kind of fewer than six rows says little.{beyond}",
         ("column", "kind", "rows", "mean_standing", "low", "high"),
         [

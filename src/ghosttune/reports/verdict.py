@@ -12,6 +12,7 @@ from ghosttune.reports.reading import RunNumbers
 VERDICTS = {
     "better": "The adapter is better than the untouched base.",
     "worse": "The adapter is WORSE than the untouched base.",
+    "negligible": "The adapter differs from the untouched base by less than is worth naming.",
     "not distinguishable": "The adapter is not distinguishable from the untouched base.",
 }
 

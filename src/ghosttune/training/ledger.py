@@ -275,7 +275,7 @@ class Ledger(Instrument):
             "guide_loss_start": float(start.sum()),
             "guide_loss_end": float(end.sum()),
             "change": change.as_dict(),
-            "verdict": verdict(change),
+            "verdict": verdict(change, of=float(start.sum())),
             "guide_loss_path": self.path,
             "modules": self.modules,
             "modules_residual": drop - self.modules,

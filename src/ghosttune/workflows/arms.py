@@ -91,7 +91,7 @@ class Arm:
         """Metric -> its score over all dev rows of all runs; metrics that only some runs have are absent."""
         names = [name for losses in self.losses for name in losses]
         sums = np.array([pair for losses in self.losses for pair in losses.values()])
-        loss = of_sums(sums, lambda totals: ratio(totals[:, 0], totals[:, 1]))
+        loss = of_sums(sums, lambda totals: ratio(totals[:, 0], totals[:, 1]), weights=sums[:, 1])
         return {DEV_LOSS: pooled(loss, names)} | {
             name: score for name in _metrics(self.runs) if (score := _over_runs(self.runs, name)) is not None
         }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ghosttune.errors import InputError, RunError, listed
-from ghosttune.metrics.comparing import compared
+from ghosttune.metrics.comparing import compared, together
 from ghosttune.metrics.intervals import Interval
 from ghosttune.run.directory import write_csv, write_json, write_text
 from ghosttune.workflows.arms import Arm, answers_of, finite, grouped, interval_of, lower_is_better
@@ -17,7 +17,8 @@ from ghosttune.workflows.runs import Run
 Comparison = dict[str, Any]
 
 COLUMNS = (
-    "arm", "metric", "value", "low", "high", "rows", "change", "change_low", "change_high", "test", "p", "verdict"
+    "arm", "metric", "value", "low", "high", "rows", "change", "change_low", "change_high", "test", "p",
+    "p_adjusted", "verdict"
 )  # fmt: skip
 
 
@@ -116,17 +117,16 @@ def _described(arm: Arm) -> dict[str, Any]:
 
 def _tests(first: Arm, arm: Arm) -> dict[str, Any]:
     """Metric -> the change from the first arm to this one, on the same rows, and what may be said of it."""
+    results = {
+        name: compared(score, first.scores[name], lower_is_better(name))
+        for name, score in arm.scores.items()
+        if name in first.scores and first.scores[name].n == score.n and _comparable(name, first, arm)
+    }
     found = {}
-    for name, score in arm.scores.items():
-        theirs = first.scores.get(name)
-        if theirs is None or theirs.n != score.n or not _comparable(name, first, arm):
-            continue
-        result = compared(score, theirs, lower_is_better(name))
-        if result is None:
-            continue
+    for name, result in together({name: result for name, result in results.items() if result is not None}).items():
         found[name] = result.as_dict()
         if len(arm.runs) > 1:
-            found[name] |= _over_seeds(result.change, name, first, arm, found[name]["verdict"])
+            found[name] |= _over_seeds(result.change, name, first, arm, result.verdict)
     return found
 
 
@@ -198,7 +198,7 @@ def _rows(result: Comparison) -> list[list[Any]]:
         for metric, interval in arm["metrics"].items():
             test = result["tests"].get(name, {}).get(metric)
             change = test["change"] if test else {}
-            told = [test["test"], test.get("p"), test["verdict"]] if test else [None] * 3
+            told = [test[key] for key in ("test", "p", "p_adjusted", "verdict")] if test else [None] * 4
             own = [interval[key] for key in ("value", "low", "high", "n")]
             rows.append([name, metric, *own, *(change.get(key) for key in ("value", "low", "high")), *told])
     return rows

@@ -15,7 +15,9 @@ def as_markdown(result: dict[str, Any]) -> str:
         ),
         _table(["metric", *result["arms"]], _metrics(result)),
         f"Against {result['reference']}, on the same rows:",
-        _table(["arm", "metric", "change", "95 % interval", "test", "p", "seeds", "verdict"], _tests(result)),
+        _table(
+            ["arm", "metric", "change", "95 % interval", "test", "p", "p adjusted", "seeds", "verdict"], _tests(result)
+        ),
         _chance(result),
     ]
     if result["differing_settings"]:
@@ -50,7 +52,8 @@ def _tests(result: dict[str, Any]) -> list[list[str]]:
             f"{test['change']['value']:+.4f}",
             f"{test['change']['low']:+.4f} to {test['change']['high']:+.4f}",
             test["test"],
-            f"{test['p']:.3g}" if "p" in test else "",
+            f"{test['p']:.3g}",
+            f"{test['p_adjusted']:.3g}",
             test.get("seeds_agree", ""),
             test["verdict"],
         ]
@@ -60,8 +63,11 @@ def _tests(result: dict[str, Any]) -> list[list[str]]:
 
 
 def _chance(result: dict[str, Any]) -> str:
-    count = sum(len(tests) for tests in result["tests"].values())
-    return f"{count} tests at 95 %: where nothing differs, about {count / 20:.1f} of them say that something does."
+    arms, tests = len(result["tests"]), sum(len(tests) for tests in result["tests"].values())
+    return (
+        f"{tests} tests of {arms} arms at 95 %, adjusted for the metrics of each arm (Holm): of arms that do not "
+        "differ, one in twenty has a metric that says so."
+    )
 
 
 def _settings(result: dict[str, Any]) -> list[list[str]]:

@@ -39,8 +39,9 @@ def forgetting(systems: Sequence[System], path: Path) -> dict[str, Any]:
     losses = {system.name: nats(system.pipeline.model, blocks, system.adapter) for system in systems}
     found: dict[str, Any] = {name: mean_ratio(loss, tokens).as_dict() for name, loss in losses.items()}
     if len(systems) > 1:
-        change = mean_ratio(losses[first.name] - losses[systems[1].name], tokens)
-        found |= {"change": change.as_dict(), "verdict": verdict(change)}
+        before = losses[systems[1].name]
+        change = mean_ratio(losses[first.name] - before, tokens)
+        found |= {"change": change.as_dict(), "verdict": verdict(change, of=float(before.sum() / tokens.sum()))}
     return found | {"tokens": int(tokens.sum()), "text": str(path)}
 
 

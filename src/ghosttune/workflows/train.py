@@ -453,7 +453,7 @@ def _judge(run: RunDir, trainer: RunTrainer, prepared: Prepared, watch: Watch) -
     write_csv(run.export("dev_losses"), ["example_id", "targets", "nats", "base_nats"], losses)
     change = mean_ratio(tuned - base, targets)
     return {
-        "verdict": verdict(change),
+        "verdict": verdict(change, of=float(base.sum() / targets.sum())),
         "dev_loss_base": float(base.sum() / targets.sum()),
         "dev_loss": float(tuned.sum() / targets.sum()),
         "change": change.as_dict(),

@@ -36,7 +36,7 @@ def test_intervals_are_the_same_every_time():
     assert of_mean(values).interval == of_mean(values).interval
 
 
-def test_the_paired_bootstrap_sees_what_two_intervals_hide():
+def test_pairs_show_what_two_intervals_hide():
     """A small gain on every row, below the spread between rows: the intervals overlap, the difference is certain."""
     easy = np.random.default_rng(1).random(50)
     ours, theirs = of_mean((easy + 0.02).tolist()), of_mean(easy.tolist())
