@@ -4,7 +4,7 @@ from ghostgrad import layers as layers  # registers the rules
 from ghostgrad.engine import TRAINABLE, GradientEngine
 from ghostgrad.forms import Dense, ExampleGradient, OuterProduct, Rows, Transposed
 from ghostgrad.observers import Dots, Gram, Kept, Norms, Observer, Sketches, WeightedSum
-from ghostgrad.rules import RULES, LayerIO, Rule, RuleRegistry, UnsupportedLayer
+from ghostgrad.rules import RULES, LayerIO, NotFinite, Rule, RuleRegistry, UnsupportedLayer
 from ghostgrad.sketch import PROFILES, Sketcher, SketchOptions
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Kept",
     "LayerIO",
     "Norms",
+    "NotFinite",
     "Observer",
     "OuterProduct",
     "Rows",

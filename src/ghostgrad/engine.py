@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -26,6 +27,7 @@ from ghostgrad.layers import exact
 from ghostgrad.observation import Observation
 from ghostgrad.observers import Observer
 from ghostgrad.rules import RULES, Entry, RuleRegistry, UnsupportedLayer, own_parameters
+from ghostgrad.verifying import Verification
 
 Select = Callable[[str, nn.Parameter], bool] | Sequence[str]
 
@@ -55,8 +57,11 @@ class GradientEngine:
         rules: the layer rules.
         unsupported: "raise" where a selected parameter has no rule; "exact" to use `torch.func` on that module, one
             vectorised backward per example, slower and never wrong.
-        verify: on the first observed backward, compare the sum of contributions with the gradient autograd made, and
-            raise with the names of the parameters that differ. Costs about one more weight gradient, once.
+        verify: in the first pass, and in a later one with calls of another form, compare what the rows add up to, as
+            they are and under random weights, with autograd's own gradient, and raise with the names of the parameters
+            that differ. With `unsupported="exact"` these are differentiated one example at a time from then on. Costs
+            one more backward pass, or two with "exact". "sums" leaves out the weights and the pass, for observers that
+            only add rows up; False verifies nothing.
 
     Raises:
         UnsupportedLayer: selected parameters without a rule, all of them named; a compiled or sharded model.
@@ -70,16 +75,22 @@ class GradientEngine:
         select: Select = TRAINABLE,
         rules: RuleRegistry = RULES,
         unsupported: str = "raise",
-        verify: bool = True,
+        verify: bool | Literal["sums"] = True,
     ):
         if unsupported not in ("raise", "exact"):
             raise ValueError(f'unsupported is {unsupported!r}; accepted are "raise" and "exact"')
         _refuse_compiled_or_sharded(model)
         self.model = model
         self.parameters = _selected(model, select)
-        self.unverified = verify
+        self.verification = Verification("sums" if verify == "sums" else "rows" if verify else None, unsupported)
         self.mixing = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self.sites = _sites(model, self.parameters, rules, exact.ENTRY if unsupported == "exact" else None)
+        self.unlike_autograd = {
+            name
+            for site in self.sites
+            if not site.entry.like_autograd(site.module)
+            for name in site.parameters.values()
+        }
 
     @contextmanager
     def observe(
@@ -101,8 +112,9 @@ class GradientEngine:
                 gradient is not made for the optimizer. The backward then reaches down to the lowest of them.
 
         Raises:
-            UnsupportedLayer: a layer whose output cannot be assigned to examples, or that mixes them.
-            RuntimeError: a second forward after the backward, no backward at all, or a failed verification.
+            UnsupportedLayer: a layer whose output cannot be assigned to examples, or that mixes them; a failed
+                verification.
+            RuntimeError: a second forward after the backward, or no backward at all.
         """
         if not observers:
             yield
@@ -124,7 +136,10 @@ class GradientEngine:
 
         The backward stops at the lowest selected layer and makes no parameter's own gradient, so that it costs less
         than a training step; `p.grad` is not touched, and selected parameters may be frozen. Arguments and errors are
-        those of `observe`; there must be an observer. Nothing is verified, as there is no gradient to compare with.
+        those of `observe`; there must be an observer. In a pass that is verified parameters' gradients are made too.
+
+        Raises:
+            NotFinite: rows whose gradient is not finite, by their places in the batch.
         """
         if not observers:
             raise ValueError("probe() without observers computes nothing")
@@ -133,6 +148,23 @@ class GradientEngine:
         with observation.installed():
             yield observation.backward
         observation.close()
+
+    def explained(self, faults: Mapping[str, str]) -> str:
+        """What to read where the rows' gradients of these parameters are not theirs."""
+        owners = {name: site for site in self.sites for name in site.parameters.values()}
+        lines = [
+            f"  {owners[name].name or '(the model itself)'}: {_qualified(owners[name].module)} ({name}): {fault}"
+            if name in owners
+            else f"  {name}: {fault}"
+            for name, fault in faults.items()
+        ]
+        return (
+            f"the gradients of single rows are not right for {len(faults)} parameters:\n"
+            + "\n".join(lines)
+            + "\nThe parameter is used outside its module's call, its rows are not in the order of the model's, "
+            'or its rule is wrong. Pass unsupported="exact" to differentiate such parameters one example at a time, '
+            "leave them out with `select`, or freeze them."
+        )
 
 
 def _selected(model: nn.Module, select: Select) -> dict[str, nn.Parameter]:

@@ -8,19 +8,33 @@ need not wait and see each use as it comes, so that a tied output head's gradien
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ghostgrad.forms import ExampleGradient
+from ghostgrad.forms import Dense, ExampleGradient
 from ghostgrad.observers import Observer
 from ghostgrad.positions import Layout
-from ghostgrad.rules import LayerIO, UnsupportedLayer
+from ghostgrad.rules import LayerIO, NotFinite, UnsupportedLayer
 from ghostgrad.tap import Tap, inside_backward
+from ghostgrad.verifying import (
+    Arrived,
+    Boundary,
+    arrived,
+    fault_of,
+    hooked,
+    listener,
+    owner_of,
+    random_state,
+    row_weights,
+    set_random_state,
+)
 
 if TYPE_CHECKING:
     from ghostgrad.engine import GradientEngine, Site
@@ -47,16 +61,30 @@ class Observation:
         # Parameters of which autograd makes a gradient, and so says when their uses are complete.
         self.signalled = set() if probing else {n for n in self.active if engine.parameters[n].requires_grad}
         self.uses: Counter[str] = Counter()
+        self.stack = ExitStack()
+        self.probing = probing
+        self.melted: list[str] = []
+        """Frozen parameters that take part in this pass, so that autograd makes their gradients to compare with."""
         if frozen:
             some = next(iter(engine.parameters.values()))
             self.anchor = torch.zeros((), device=some.device, requires_grad=True)
         self.piecewise = [observer for observer in observers if not observer.whole]
         self.whole = [observer for observer in observers if observer.whole]
-        self.verifying = engine.unverified and not probing
+        self.verifying = bool(engine.verification.level) and not engine.verification.forms
+        self.forms: set[Form] = set()
+        self.expanding, self.expanded = True, set[str]()
+        self.skipping = set(engine.verification.without_rows)
+        """Parameters of which no rule was asked when the pass began; a checkpoint must tap the same layers again."""
+        self.references: dict[str, Tensor] = {}
+        self.weights: Tensor | None = None
+        self.alone: dict[str, ExampleGradient] = {}
+        """Gradients that were made one example at a time."""
+        self.looked = not probing
         self.pieces: dict[str, ExampleGradient] = {}
         self.complete: set[str] = set()
         self.delivered = False
-        self.differing: list[str] = []
+        self.faults: dict[str, str] = {}
+        self.nonzero: set[str] = set()
         self.rounding: dict[str, float] = {}
         self.paused = False
         self.selected = selected
@@ -70,7 +98,8 @@ class Observation:
         for observer in observers:
             observer.begin(engine.parameters)
 
-    def _start(self, examples: int | Tensor, axes: int | None = None) -> None:
+    def _start(self, examples: int | Tensor, axes: int | None = None, length: int | None = None) -> None:
+        self.length = length
         if isinstance(examples, int):
             self.layout = Layout(examples, axes=axes)
         else:
@@ -83,22 +112,78 @@ class Observation:
     def installed(self) -> Iterator[None]:
         """Hooks in place inside the block, and gone after it, also when it raises."""
         active = set(self.active)
-        with ExitStack() as stack:
+        active -= self.engine.verification.without_rows.keys()
+        with self.stack as stack:
+            stack.callback(self._shield())
             stack.callback(self.engine.model.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
             for site in self.engine.sites:
                 wanted = {own: name for own, name in site.parameters.items() if name in active}
                 if wanted:
                     own = site if len(wanted) == len(site.parameters) else replace(site, parameters=wanted)
                     stack.callback(self._install(own))
+            stack.callback(self.engine.model.register_forward_hook(self._leave).remove)
+            self.hooked: set[str] = set()
             if self.whole or self.verifying:
-                for name in self.signalled:
-                    stack.callback(_hook_parameter(self.engine.parameters[name], name, self._completed))
+                self._hook(self.signalled)
             yield
 
+    def _shield(self) -> Callable[[], None]:
+        """Lets the model be called again where it fails on what the engine expanded for it.
+
+        A layer whose result is computed once for all examples is expanded to one per example. A model that repeats the
+        result itself fails on that (DeBERTa). Nothing has been changed by then but the random state.
+        """
+        model, verification = self.engine.model, self.engine.verification
+        own, forward = vars(model).get("forward"), model.forward
+
+        @wraps(forward)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            if self.paused or not torch.is_grad_enabled() or inside_backward():
+                return forward(*args, **kwargs)
+            before = random_state(self.engine.parameters.values())
+            try:
+                return forward(*args, **kwargs)
+            except Exception:
+                if not self.expanded:
+                    raise
+                faults = dict.fromkeys(self.expanded, "it is computed once for all examples, and repeated by the model")
+                self._forget()
+                self.expanding = False
+                set_random_state(before)
+                found = forward(*args, **kwargs)  # and if that fails too, the fault is another
+                if verification.unsupported == "raise":
+                    raise UnsupportedLayer(self.engine.explained(faults)) from None
+                self._take_out(faults)
+                self._forget()
+                self.expanding = True
+                set_random_state(before)
+                del found
+            return forward(*args, **kwargs)
+
+        model.forward = called  # type: ignore[method-assign]
+        return lambda: setattr(model, "forward", own) if own is not None else delattr(model, "forward")
+
+    def _take_out(self, faults: dict[str, str]) -> None:
+        self.engine.verification.take_out(faults)
+        self.skipping |= faults.keys()
+
+    def _forget(self) -> None:
+        """The forward pass under way did not happen."""
+        self.uses.clear()
+        self.forms.clear()
+        self.expanded.clear()
+
+    def _hook(self, names: Collection[str]) -> None:
+        for name in sorted(set(names) - self.hooked):
+            parameter = self.engine.parameters[name]
+            self.stack.callback(hooked(parameter, lambda grad, name=name: self._completed(name, grad)))
+            self.hooked.add(name)
+
     def backward(self, loss: Tensor) -> None:
-        """Runs the backward pass of a probe: contributions alone, no parameter's own gradient."""
+        """Runs the backward pass of a probe: contributions alone, and parameters' own gradients only to verify them."""
         assert self.anchor is not None  # a probe has one
-        torch.autograd.grad(loss, [self.anchor], allow_unused=True)
+        compared = [self.engine.parameters[name] for name in sorted(self.signalled)] if self.verifying else []
+        torch.autograd.grad(loss, [self.anchor, *compared], allow_unused=True)
 
     def _install(self, site: Site) -> Any:
         if site.entry.method == "forward":
@@ -125,45 +210,155 @@ class Observation:
             first = _first_tensor((args, kwargs))
             if first is None:
                 raise ValueError("the model's input holds no tensor; pass `examples` to observe()")
-            self._start(first.shape[0], first.dim())
+            self._start(first.shape[0], first.dim(), first.shape[1] if first.dim() > 1 else None)
+        self._melt()
+
+    def _melt(self) -> None:
+        """Lets frozen parameters require a gradient until the end of the block, where that is needed to verify them or
+        to differentiate them one example at a time."""
+        verification, compared = self.engine.verification, self._compared()
+        if self.anchor is None or self.melted:
+            return
+        due = verification.level and (self.probing or any(map(verification.is_due, compared)) or verification.pending)
+        for name in self.active if due else verification.alone:
+            parameter = self.engine.parameters[name]
+            if parameter.requires_grad or not parameter.is_floating_point() or name not in self.active:
+                continue
+            if name not in compared and name not in verification.alone:
+                continue
+            parameter.requires_grad_(True)
+            self.melted.append(name)
+            self.stack.callback(parameter.requires_grad_, False)
+            if not self.probing:  # the caller's backward must leave no gradient behind
+                self.stack.callback(setattr, parameter, "grad", parameter.grad)
+                parameter.grad = None
+                drop = parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+                self.stack.callback(drop.remove)
+
+    def _compared(self) -> list[str]:
+        """Names whose gradients autograd can be asked for."""
+        return [name for name in self.active if name not in self.engine.unlike_autograd]
+
+    def _leave(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        """Passes what the model gives through a boundary, in a pass that is verified or has rows to be made alone."""
+        if self.paused or not torch.is_grad_enabled() or inside_backward():
+            return None
+        verification = self.engine.verification
+        self.verifying = verification.needed(self.forms, self._compared())
+        signalled = {name for name in self._compared() if self.engine.parameters[name].requires_grad}
+        verification.pending = self.verifying and not self.melted and len(signalled) < len(self._compared())
+        if self.verifying:
+            self.signalled |= signalled
+            self._hook(self.signalled)
+        names = [name for name in self.active if name in verification.alone]
+        if not names and not (self.verifying and verification.level == "rows"):
+            return None
+        leaves, structure = tree_flatten(output)
+        places = [n for n, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.grad_fn is not None]
+        raw = [leaves[place] for place in places]
+        if not raw:
+            return None
+        found = Boundary.apply(lambda grads: self._arrived(raw, grads), self.anchor, *raw)
+        for place, tensor in zip(places, found if isinstance(found, tuple) else [found], strict=True):
+            leaves[place] = tensor
+        return tree_unflatten(leaves, structure)
+
+    def _arrived(self, outputs: list[Tensor], grads: tuple[Tensor | None, ...]) -> None:
+        """Compares, and makes rows alone, while the graph is whole: before the backward pass enters the model."""
+        assert self.layout is not None
+        verification, compared = self.engine.verification, sorted(self.signalled)
+        parameters = [self.engine.parameters[name] for name in compared]
+        indices = [*self.selected.values(), *([] if self.layout.index is None else [self.layout.index])]
+        with _plainly(next(grad for grad in grads if grad is not None)):
+            ends = arrived(outputs, grads, self.layout, indices, parameters)
+            if ends is None:
+                verification.notes["rows of the model's output"] += 1
+                if self.engine.verification.alone:
+                    raise UnsupportedLayer(
+                        f"gradients of {', '.join(verification.alone)} are made one example at a time, from the output "
+                        "of the model, whose rows cannot be told: compute the loss outside the model, from an output "
+                        "with one row per example"
+                    )
+                return
+            if self.verifying and verification.level == "rows":
+                self.weights = row_weights(ends.examples, ends.grads[0])
+                for name, found in zip(compared, ends.weighted(self.weights, parameters), strict=True):
+                    if found is not None:
+                        earlier = self.references.get(name)
+                        self.references[name] = found if earlier is None else earlier + found
+                if verification.unsupported != "raise":
+                    self._rehearse(ends, dict(zip(compared, parameters, strict=True)))
+            self._make_alone(ends)
+
+    def _rehearse(self, ends: Arrived, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Runs the backward pass for nobody but the verification, and takes out what is wrong in it."""
+        rehearsal = Rehearsal(self)
+        ends.rehearse(parameters, rehearsal)
+        unseen = {n for n, found in self.references.items() if n not in rehearsal.seen and bool(found.any())}
+        faults = rehearsal.faults | {name: "it was not seen" for name in unseen}
+        self.engine.verification.take_out({name: faults[name] for name in parameters if name in faults})
+
+    def _make_alone(self, ends: Arrived) -> None:
+        names = [n for n in self.active if n in self.engine.verification.alone]
+        parameters = [self.engine.parameters[name] for name in names]
+        missing = [name for name, p in zip(names, parameters, strict=True) if not p.requires_grad]
+        if missing:
+            raise UnsupportedLayer(f"frozen parameters of which autograd makes no gradient: {', '.join(missing)}")
+        for name, rows in zip(names, ends.rows(parameters) if names else [], strict=True):
+            self.pieces.pop(name, None)
+            earlier = self.alone.get(name)
+            self.alone[name] = Dense(rows) if earlier is None else earlier.merge(Dense(rows))
 
     def _tapped(self, site: Site, args: tuple, kwargs: dict, output: Any) -> Any:
         if self.paused or not torch.is_grad_enabled():
             return output
+        if self.skipping and self.skipping.issuperset(site.parameters.values()):
+            return output
         if not isinstance(output, Tensor):
-            raise UnsupportedLayer(f"{site.name}: its output is a {type(output).__name__}, not one tensor")
+            fault = f"its output is a {type(output).__name__}, not one tensor"
+            if self.engine.verification.unsupported == "raise":
+                raise UnsupportedLayer(f"{site.name}: {fault}")
+            self._take_out(dict.fromkeys(site.parameters.values(), fault))
+            return output
         if self.anchor is None and not output.requires_grad:
             return output
         layout = self.layouts.get(site.name, self.layout)
         if layout is None:
             raise RuntimeError("call the model that was given to the engine, or pass `examples` to observe()")
-        if output.shape[0] == 1 != layout.leading:
-            # Computed once for all examples (position embeddings): each must get a gradient of its own.
-            output = output.expand(layout.leading, *output.shape[1:])
-        if (self.whole or self.verifying) and not inside_backward():
+        if not inside_backward():
+            self.forms.add(_form(site.name, output.shape, layout, self.length))
             self.uses.update(site.parameters.values())
+        if output.shape[0] == 1 != layout.leading and self.expanding:
+            # Computed once for all examples (position embeddings): each must get a gradient of its own.
+            self.expanded |= set(site.parameters.values())
+            output = output.expand(layout.leading, *output.shape[1:])
         kept, fill = _kept(site.entry.keep(site.parameters), args, kwargs)
 
         def deliver(grad_output: Tensor, tensors: tuple[Tensor, ...]) -> None:
+            listens = listener(self)
+            if getattr(listens, "observation", listens) is not self:
+                return  # the pass is of another's making
             io = LayerIO(None, grad_output, layout, site.parameters)
             fill(io, tensors)
             with _plainly(grad_output):
-                self._deliver(site, io)
+                listens.deliver(site, io)
 
         return Tap.apply(output, deliver, self.anchor, *kept)
 
-    def _deliver(self, site: Site, io: LayerIO) -> None:
+    def deliver(self, site: Site, io: LayerIO) -> None:
+        """The gradient of one call's output has come."""
         self.delivered = True
-        self.paused = True  # a rule may run its layer again
+        self._look(io)
+        skipped = self.engine.verification.without_rows
+        if skipped and all(name in skipped for name in site.parameters.values()):
+            return
         try:
-            gradients = site.entry.rule(site.module, io)
+            gradients = self._ruled(site, io)
         except ValueError as error:
             raise UnsupportedLayer(f"{site.name} ({type(site.module).__name__}): {error}") from error
-        finally:
-            self.paused = False
         for own, gradient in gradients.items():
             name = site.parameters.get(own)
-            if name is None:
+            if name is None or name in skipped:
                 continue
             for observer in self.piecewise:
                 observer.see(name, gradient)
@@ -175,13 +370,40 @@ class Observation:
                 if name not in self.signalled and self.uses[name] == 1:
                     self._show(name)  # no other use can come: nothing need be held until the end
 
+    def _ruled(self, site: Site, io: LayerIO) -> dict[str, ExampleGradient]:
+        self.paused = True  # a rule may run its layer again
+        try:
+            return site.entry.rule(site.module, io)
+        finally:
+            self.paused = False
+
+    def _look(self, io: LayerIO) -> None:
+        """Refuses rows of which the loss is not a number, at the layer that the gradient of a probe reaches first."""
+        if self.looked:
+            return
+        self.looked = True
+        grad = io.grad_output
+        if bool(torch.isfinite(grad).all()):
+            return
+        owner = owner_of(grad, io.layout, [] if io.layout.index is None else [io.layout.index])
+        found = [] if owner is None else owner.expand_as(grad)[~torch.isfinite(grad)].unique().tolist()
+        raise NotFinite(found)
+
     def _completed(self, name: str, grad: Tensor) -> None:
         """Autograd has summed all uses of a parameter: so have we."""
         with _plainly(grad):
-            if self.verifying and not _agrees(self.pieces.get(name), grad, self.rounding.get(name, 0.0)):
-                self.differing.append(name)
+            if self.verifying and name not in self.engine.unlike_autograd:
+                self._judge(name, self.alone.get(name, self.pieces.get(name)), grad)
             if name in self.pieces:
                 self._show(name)
+
+    def _judge(self, name: str, made: ExampleGradient | None, grad: Tensor) -> None:
+        if grad.any():
+            self.nonzero.add(name)
+        if name not in self.engine.verification.left_out:
+            rounding = self.rounding.get(name, 0.0)
+            if fault := fault_of(made, grad, self.references.get(name), self.weights, rounding):
+                self.faults[name] = fault
 
     def _show(self, name: str) -> None:
         gradient = self.pieces.pop(name)
@@ -195,33 +417,76 @@ class Observation:
         """Checks that the block was one whole observation.
 
         Raises:
-            RuntimeError: a forward without backward; contributions that do not add up to the gradient.
+            RuntimeError: a forward without backward.
+            UnsupportedLayer: contributions that are not the rows' own.
         """
         for name in [name for name in self.pieces if name not in self.signalled]:
             with _plainly(self.engine.parameters[name]):
                 self._show(name)
-        if not self.delivered:
+        for name, gradient in self.alone.items():
+            with _plainly(self.engine.parameters[name]):
+                for observer in [*self.piecewise, *self.whole]:
+                    observer.see(name, gradient)
+        if not self.delivered and not self.alone:
             raise RuntimeError("observe() saw no backward pass: run forward and backward inside it")
+        if self.faults:
+            raise UnsupportedLayer(self.engine.explained(self.faults))
+        verification = self.engine.verification
         if self.verifying:
-            if self.differing:
-                raise RuntimeError(
-                    "contributions of the examples do not add up to the gradient of: "
-                    + ", ".join(self.differing)
-                    + ". The parameter is used outside its module, or its layer's rule is wrong."
-                )
-            self.engine.unverified = False
+            verification.forms |= self.forms
+            verification.seen(sorted(self.signalled), self.nonzero)
+        verification.passed()
 
 
-def _hook_parameter(parameter: nn.Parameter, name: str, completed: Any) -> Any:
-    fresh = parameter._backward_hooks is None
-    handle = parameter.register_hook(lambda grad: completed(name, grad))
+@dataclass
+class Rehearsal:
+    """A backward pass before the caller's: which parameters' rows would be wrong in it."""
 
-    def remove() -> None:
-        handle.remove()
-        if fresh:
-            parameter._backward_hooks = None  # as it was: an empty dict is a trace
+    observation: Observation
+    pieces: dict[str, ExampleGradient] = field(default_factory=dict)
+    rounding: dict[str, float] = field(default_factory=dict)
+    faults: dict[str, str] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
 
-    return remove
+    def deliver(self, site: Site, io: LayerIO) -> None:
+        """The gradient of one call's output has come."""
+        names = set(site.parameters.values()) - self.observation.engine.verification.without_rows.keys()
+        if names <= self.faults.keys():
+            return
+        try:
+            gradients = self.observation._ruled(site, io)
+        except Exception as error:  # whatever a rule fails with here, it would fail with in the pass itself
+            self.faults |= dict.fromkeys(names, f"{type(site.module).__name__}: {error}")
+            return
+        for own, gradient in gradients.items():
+            name = site.parameters.get(own)
+            if name in names and name not in self.faults:
+                earlier = self.pieces.get(name)
+                self.pieces[name] = gradient if earlier is None else earlier.merge(gradient)
+                self.rounding[name] = self.rounding.get(name, 0.0) + _rounding(io.grad_output)
+
+    def completed(self, name: str, grad: Tensor) -> None:
+        """All contributions to a parameter's gradient have come."""
+        self.seen.add(name)
+        made, observation = self.pieces.pop(name, None), self.observation
+        if name not in self.faults | observation.engine.verification.without_rows:
+            reference, rounding = observation.references.get(name), self.rounding.get(name, 0.0)
+            if fault := fault_of(made, grad, reference, observation.weights, rounding):
+                self.faults[name] = fault
+
+
+Form = tuple[Any, ...]
+
+
+def _form(name: str, shape: tuple[int, ...], layout: Layout, length: int | None) -> Form:
+    """What the assignment of a call's positions to examples rests on. A form that was verified once holds in every
+    batch: where a leading size happens to be the number of examples it is another form."""
+    rows, index = layout.leading, layout.index
+    if index is not None:
+        return (name, rows == 1, *(shape[n : n + 1] == index.shape[-1:] for n in range(3)), shape[0] == rows)
+    times = 0 if shape[0] == 1 != rows else shape[0] / max(1, rows)
+    # The length of the batch may differ from step to step, and what is known of [B * T] holds for each.
+    return (name, rows == 1, rows == length, "length" if times == length != 1 else times)
 
 
 def _rounding(grad_output: Tensor) -> float:
@@ -230,21 +495,6 @@ def _rounding(grad_output: Tensor) -> float:
     precise = torch.promote_types(grad_output.dtype, torch.float32)
     size = torch.linalg.vector_norm(grad_output.detach(), dtype=precise)
     return float(torch.finfo(precise).eps * grad_output[..., 0].numel() ** 0.5 * size)
-
-
-def _agrees(gradient: ExampleGradient | None, grad: Tensor, rounding: float) -> bool:
-    """True where contributions add up to autograd's gradient within rounding; the bound is on norms, so that entries
-    near zero in half precision cannot fail it, and a missing use or factor cannot pass it."""
-    if grad.is_sparse:
-        grad = grad.to_dense()
-    if not torch.isfinite(grad).all():
-        return True  # a loss scaler's overflow: nothing to compare with
-    # float64 models have layers that compute in float32 (Gemma's norms); float32 may be TensorFloat-32.
-    bound = {torch.float64: 1e-5, torch.float32: 1e-2}.get(grad.dtype, 5e-2)
-    size = torch.linalg.vector_norm(grad.double())
-    if gradient is None:
-        return bool(size == 0)
-    return bool(torch.linalg.vector_norm(gradient.sum().double() - grad.double()) <= bound * size + rounding + 1e-12)
 
 
 def _kept(keep: str, args: tuple, kwargs: dict) -> tuple[list[Tensor], Fill]:

@@ -124,10 +124,18 @@ class Layout:
 
     def _resolve(self, shape: tuple[int, ...]) -> Positions:
         if self.index is None:
-            if not shape or shape[0] != self.examples:
+            # [B * T, ...] are the examples one after the other; in another order verification finds them.
+            if not shape or not self.examples or shape[0] == 0 or shape[0] % self.examples:
                 raise ValueError(f"leading dimensions {list(shape)} do not start with the {self.examples} examples")
-            return Positions(self.examples, length=int(torch.Size(shape[1:]).numel()))
+            return Positions(self.examples, length=int(torch.Size(shape).numel()) // self.examples)
         known = tuple(self.index.shape)
+        if shape[:1] == (self.index.numel(),):
+            return Positions(
+                self.examples, index=self.index.reshape(-1).repeat_interleave(torch.Size(shape[1:]).numel())
+            )
+        if shape[:1] + shape[2:3] == known and shape[: len(known)] != known:
+            heads = self.index.unsqueeze(1).expand(-1, shape[1], -1)
+            return Positions(self.examples, index=heads.reshape(-1).repeat_interleave(torch.Size(shape[3:]).numel()))
         if shape[: len(known)] != known:
             raise ValueError(f"leading dimensions {list(shape)} do not start with the index's {list(known)}")
         each = int(torch.Size(shape[len(known) :]).numel())

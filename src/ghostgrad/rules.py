@@ -13,7 +13,7 @@ backward pass per example.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,18 +66,29 @@ class Entry:
     """A rule and how its layer is tapped.
 
     `keep` says what backward needs to have the wanted parameters: "input" (the first tensor), "arguments" (all tensors
-    passed), or "nothing"; `method` is the method
-    whose output is tapped; `owns` names parameters of children that the rule answers for in place of their own.
+    passed), or "nothing"; `method` is the method whose output is tapped; `owns` names parameters of children that the
+    rule answers for in place of their own; `like_autograd` says whether the rule gives autograd's gradient of the
+    parameter, with which it can be compared, or a quantity of its own.
     """
 
     rule: Rule
     keep: Keep
     method: str = "forward"
     owns: Owns = lambda module: ()
+    like_autograd: Callable[[Any], bool] = lambda module: True
 
 
 class UnsupportedLayer(ValueError):
     """A trainable parameter has no rule, or a layer is used in a way no rule can be exact for."""
+
+
+class NotFinite(ArithmeticError):
+    """Rows whose loss is not a number, or infinite: they have no gradient. `rows` holds their places in the batch."""
+
+    def __init__(self, rows: Sequence[int]):
+        self.rows = list(rows)
+        which = f"rows {', '.join(map(str, rows))} of the batch have" if rows else "a row of the batch has"
+        super().__init__(f"{which} a gradient that is not finite: look at the loss of each")
 
 
 class RuleRegistry:
@@ -110,11 +121,12 @@ class RuleRegistry:
         *,
         keep: str | Keep = "input",
         owns: Owns = lambda module: (),
+        like_autograd: Callable[[Any], bool] = lambda module: True,
     ) -> Callable[[Rule], Rule]:
         """As `register`, for every module of which `belongs` says yes and that has no rule by class."""
 
         def file(rule: Rule) -> Rule:
-            self._families.append((belongs, Entry(rule, _chooser(keep), owns=owns)))
+            self._families.append((belongs, Entry(rule, _chooser(keep), owns=owns, like_autograd=like_autograd)))
             return rule
 
         return file

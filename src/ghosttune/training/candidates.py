@@ -136,7 +136,7 @@ class Candidates(Instrument):
         engine: Any = self.engine
         shown = MicroBatch([row.example_id for row in rows], *self.task.head_positions(self.model, batch))
         observers: list[Observer] = [observer]
-        with engine.probe(*observers, selected=shown.selected(engine)) as backward:
+        with shown.named(), engine.probe(*observers, selected=shown.selected(engine)) as backward:
             backward(self.task.example_loss(self.model, batch).sum())
         return observer.total()
 

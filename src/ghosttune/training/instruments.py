@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from ghostgrad import GradientEngine, UnsupportedLayer
+from ghostgrad import GradientEngine, NotFinite, UnsupportedLayer
+from ghosttune.errors import GhosttuneError
 from ghosttune.run.tables import Table
 
 
@@ -53,6 +54,18 @@ class MicroBatch:
             for site in engine.sites
             if site.name == self.head or site.name.startswith(f"{self.head}.")
         }
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """GhosttuneError with the ids of the rows of which the gradient is not finite."""
+        try:
+            yield
+        except NotFinite as error:
+            which = ", ".join(dict.fromkeys(self.example_ids[row] for row in error.rows)) or "unknown"
+            raise GhosttuneError(
+                f"the loss is not a number (rows {which}), so that these rows have no gradient; look at them with "
+                "`ghosttune preview`, and at the weights if it is so for all rows"
+            ) from error
 
 
 @dataclass(frozen=True)

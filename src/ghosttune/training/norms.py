@@ -161,7 +161,9 @@ class EffectiveNorms(Instrument):
         self.weights = {name: names[name] for name in self.trained}
         self.base_norms = {name: _base_norm(model, name) for name in self.adapted}
         """Norms of the adapted weights, which do not move."""
-        self.engine = GradientEngine(model, select=list(self.adapted), rules=WRAPPED) if self.adapted else None
+        self.engine = (
+            GradientEngine(model, select=list(self.adapted), rules=WRAPPED, verify="sums") if self.adapted else None
+        )
         self.sums: dict[str, Tensor] = {}
         self.latest: dict[str, float] = {}
         """Relative norm of each weight, by its name, at the last measured step."""
@@ -234,9 +236,15 @@ WRAPPED = RuleRegistry()
 OFT's rotation would be in the gradient."""
 
 
+def _adds(layer: Any) -> bool:
+    """Whether the adapter is added to what the base gives, so that the base's own gradient is that of the whole."""
+    return bool(getattr(layer, "lora_A", None)) and not getattr(layer, "lora_variant", None)
+
+
 @WRAPPED.register_family(
     lambda module: isinstance(getattr(module, "base_layer", None), nn.Module),
     owns=lambda module: ("base_layer.weight",) if hasattr(module.base_layer, "weight") else (),
+    like_autograd=_adds,
 )
 def weight_below(layer: Any, io: LayerIO) -> dict[str, ExampleGradient]:
     """base_layer.weight, by the rule of the base's kind; an 8-bit or 4-bit linear layer counts as linear."""

@@ -163,7 +163,7 @@ class RowGradients:
         batch = {name: tensor.to(self.device) for name, tensor in self.collate(windows).items()}
         head, positions = self.task.head_positions(self.model, batch)
         shown = MicroBatch([window.example_id for window in windows], head, positions)
-        with self.engine.probe(*observers, selected=shown.selected(self.engine)) as backward:
+        with shown.named(), self.engine.probe(*observers, selected=shown.selected(self.engine)) as backward:
             backward(self.task.example_loss(self.model, batch).sum())
         sizes = torch.tensor([len(own) for own in rows.values()], device=self.device)
         return torch.arange(len(rows), device=self.device).repeat_interleave(sizes)
