@@ -10,7 +10,14 @@ from ghosttune.errors import InputError
 
 
 def listen(
-    run_or_model: str, host: str, port: int, api_key: str | None, waiting: int, max_tokens: int, device: str
+    run_or_model: str,
+    host: str,
+    port: int,
+    api_key: str | None,
+    waiting: int,
+    max_tokens: int,
+    device: str,
+    trust_remote_code: bool,
 ) -> None:
     """Serves the model until Ctrl-C; InputError without the extra, and when the address cannot be had."""
     try:
@@ -21,7 +28,7 @@ def listen(
         raise InputError(f"serving needs {error.name}: pip install 'ghosttune[serve]'") from error
     from ghosttune.inference.pipeline import Pipeline
 
-    pipeline = Pipeline.open(run_or_model, device)
+    pipeline = Pipeline.open(run_or_model, device, trust_remote_code)
     name = Path(run_or_model).resolve().name if Path(run_or_model).exists() else run_or_model
     app = create_app(pipeline, name, Limits(waiting=waiting, max_new_tokens=max_tokens), api_key)
     config = uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=5)

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from ghosttune.cli import rows, studying
+from ghosttune.cli.rows import Trust
 from ghosttune.errors import GhosttuneError, InputError
 
 app = typer.Typer(
@@ -148,6 +149,7 @@ def check(
     fix: Annotated[
         Path | None, typer.Option("--fix", help="Write the rows that can be used to this .jsonl, the others beside it.")
     ] = None,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Find everything that is wrong with a run before training it, and print the plan."""
@@ -157,7 +159,14 @@ def check(
         from ghosttune.config.loading import read_config
 
         source = out / "config.yaml" if resume and out else config
-        loaded, problems = read_config(source, preset=preset, profile=profile, overrides=set_ or [], strict=strict)
+        loaded, problems = read_config(
+            source,
+            preset=preset,
+            profile=profile,
+            overrides=set_ or [],
+            strict=strict,
+            trust_remote_code=trust_remote_code,
+        )
     except InputError as error:  # what `check` was asked to find, so that it is its result
         if _debug():
             raise
@@ -181,10 +190,11 @@ def preview(
     preset: Preset = None,
     profile: Profile = None,
     set_: Set = None,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Show training rows as the model sees them, every token marked trained or not."""
-    loaded = _load(config, preset, profile, set_, strict=False)
+    loaded = _load(config, preset, profile, set_, False, trust_remote_code)
     from ghosttune.cli.display import Display
     from ghosttune.workflows.preview import preview as previewed
 
@@ -211,12 +221,13 @@ def train(
         int, typer.Option("--processes", min=1, help="Share the work among so many processes of this machine.")
     ] = 1,
     strict: Strict = False,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Train a run and judge it against the untouched base."""
     if resume and (config or preset or profile or set_ or out is None):
         raise typer.BadParameter("continues a run with its own config.yaml: --resume --out RUN", param_hint="--resume")
-    loaded = None if resume else _load(config, preset, profile, set_, strict)
+    loaded = None if resume else _load(config, preset, profile, set_, strict, trust_remote_code)
     if processes > 1 and "RANK" not in os.environ:
         from ghosttune.workflows.launching import launch_training
 
@@ -227,7 +238,10 @@ def train(
 
     with Display(quiet=as_json) as display:
         listen = display.listen
-        run = resumed(out or "", listen=listen) if loaded is None else trained(loaded, out, listen=listen)
+        if loaded is None:
+            run = resumed(out or "", listen=listen, trust_remote_code=trust_remote_code)
+        else:
+            run = trained(loaded, out, listen=listen)
     if os.environ.get("RANK", "0") == "0":  # one of several processes speaks for all
         _finish(run, display, as_json)
 
@@ -235,12 +249,13 @@ def train(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Write the report of a run: one page that opens from disk, with PNG and CSV of every figure beside it."""
     from ghosttune.workflows.report import report as reported
 
-    pages = {str(run): str(reported(run)) for run in runs}
+    pages = {str(run): str(reported(run, trust_remote_code=trust_remote_code)) for run in runs}
     typer.echo(json.dumps(pages, indent=2, ensure_ascii=False) if as_json else "\n".join(pages.values()))
 
 
@@ -260,6 +275,7 @@ def evaluate(
     set_: Set = None,
     out: Annotated[Path | None, typer.Option("--out", help="Where results go; a run keeps its own.")] = None,
     device: Device = "auto",
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Score answers: intervals, the untouched base and a constant answer beside them."""
@@ -267,7 +283,16 @@ def evaluate(
     from ghosttune.workflows.evaluate import evaluate as evaluated
 
     overrides = [*(set_ or []), *([] if limit is None else [f"evaluate.limit={limit}"])]
-    result = evaluated(run_or_model, data, split=split, baseline=baseline, overrides=overrides, out=out, device=device)
+    result = evaluated(
+        run_or_model,
+        data,
+        split=split,
+        baseline=baseline,
+        overrides=overrides,
+        out=out,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
     if as_json:
         typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
     else:
@@ -286,6 +311,7 @@ def infer(
     top_k: TopK = 0,
     seed: Seed = 0,
     device: Device = "auto",
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Answer every row of a file, in order; rows that cannot be answered are named and cost no other."""
@@ -296,7 +322,14 @@ def infer(
     sampling = Sampling(temperature, top_p, top_k, seed)
     progress = (lambda done, rows: None) if as_json else lambda done, rows: typer.echo(f"{done} of {rows} rows")
     done = inferred(
-        run_or_model, source, output, max_new_tokens=max_new_tokens, sampling=sampling, device=device, progress=progress
+        run_or_model,
+        source,
+        output,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        progress=progress,
     )
     if as_json:
         typer.echo(json.dumps(vars(done), ensure_ascii=False))
@@ -312,12 +345,13 @@ def infer(
 def merge(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
     out: Annotated[Path, typer.Option("--out", help="New folder for the model.")],
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Add a run's adapter into its base: a model folder that transformers alone can load."""
     from ghosttune.workflows.merge import merge as merged
 
-    done = merged(run, out)
+    done = merged(run, out, trust_remote_code=trust_remote_code)
     typer.echo(
         json.dumps(done)
         if as_json
@@ -336,6 +370,7 @@ def chat(
     top_k: TopK = 0,
     seed: Seed = 0,
     device: Device = "auto",
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Talk with a run or model, with the template it was trained with; /help lists the commands."""
@@ -347,10 +382,10 @@ def chat(
     from ghosttune.inference.sampling import Sampling
 
     sampling = Sampling(temperature, top_p, top_k, seed)
-    pipeline = Pipeline.open(run_or_model, device)
+    pipeline = Pipeline.open(run_or_model, device, trust_remote_code)
     talk = Conversation(sampling, max_new_tokens or pipeline.max_new_tokens, system)
     if prompt is None:
-        Talk(pipeline, run_or_model, talk, device).run()
+        Talk(pipeline, run_or_model, talk, device, trust_remote_code).run()
         return
     answer = pipeline.generate([talk.asking(prompt)], max_new_tokens=talk.max_new_tokens, sampling=sampling)[0]
     typer.echo(json.dumps(vars(answer), ensure_ascii=False) if as_json else answer.text)
@@ -369,11 +404,12 @@ def serve(
         int, typer.Option("--max-tokens", min=1, help="Longest answer that may be asked for.")
     ] = 1024,
     device: Device = "auto",
+    trust_remote_code: Trust = False,
 ) -> None:
     """Answer OpenAI's chat and completion calls over HTTP, and show a page to talk in."""
     from ghosttune.cli.listening import listen
 
-    listen(run_or_model, host, port, api_key, waiting, max_tokens, device)
+    listen(run_or_model, host, port, api_key, waiting, max_tokens, device, trust_remote_code)
 
 
 for _command in (studying.compare, studying.sweep, studying.prove, *rows.COMMANDS):
@@ -381,11 +417,23 @@ for _command in (studying.compare, studying.sweep, studying.prove, *rows.COMMAND
 
 
 def _load(
-    config: Path | None, preset: str | None, profile: str | None, overrides: list[str] | None, strict: bool
+    config: Path | None,
+    preset: str | None,
+    profile: str | None,
+    overrides: list[str] | None,
+    strict: bool,
+    trust_remote_code: bool,
 ) -> Any:
     from ghosttune.config.loading import load_config
 
-    return load_config(config, preset=preset, profile=profile, overrides=overrides or [], strict=strict)
+    return load_config(
+        config,
+        preset=preset,
+        profile=profile,
+        overrides=overrides or [],
+        strict=strict,
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def _debug() -> bool:

@@ -23,6 +23,9 @@ Checkpoints = Annotated[
 ]
 Data = Annotated[Path | None, typer.Option("--data", help="Rows of this file, not the run's training rows.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", show_default=True)]
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with a model: only once you have read it.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 LONGEST = 300
@@ -63,6 +66,7 @@ def index(
         int, typer.Option("--processes", min=1, help="Share the rows among so many processes of this machine.")
     ] = 1,
     device: Device = "auto",
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Store the gradient of every row at a checkpoint; takes up where it was cut off."""
@@ -91,6 +95,7 @@ def index(
         changes=changes,
         batch_size=batch_size,
         device=device,
+        trust_remote_code=trust_remote_code,
         tell=_progress(),
     )
     if os.environ.get("RANK", "0") != "0":  # one of several processes speaks for all
@@ -121,6 +126,7 @@ def attribute(
     data: Data = None,
     checkpoint: Checkpoints = None,
     device: Device = "auto",
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Show the rows that most raised or lowered the likelihood of an answer."""
@@ -137,6 +143,7 @@ def attribute(
         damping=damping,
         top=top,
         device=device,
+        trust_remote_code=trust_remote_code,
     )
     if as_json:
         _print_json(asdict(found))
@@ -152,12 +159,21 @@ def similar(
     data: Data = None,
     checkpoint: Checkpoints = None,
     device: Device = "auto",
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Show the rows whose gradients are nearest to that of a row."""
     from ghosttune.workflows.neighbours import similar as neighbours
 
-    found = neighbours(run, row_id, checkpoints=checkpoint or ["best"], data=data, top=top, device=device)
+    found = neighbours(
+        run,
+        row_id,
+        checkpoints=checkpoint or ["best"],
+        data=data,
+        top=top,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
     if as_json:
         _print_json([asdict(row) for row in found])
         return
@@ -171,12 +187,15 @@ def dedupe(
     data: Data = None,
     checkpoint: Annotated[str, typer.Option("--checkpoint", help="best, last or a step.")] = "best",
     device: Device = "auto",
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Show groups of near-duplicates, the most similar first."""
     from ghosttune.workflows.neighbours import dedupe as duplicates
 
-    groups = duplicates(run, cosine=cosine, checkpoint=checkpoint, data=data, device=device)
+    groups = duplicates(
+        run, cosine=cosine, checkpoint=checkpoint, data=data, device=device, trust_remote_code=trust_remote_code
+    )
     if as_json:
         _print_json([asdict(group) for group in groups])
         return
@@ -202,13 +221,23 @@ def cluster(
         int | None, typer.Option("--seed", min=0, help="Of the starting centres; the run's if not given.")
     ] = None,
     device: Device = "auto",
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Group the rows by the direction of their gradients, the largest group first."""
     from ghosttune.workflows.clustering import cluster as clustered
 
     found = clustered(
-        run, clusters, by=by, checkpoint=checkpoint, data=data, top=top, seed=seed, out=out, device=device
+        run,
+        clusters,
+        by=by,
+        checkpoint=checkpoint,
+        data=data,
+        top=top,
+        seed=seed,
+        out=out,
+        device=device,
+        trust_remote_code=trust_remote_code,
     )
     if as_json:
         _print_json(asdict(found))
@@ -246,6 +275,7 @@ def select(
     checkpoint: Checkpoints = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of `random`; the run's if not given.")] = None,
     device: Device = "auto",
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Choose rows to train on, with a reason for each; `data.train.keep` takes the file."""
@@ -266,6 +296,7 @@ def select(
         data=data,
         seed=seed,
         device=device,
+        trust_remote_code=trust_remote_code,
     )
     if as_json:
         _print_json({"by": chosen.by, "kept": len(chosen.kept), "dropped": len(chosen.dropped), "file": chosen.file})

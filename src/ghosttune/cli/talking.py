@@ -30,11 +30,18 @@ Command = Callable[["Talk", str], None]
 class Talk:
     """One conversation with one model at a terminal."""
 
-    def __init__(self, pipeline: Pipeline, name: str, conversation: Conversation, device: str = "auto"):
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        name: str,
+        conversation: Conversation,
+        device: str = "auto",
+        trust_remote_code: bool = False,
+    ):
         self.pipeline = pipeline
         self.name = name
         self.conversation = conversation
-        self._device = device
+        self._opening: dict[str, Any] = {"device": device, "trust_remote_code": trust_remote_code}
         self._others: dict[str, Pipeline] = {}
         self._opened: OpenedRun | None = None
 
@@ -95,7 +102,7 @@ class Talk:
     def other(self, run_or_model: str) -> Pipeline:
         """Another model to compare with, opened once."""
         if run_or_model not in self._others:
-            self._others[run_or_model] = Pipeline.open(run_or_model, self._device)
+            self._others[run_or_model] = Pipeline.open(run_or_model, **self._opening)
         return self._others[run_or_model]
 
     def opened(self) -> OpenedRun:
@@ -103,7 +110,7 @@ class Talk:
         from ghosttune.workflows.opened import OpenedRun
 
         if self._opened is None:
-            self._opened = OpenedRun(self.name, self._device)
+            self._opened = OpenedRun(self.name, **self._opening)
         return self._opened
 
     def say(self, text: str) -> None:

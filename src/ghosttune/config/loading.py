@@ -26,9 +26,11 @@ from ghosttune.config.sections import EVALUATION_FILES
 from ghosttune.config.setting import Section
 from ghosttune.config.wording import concerned, explain
 from ghosttune.errors import ConfigError, InputError, Problem, listed, nearest
+from ghosttune.run.directory import RunDir
 
 __all__ = ["load_config", "read_config", "shipped", "value_at", "with_values"]
 
+TRUST = "model.trust_remote_code"
 DATA_PATHS = ("data.train.path", "data.train.keep", "data.dev.path", *EVALUATION_FILES)
 
 
@@ -39,13 +41,23 @@ def load_config(
     profile: str | None = None,
     overrides: Iterable[str] = (),
     strict: bool = False,
+    trust_remote_code: bool = False,
 ) -> RunConfig:
     """The validated configuration of a run, with the origin of every value.
 
     `source` is a YAML or JSON file, or a nested mapping; `overrides` are `a.b=value` texts. Under `strict`, critical
-    settings that nobody chose are problems too. Raises ConfigError with all problems, InputError for unreadable files.
+    settings that nobody chose are problems too. A run's own config.yaml may ask for code that comes with its model only
+    under `trust_remote_code`; any other source asks in the name of whoever names it. Raises ConfigError with all
+    problems, InputError for unreadable files.
     """
-    config, problems = read_config(source, preset=preset, profile=profile, overrides=overrides, strict=strict)
+    config, problems = read_config(
+        source,
+        preset=preset,
+        profile=profile,
+        overrides=overrides,
+        strict=strict,
+        trust_remote_code=trust_remote_code,
+    )
     if problems:
         raise ConfigError(problems, str(source) if isinstance(source, str | Path) else "the configuration")
     return config
@@ -58,17 +70,35 @@ def read_config(
     profile: str | None = None,
     overrides: Iterable[str] = (),
     strict: bool = False,
+    trust_remote_code: bool = False,
 ) -> tuple[RunConfig, list[Problem]]:
     """The configuration without its wrong settings, and every problem; InputError for unreadable files."""
     layers = read_layers(source, preset, profile, overrides)
     problems = [problem for layer in layers for problem in layer.problems]
     config, wrong = _validate(merge(layers))
     problems += wrong
+    if not trust_remote_code and (asked := _asked_for_by_a_run(source, config)):
+        problems += asked
+        config = with_values(config, {TRUST: False})  # `check` goes on and must not run it
     config = _absolute(config)
     problems += conflicts(config, wrong={problem.setting for problem in problems})
     if strict:
         problems += unchosen(config, wrong={problem.setting for problem in problems})
     return config, problems
+
+
+def _asked_for_by_a_run(source: str | Path | dict[str, Any] | None, config: RunConfig) -> list[Problem]:
+    """The wish of a run's own file to run code: the run may be a stranger's, and whoever opens it has not consented."""
+    if not isinstance(source, str | Path) or not RunDir(Path(source).expanduser().parent).exists:
+        return []
+    origin = config.origins[TRUST]
+    if not config.model.trust_remote_code or origin == "--set":
+        return []
+    message = (
+        "is true in a file of a run: code that came with its model would run on this machine. Read that code first; "
+        "then give --trust-remote-code (in Python trust_remote_code=True)"
+    )
+    return [Problem(TRUST, message, origin)]
 
 
 def value_at(config: RunConfig, path: str) -> Any:

@@ -53,27 +53,34 @@ class Pipeline:
         return self.reader
 
     @classmethod
-    def from_run(cls, path: str | Path, which: str = "adapter", device: str = "auto") -> Pipeline:
+    def from_run(
+        cls, path: str | Path, which: str = "adapter", device: str = "auto", trust_remote_code: bool = False
+    ) -> Pipeline:
         """The best adapter of a run (`which="last"`: the last one) on its base model; RunError when there is none.
 
-        `device` is where it answers, whatever it was trained on; `auto` takes the GPU where there is one.
+        `device` is where it answers, whatever it was trained on; `auto` takes the GPU where there is one. Without
+        `trust_remote_code` a run whose model needs code of its own is refused.
         """
         run = RunDir(path).open()
         folder = adapter_folder(run, which)
-        config = load_config(run.config)
+        config = load_config(run.config, trust_remote_code=trust_remote_code)
         task, tokenizer = TASKS[config.task.type].build(config.task), load_tokenizer(config.model)
         model = load_adapter(_base(config, device, task.kind(tokenizer)), folder)
         encoder = task.encoder(tokenizer, config.data)
         return cls(model, encoder, config.evaluate.max_new_tokens, None if isinstance(encoder, Encoder) else task)
 
     @classmethod
-    def from_model(cls, name: str, max_new_tokens: int | None = None, device: str = "auto") -> Pipeline:
+    def from_model(
+        cls, name: str, max_new_tokens: int | None = None, device: str = "auto", trust_remote_code: bool = False
+    ) -> Pipeline:
         """An untouched model (hub id, folder or `builtin:tiny`), or what `ghosttune merge` wrote.
 
-        A merged folder answers with the template and limits of its run, as far as they are not given.
+        A merged folder answers with the template and limits of its run, as far as they are not given. Code that comes
+        with the model runs under `trust_remote_code` only.
         """
         answering = answering_of(Path(name))
-        model = {"name": name, "dtype": answering.dtype} if answering else {"name": name}
+        model = {"name": name, "trust_remote_code": trust_remote_code}
+        model |= {"dtype": answering.dtype} if answering else {}
         config = load_config({"model": model, "data": {"train": {"path": "builtin:rows"}}})
         tokenizer = load_tokenizer(config.model)
         if answering is None:
@@ -84,7 +91,7 @@ class Pipeline:
         return cls(_base(config, device), encoder, max_new_tokens or answering.max_new_tokens)
 
     @classmethod
-    def open(cls, run_or_model: str | Path, device: str = "auto") -> Pipeline:
+    def open(cls, run_or_model: str | Path, device: str = "auto", trust_remote_code: bool = False) -> Pipeline:
         """Whichever of the two `run_or_model` is."""
         path = Path(run_or_model).expanduser()
         if str(run_or_model).startswith(("/", ".", "~")) and not path.exists():
@@ -94,7 +101,9 @@ class Pipeline:
         is_run = RunDir(run_or_model).exists
         if not is_run and Path(run_or_model).is_dir() and not (Path(run_or_model) / "config.json").is_file():
             raise RunError(f"{run_or_model} is neither a run (no run.json) nor a model folder (no config.json)")
-        return cls.from_run(run_or_model, device=device) if is_run else cls.from_model(str(run_or_model), device=device)
+        if is_run:
+            return cls.from_run(run_or_model, device=device, trust_remote_code=trust_remote_code)
+        return cls.from_model(str(run_or_model), device=device, trust_remote_code=trust_remote_code)
 
     @property
     def has_adapter(self) -> bool:

@@ -380,7 +380,10 @@ def explained(settings: ModelSettings, what: str) -> Iterator[None]:
         text = str(error)
         message = _first_line(error)
         if "trust_remote_code" in text:
-            message += "; set model.trust_remote_code: true only after reading that code"
+            message = (
+                "code that comes with it would have to run. Read that code first; then set model.trust_remote_code: "
+                "true, or give --trust-remote-code where you open it"
+            )
         elif "no file named" in text and "safetensors" in text:
             message = "it has no safetensors weights (pickled ones can run code and are not loaded): convert them first"
         elif found := re.search(r"(\w+)Config'> for this kind of AutoModel: AutoModelFor(\w+)", text):

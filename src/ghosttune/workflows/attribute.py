@@ -82,13 +82,14 @@ def attribute(
     damping: float = DAMPING,
     top: int = 10,
     device: str = "auto",
+    trust_remote_code: bool = False,
 ) -> Attribution:
     """The `top` most helpful and most harmful rows for the rows of a file, or for a prompt and its completion.
 
     The rows are the training rows, or those of `data`, and must have been indexed at the checkpoints. Raises
     InputError where anything of this is missing.
     """
-    opened = run if isinstance(run, OpenedRun) else OpenedRun(run, device)
+    opened = run if isinstance(run, OpenedRun) else OpenedRun(run, device, trust_remote_code)
     asked = _asked(opened, query, prompt, completion)
     rows, steps = opened.rows(data), opened.steps(checkpoints)
     found = scored(opened, rows, asked, steps, by, damping)

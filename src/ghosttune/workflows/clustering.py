@@ -69,6 +69,7 @@ def cluster(
     seed: int | None = None,
     out: str | Path | None = None,
     device: str = "auto",
+    trust_remote_code: bool = False,
 ) -> Clustering:
     """The rows in so many groups by the direction of their gradients, the largest group first.
 
@@ -85,7 +86,7 @@ def cluster(
     """
     if out is not None and Path(out).suffix not in (".jsonl", ".csv"):
         raise InputError(f"--out is {out}; it must end in .jsonl or .csv")
-    opened = run if isinstance(run, OpenedRun) else OpenedRun(run, device)
+    opened = run if isinstance(run, OpenedRun) else OpenedRun(run, device, trust_remote_code)
     rows = opened.rows(data)
     if not 1 <= clusters <= len(rows.ids):
         raise InputError(f"--clusters is {clusters}; it must be from 1 to the number of rows, {len(rows.ids)}")

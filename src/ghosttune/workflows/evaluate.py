@@ -72,20 +72,22 @@ def evaluate(
     overrides: Iterable[str] = (),
     out: str | Path | None = None,
     device: str = "auto",
+    trust_remote_code: bool = False,
 ) -> Evaluation:
     """What a run or model scores on rows, with intervals, beside a baseline and the best constant answer.
 
     `data` is a file, a folder or a known dataset; left out, it is the data of the run, of which `split` defaults to the
     dev rows. `baseline` is another run or model, or `base`, the untouched base, which is a run's default. `overrides`
     are settings of the `evaluate` section, such as `evaluate.limit=500`. A run's results are written into the run
-    unless `out` names another folder; a model's only there. Raises InputError when any of this cannot be had.
+    unless `out` names another folder; a model's only there. Code that comes with a model runs under
+    `trust_remote_code` only. Raises InputError when any of this cannot be had.
     """
     run = RunDir(run_or_model).open() if RunDir(run_or_model).exists else None
-    config = _configured(run, str(run_or_model), list(overrides))
+    config = _configured(run, str(run_or_model), list(overrides), trust_remote_code)
     if config.evaluate.limit == 0:
         raise InputError(f"{run_or_model} has evaluate.limit: 0, so that nothing would be asked; give --limit")
     rows = _rows(run, config, None if data is None else str(data), split)
-    systems = _systems(run, str(run_or_model), baseline, config, device)
+    systems = _systems(run, str(run_or_model), baseline, config, device, trust_remote_code)
     result, predictions = _evaluated(systems, rows, config)
     if not result:
         raise DataError(f"{rows.name} has no row with an answer to compare with; give rows with prompt and completion")
@@ -96,20 +98,28 @@ def evaluate(
     return {rows.name: result}
 
 
-def _configured(run: RunDir | None, name: str, overrides: Sequence[str]) -> RunConfig:
+def _configured(run: RunDir | None, name: str, overrides: Sequence[str], trust_remote_code: bool) -> RunConfig:
     """The run's configuration, or the defaults for a model, with other settings for the evaluation."""
     if others := [text for text in overrides if not text.startswith("evaluate.")]:
         raise InputError(
             f"{listed(others)}: only settings of `evaluate` can be replaced here, such as evaluate.limit=500"
         )
     if run is not None:
-        return load_config(run.config, overrides=overrides)
-    return load_config({"model": {"name": name}, "data": {"train": {"path": BUILTIN_ROWS}}}, overrides=overrides)
+        return load_config(run.config, overrides=overrides, trust_remote_code=trust_remote_code)
+    model = {"name": name, "trust_remote_code": trust_remote_code}
+    return load_config({"model": model, "data": {"train": {"path": BUILTIN_ROWS}}}, overrides=overrides)
 
 
-def _systems(run: RunDir | None, name: str, baseline: str | None, config: RunConfig, device: str) -> list[System]:
+def _systems(
+    run: RunDir | None,
+    name: str,
+    baseline: str | None,
+    config: RunConfig,
+    device: str,
+    trust_remote_code: bool,
+) -> list[System]:
     """Who answers: the run or model, then what it is compared with."""
-    pipeline = Pipeline.open(name, device)
+    pipeline = Pipeline.open(name, device, trust_remote_code)
     pipeline.max_new_tokens = config.evaluate.max_new_tokens
     first = System("adapter" if run else "model", pipeline)
     if baseline == BASE and run is None:
@@ -118,7 +128,7 @@ def _systems(run: RunDir | None, name: str, baseline: str | None, config: RunCon
         return [first]
     if baseline in (None, BASE):
         return [first, System(BASE, pipeline, adapter=False)]
-    other = Pipeline.open(str(baseline), device)
+    other = Pipeline.open(str(baseline), device, trust_remote_code)
     other.max_new_tokens = config.evaluate.max_new_tokens
     return [first, System("baseline", other)]
 

@@ -34,7 +34,7 @@ def explained(name: str, field: FieldInfo, run: Path | None = None) -> dict[str,
         "default": inline(field.default) + (" (must be chosen under --strict)" if extra.get("critical") else ""),
     }
     if run is not None:
-        facts |= _in_run(name, open_run(run))
+        facts |= _in_run(name, open_run(run, trust_remote_code=True))  # no model is loaded: what it was
     return {heading: text for heading, text in facts.items() if text}
 
 

@@ -46,6 +46,7 @@ def index(
     changes: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
     device: str = "auto",
+    trust_remote_code: bool = False,
     tell: Tell | None = None,
 ) -> list[Indexed]:
     """Stores the gradient of every training row, or of every row of a file, at each of the checkpoints.
@@ -59,10 +60,11 @@ def index(
         kind: `auto` (whole gradients where all fit into 256 MiB, else `standard@1`), or one of `ghostgrad.PROFILES`.
         changes: options of the sketch to replace, such as {"size": 1024} (`ghostgrad.SketchOptions`).
         batch_size: rows of one forward and backward; the run's own batch where it is not given.
+        trust_remote_code: whether code that comes with the run's model may run.
 
     Raises InputError where the run, the rows or the options do not allow it, or a store of another meaning is there.
     """
-    opened = OpenedRun(run, device)
+    opened = OpenedRun(run, device, trust_remote_code)
     rows, steps = opened.rows(data), opened.steps(checkpoints)
     meet(on_cpu=opened.config.model.device == "cpu")
     sketcher = sketcher_of(opened.adapted.facts, opened.parameters, len(rows.ids), kind, changes)

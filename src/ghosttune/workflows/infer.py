@@ -49,6 +49,7 @@ def infer(
     max_new_tokens: int | None = None,
     sampling: Sampling = GREEDY,
     device: str = "auto",
+    trust_remote_code: bool = False,
     progress: Callable[[int, int], None] = lambda done, rows: None,
 ) -> Inferred:
     """Writes one line per row of `source` (JSONL) to `output`: `example_id`, `output`, `tokens`, `stopped`; or `error`.
@@ -61,7 +62,7 @@ def infer(
     settings = {"model": run_or_model, "max_new_tokens": max_new_tokens, **asdict(sampling)}
     done = _begun(output, {"input": fingerprint(source), "rows": len(rows), **settings})
     if len(done) < len(rows):
-        pipeline = Pipeline.open(run_or_model, device)
+        pipeline = Pipeline.open(run_or_model, device, trust_remote_code)
         for start in range(len(done), len(rows), ROWS_TOGETHER):
             block = rows[start : start + ROWS_TOGETHER]
             drawn = Sampling(**{**asdict(sampling), "seed": sampling.seed + start})

@@ -21,7 +21,7 @@ from ghosttune.models.merging import (
 from ghosttune.run.directory import RunDir, write_folder
 
 
-def merge(run: str | Path, out: str | Path) -> dict[str, Any]:
+def merge(run: str | Path, out: str | Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
     """Writes the run's best adapter, added into its base, to the new folder `out`; says how far the logits moved.
 
     The folder appears only when what was written and read again gives the adapter's logits within the tolerance of its
@@ -30,8 +30,8 @@ def merge(run: str | Path, out: str | Path) -> dict[str, Any]:
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} is not empty; give an empty or new folder with --out")
-    config = load_config(RunDir(run).open().config)
-    pipeline = Pipeline.from_run(run, device="cpu")
+    config = load_config(RunDir(run).open().config, trust_remote_code=trust_remote_code)
+    pipeline = Pipeline.from_run(run, device="cpu", trust_remote_code=trust_remote_code)
     adapter_logits = probe_logits(pipeline.model)
     settings = config.model
     answering = Answering(
@@ -47,7 +47,10 @@ def merge(run: str | Path, out: str | Path) -> dict[str, Any]:
 
     def fill(partial: Path) -> None:
         write_merged(model, tokenizer, answering, partial)
-        written = load_model(ModelSettings(name=str(partial.resolve()), dtype=settings.dtype), config.train.seed)
+        place, trusted = str(partial.resolve()), settings.trust_remote_code
+        written = load_model(
+            ModelSettings(name=place, dtype=settings.dtype, trust_remote_code=trusted), config.train.seed
+        )
         moved.append(require_equal(adapter_logits, probe_logits(written.eval()), settings.dtype))
 
     write_folder(folder, fill)

@@ -43,12 +43,13 @@ def similar(
     data: str | Path | None = None,
     top: int = 10,
     device: str = "auto",
+    trust_remote_code: bool = False,
 ) -> list[Neighbour]:
     """The `top` rows whose gradients point most nearly where that of a row points; the mean over checkpoints.
 
     InputError for a row that is not there, or rows that are not indexed.
     """
-    opened = run if isinstance(run, OpenedRun) else OpenedRun(run, device)
+    opened = run if isinstance(run, OpenedRun) else OpenedRun(run, device, trust_remote_code)
     rows = opened.rows(data)
     if example_id not in rows.ids:
         raise DataError(f"no row of {rows.name} is called {example_id!r}{nearest(example_id, rows.ids)}")
@@ -70,6 +71,7 @@ def dedupe(
     checkpoint: str = "best",
     data: str | Path | None = None,
     device: str = "auto",
+    trust_remote_code: bool = False,
 ) -> list[Duplicates]:
     """Groups of near-duplicates, the most similar first. Compares all pairs: n² / 2 inner products.
 
@@ -77,7 +79,7 @@ def dedupe(
     """
     if not 0 < cosine <= 1:
         raise InputError(f"--cosine is {cosine}; it must be above 0 and at most 1, which only equal rows have")
-    opened = run if isinstance(run, OpenedRun) else OpenedRun(run, device)
+    opened = run if isinstance(run, OpenedRun) else OpenedRun(run, device, trust_remote_code)
     rows = opened.rows(data)
     (step,) = opened.steps([checkpoint])
     store = opened.store(rows, step)

@@ -82,11 +82,12 @@ class OpenedRun:
     Args:
         path: of the run.
         device: `auto`, `cpu` or `cuda:N`, whatever the run was trained on.
+        trust_remote_code: whether code that comes with its model may run, where its configuration asks for that.
     """
 
-    def __init__(self, path: str | Path, device: str = "auto"):
+    def __init__(self, path: str | Path, device: str = "auto", trust_remote_code: bool = False):
         self.run = RunDir(path).open()
-        config = load_config(self.run.config, overrides=[f"model.device={device}"])
+        config = load_config(self.run.config, overrides=[f"model.device={device}"], trust_remote_code=trust_remote_code)
         self.prepared = prepare(config)
         require_same_data(self.run, self.prepared.fingerprints)
         self.config, self.task = self.prepared.config, self.prepared.task

@@ -19,19 +19,19 @@ from ghosttune.reports.reading import RunNumbers
 from ghosttune.run.directory import RunDir
 
 
-def report(path: str | Path) -> Path:
+def report(path: str | Path, *, trust_remote_code: bool = False) -> Path:
     """Writes `report/` of the run at `path` and returns the path of its page; RunError when there is no run."""
     run = RunDir(path).open()
-    return write_report(run, *texts_of(run))
+    return write_report(run, *texts_of(run, trust_remote_code))
 
 
-def texts_of(run: RunDir) -> tuple[Texts, str]:
+def texts_of(run: RunDir, trust_remote_code: bool = False) -> tuple[Texts, str]:
     """(texts of the rows at both ends, why there are none): read again from their source, if it is still the same."""
     wanted = {row["example_id"] for rows in extremes(RunNumbers(run)).values() for row in rows}
     if not wanted:
         return {}, ""
     try:
-        config = load_config(run.config)
+        config = load_config(run.config, trust_remote_code=trust_remote_code)
         source = open_source(config.data.train, TASKS[config.task.type].build(config.task).formats)
     except InputError as error:
         return {}, f"The texts of the rows are not shown, because their source cannot be read any more: {error}"

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ghosttune.config.loading import load_config
+from ghosttune.config.loading import TRUST, load_config, with_values
 from ghosttune.config.schema import RunConfig
 from ghosttune.inference.pipeline import Pipeline
 from ghosttune.run.directory import RunDir
@@ -14,10 +14,14 @@ from ghosttune.run.tables import read_table
 
 
 class Run:
-    """Reads a run directory; nothing here changes it."""
+    """Reads a run directory; nothing here changes it.
 
-    def __init__(self, folder: RunDir):
+    `trust_remote_code`: whether code that comes with its model may run, where its configuration asks for that.
+    """
+
+    def __init__(self, folder: RunDir, trust_remote_code: bool = False):
         self.folder = folder.open()
+        self._trusted = trust_remote_code
 
     @property
     def path(self) -> Path:
@@ -30,7 +34,9 @@ class Run:
 
     @property
     def config(self) -> RunConfig:
-        return load_config(self.folder.config)
+        """As it was trained; without `trust_remote_code` it asks for no code, so that it can be given to `train`."""
+        config = load_config(self.folder.config, trust_remote_code=True)
+        return config if self._trusted else with_values(config, {TRUST: False})
 
     @property
     def events(self) -> list[dict[str, Any]]:
@@ -75,9 +81,9 @@ class Run:
 
     def pipeline(self, which: str = "adapter") -> Pipeline:
         """The run's model, ready to answer."""
-        return Pipeline.from_run(self.path, which)
+        return Pipeline.from_run(self.path, which, trust_remote_code=self._trusted)
 
 
-def open_run(path: str | Path) -> Run:
-    """The run in a directory; RunError when there is none."""
-    return Run(RunDir(path))
+def open_run(path: str | Path, *, trust_remote_code: bool = False) -> Run:
+    """The run in a directory; RunError when there is none. Code of its model runs under `trust_remote_code` only."""
+    return Run(RunDir(path), trust_remote_code)

@@ -48,6 +48,7 @@ def select(
     data: str | Path | None = None,
     seed: int | None = None,
     device: str = "auto",
+    trust_remote_code: bool = False,
 ) -> Selection:
     """Writes the rows that are kept to `out`, and the others beside it, each with its score and the reason.
 
@@ -68,7 +69,7 @@ def select(
         raise InputError("give one of: how much to keep, above which score, below which score")
     if keep is None and (lowest or stratify):
         raise InputError("a threshold has its side and is the same for every row; use lowest and stratify with keep")
-    opened = run if isinstance(run, OpenedRun) else OpenedRun(run, device)
+    opened = run if isinstance(run, OpenedRun) else OpenedRun(run, device, trust_remote_code)
     rows = opened.rows(data)
     scores, named = _scores(opened, rows, by, query, similarity, checkpoints, seed)
     if keep is not None:

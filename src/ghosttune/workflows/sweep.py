@@ -148,13 +148,23 @@ def _status(folder: SweepDir, trial: Trial) -> str | None:
 
 def _start(folder: SweepDir, trial: Trial, share: int) -> subprocess.Popen[bytes]:
     run = folder.run(trial)
-    what = ["--resume"] if run.exists else [str(folder.config(trial))]
+    what = _taken_up(run, trial) if run.exists else [str(folder.config(trial))]
     command = [sys.executable, "-m", "ghosttune", "train", *what, "--out", str(run.path)]
     # Runs that share a machine and each take all of its cores wait for each other most of the time.
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // share))} if share > 1 else {}
     folder.log(trial).parent.mkdir(parents=True, exist_ok=True)
     with open(folder.log(trial), "ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=threads | os.environ)
+
+
+def _taken_up(run: RunDir, trial: Trial) -> list[str]:
+    """How to continue a run; the sweep file consents to the code of the models that it names, and of no other."""
+    if not trial.config.model.trust_remote_code:
+        return ["--resume"]
+    theirs, ours = open_run(run.path).config.model, trial.config.model
+    if (theirs.name, theirs.revision) != (ours.name, ours.revision):
+        raise RunError(f"{run.config} names the model {theirs.name}, and the sweep {ours.name}, whose code may run")
+    return ["--resume", "--trust-remote-code"]
 
 
 @contextmanager

@@ -91,24 +91,25 @@ def _train(config: RunConfig, run: RunDir, listen: Listener) -> Run:
         return _to_the_end(run, record, prepared, adapted.model, measured, phasing, None, listen)
 
 
-def resume(out: str | Path, *, listen: Listener = ignore) -> Run:
+def resume(out: str | Path, *, listen: Listener = ignore, trust_remote_code: bool = False) -> Run:
     """Continues the run in `out` from its newest checkpoint, to the same bytes as if it had never stopped.
 
-    A finished run is returned as it is. Raises RunError when there is no run, when its newest checkpoint is damaged,
-    when events before it are missing, when its configuration was edited or when another process is at it, and
-    DataError when its data changed.
+    A finished run is returned as it is. Code that comes with its model runs under `trust_remote_code` only: the run may
+    be a stranger's. Raises ConfigError where it is asked for without that, RunError when there is no run, when its
+    newest checkpoint is damaged, when events before it are missing, when its configuration was edited or when another
+    process is at it, and DataError when its data changed.
     """
     RunDir(out).open()
     with own_folder(Path(out)) as run, run.locked():
-        return _resume(run, listen)
+        return _resume(run, listen, trust_remote_code)
 
 
-def _resume(run: RunDir, listen: Listener) -> Run:
+def _resume(run: RunDir, listen: Listener, trust_remote_code: bool) -> Run:
     if run.read_record()["status"] == "finished":
         listen({"event": "already finished", "run": run})
-        return Run(run)
+        return Run(run, trust_remote_code)
     start = time.perf_counter()
-    config = load_config(run.config)
+    config = load_config(run.config, trust_remote_code=trust_remote_code)
     require_same_configuration(run, config)
     prepared = prepare(config)
     steps = run.checkpoint_steps()
@@ -148,7 +149,7 @@ def _to_the_end(
         reason = str(error).splitlines()[0] if isinstance(error, GhosttuneError) else type(error).__name__
         record.end("failed", error=reason)
         raise
-    return Run(run)
+    return Run(run, prepared.config.model.trust_remote_code)
 
 
 @dataclass(frozen=True)
