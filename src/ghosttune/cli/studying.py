@@ -58,13 +58,25 @@ def sweep(
 def prove(
     numbers: Annotated[list[int] | None, typer.Argument(metavar="[NUMBER]...", help="Only these proofs.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Without the slowest variants: under two minutes.")] = False,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Folder or hub id: prove its own arithmetic, on a small model of its kind."),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="With --model: how it is tuned; lora if unset.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Try the known-answer proofs on this machine: what is proved, the figure, the bar, passed or not."""
+    from ghosttune.errors import InputError
     from ghosttune.proving.proofs import prove as tried
 
+    if model is None and method is not None:
+        raise InputError("--method says how the model of --model is tuned; give that too")
+    if model is not None and quick:
+        raise InputError("--quick goes without --model, whose proofs have no slow variants")
     said = (lambda proved: None) if as_json else (lambda proved: typer.echo(_proof(proved)))
-    found = tried(numbers or (), quick=quick, listen=said)
+    found = tried(numbers or (), quick=quick, model=model, method=method or "lora", listen=said)
     passed = sum(proved.passed for proved in found)
     if as_json:
         proofs = [vars(proved) | {"passed": proved.passed} for proved in found]

@@ -17,7 +17,7 @@ from ghosttune.models.builtin import BUILTIN_MODELS, builtin_model_folder
 from ghosttune.models.modules import head_modules, targets_in
 from ghosttune.models.prompting import LEFT_OUT, can_do_without, fit_prompt, prompt_length, try_out
 from ghosttune.models.quantizing import prepared_for_training, quantized_loading
-from ghosttune.models.upstream import without_upstream_reports, without_upstream_warnings
+from ghosttune.models.upstream import targets_as_named, without_upstream_reports, without_upstream_warnings
 from ghosttune.registry import METHODS
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def _adapted(model: PreTrainedModel, configuration: Any) -> Any:
 
     weights = weights_before(model, configuration)
     try:
-        with without_upstream_warnings():
+        with without_upstream_warnings(), targets_as_named():
             adapted: Any = peft.get_peft_model(model, configuration)
             if weights:
                 keep_base(adapted, weights)
@@ -280,7 +280,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
     from ghosttune.models.direct import DirectModel
 
     try:
-        with without_upstream_warnings():
+        with without_upstream_warnings(), targets_as_named():
             if not (folder / "adapter_config.json").exists() and (folder / "config.json").exists():
                 tuned = type(model).from_pretrained(str(folder), dtype=model.dtype, use_safetensors=True)
                 return DirectModel(tuned.to(model.device).train(model.training), [], model.load_again)

@@ -1,4 +1,4 @@
-"""What PEFT and Transformers say that nobody could mend, kept from the user."""
+"""What PEFT and Transformers say or do that nobody asked for, kept from the user."""
 
 from __future__ import annotations
 
@@ -32,3 +32,21 @@ def without_upstream_warnings() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="Unsupported layer type", category=UserWarning)
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         yield
+
+
+@contextmanager
+def targets_as_named() -> Iterator[None]:
+    """While inside, LoRA goes to the modules it is told to.
+
+    In families with fused experts PEFT 0.21 takes `gate_proj`, `up_proj`, `down_proj` and `gate` for names of
+    Transformers 4, drops the modules that are called so now (shared experts, dense layers) and adapts the fused experts
+    instead, which nobody named.
+    """
+    from peft.utils import transformers_weight_conversion as conversion
+
+    before = conversion.convert_peft_config_for_transformers
+    conversion.convert_peft_config_for_transformers = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        conversion.convert_peft_config_for_transformers = before

@@ -5,18 +5,20 @@ from __future__ import annotations
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from ghosttune.errors import InputError, listed
 from ghosttune.proving.findings import Bench, Finding, Proof, Proved
+from ghosttune.registry import METHODS
 
 
-def _in(module: str, name: str) -> Callable[[Bench], list[Finding]]:
+def _in(module: str, name: str) -> Callable[..., Any]:
     """The check of a proof, imported when it is tried: naming the proofs needs no torch."""
-    return lambda bench: getattr(import_module(f"ghosttune.proving.{module}"), name)(bench)
+    return lambda *given: getattr(import_module(f"ghosttune.proving.{module}"), name)(*given)
 
 
 PROOFS = (
@@ -38,24 +40,36 @@ def prove(
     numbers: Iterable[int] = (),
     *,
     quick: bool = False,
+    model: str | None = None,
+    method: str = "lora",
     listen: Callable[[Proved], None] = lambda proved: None,
     folder: Path | None = None,
 ) -> list[Proved]:
     """Tries the proofs with these numbers (none: all), tells each result, and returns them all.
 
-    `quick` leaves out the slowest variants, but no proof. What they make lies in `folder`, or in a temporary one that
-    goes. InputError for a number that no proof has.
+    `quick` leaves out the slowest variants, but no proof. With a `model` (folder or hub id; nothing but its
+    configuration is read) they are the proofs of its own arithmetic, tuned with `method` at a small size. What they
+    make lies in `folder`, or in a temporary one that goes. InputError for a number that no proof has, and for a model
+    that cannot be made small or tuned that way.
     """
-    chosen = set(numbers) or {proof.number for proof in PROOFS}
-    if unknown := sorted(chosen - {proof.number for proof in PROOFS}):
-        raise InputError(f"no proof has the number {listed(unknown)}; there are 1 to {len(PROOFS)}")
-    tried = []
+    METHODS[method]
     with _working(folder) as place, _unreported():
-        bench = Bench(place, quick)
-        for proof in PROOFS:
-            if proof.number in chosen:
-                tried.append(_tried(proof, bench))
-                listen(tried[-1])
+        proofs = PROOFS if model is None else _in("own", "own_proofs")(model, method, place)
+        return _all_tried(proofs, set(numbers), Bench(place, quick), listen)
+
+
+def _all_tried(
+    proofs: Sequence[Proof], numbers: set[int], bench: Bench, listen: Callable[[Proved], None]
+) -> list[Proved]:
+    there = [proof.number for proof in proofs]
+    if unknown := sorted(numbers - set(there)):
+        have = f"1 to {len(there)}" if there == list(range(1, len(there) + 1)) else listed(there)
+        raise InputError(f"no proof has the number {listed(unknown)}; there are {have}")
+    tried = []
+    for proof in proofs:
+        if not numbers or proof.number in numbers:
+            tried.append(_tried(proof, bench))
+            listen(tried[-1])
     return tried
 
 

@@ -38,10 +38,11 @@ def probe(
     was_training = model.training
     model.train()
     try:
-        with torch.random.fork_rng(), _checkpointing(model, checkpointing), _keeping(model) as kept:
-            losses = task.example_loss(model, batch)
-        if losses.requires_grad:
-            losses.sum().backward()
+        with torch.random.fork_rng(), _checkpointing(model, checkpointing):
+            with _keeping(model) as kept:
+                losses = task.example_loss(model, batch)
+            if losses.requires_grad:  # still checkpointing: T5's layers are computed again as they were
+                losses.sum().backward()
         unreached = _unreached(model, facts)
     finally:
         model.zero_grad(set_to_none=True)
