@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import uvicorn
-
+from ghosttune.inference.access import Access
+from ghosttune.inference.connections import Listener
 from ghosttune.inference.pipeline import Pipeline
 from ghosttune.inference.serving import Limits, create_app
 
@@ -47,10 +47,14 @@ class Served:
 
 
 @contextmanager
-def served(pipeline: Pipeline, limits: Limits | None = None, api_key: str | None = None) -> Iterator[Served]:
+def served(
+    pipeline: Pipeline,
+    limits: Limits | None = None,
+    access: Access | None = None,
+    most: int = 128,
+) -> Iterator[Served]:
     """A server on a free port, stopped at the end."""
-    app = create_app(pipeline, "tiny", limits or Limits(), api_key)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2))
+    server = Listener(create_app(pipeline, "tiny", limits or Limits(), access), most, timeout_graceful_shutdown=2)
     opened = socket.socket()
     opened.bind(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]}, daemon=True)

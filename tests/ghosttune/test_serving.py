@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import socket
 import threading
 import time
@@ -19,6 +18,7 @@ openai: Any = pytest.importorskip("openai", reason="the official client is not i
 from served import SECONDS, Served, served, until  # noqa: E402
 
 from ghosttune.data.records import Turn  # noqa: E402
+from ghosttune.inference.access import Access  # noqa: E402
 from ghosttune.inference.pipeline import Pipeline  # noqa: E402
 from ghosttune.inference.sampling import Sampling  # noqa: E402
 from ghosttune.inference.serving import Limits  # noqa: E402
@@ -163,7 +163,7 @@ def test_other_models_calls_and_kinds_of_content(client, server) -> None:
 
 
 def test_a_key_is_asked_for(pipeline) -> None:
-    with served(pipeline, api_key="pässword") as server:
+    with served(pipeline, access=Access(api_key="pässword")) as server:
         with openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0) as client:
             with pytest.raises(openai.AuthenticationError):
                 client.models.list()
@@ -171,41 +171,6 @@ def test_a_key_is_asked_for(pipeline) -> None:
                 client.chat.completions.create(model="tiny", messages=ASKED)
         assert server.ask("GET", "/v1/models", authorization="Bearer pässword".encode().decode("latin-1"))[0] == 200
         assert server.health()["status"] == "ok"
-
-
-def mutated(draw: random.Random) -> bytes:
-    """A body with something wrong, of every kind: bytes, JSON, types, structure, text."""
-    junk: list[Any] = [None, True, -1, 0, 1e308, 2**70, "", "\ud800", "\x00", [], {}, [[]], {"a": {}}, "x" * 5000, 0.5]
-    body: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
-    kind = draw.randrange(6)
-    if kind == 0:
-        return draw.randbytes(draw.randrange(60))
-    if kind == 1:
-        text = json.dumps(body).encode()
-        place = draw.randrange(len(text))
-        return text[:place] + draw.randbytes(draw.randrange(3)) + text[place + draw.randrange(4) :]
-    if kind == 2:
-        return draw.choice([b"[" * 100_000, b'{"model":NaN}', b"\xff\xfe{}", b"", b"null", b'{"a":1e999}', b"9" * 5000])
-    names = ["model", "messages", "max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "stream", "n", "user"]
-    for name in draw.sample([*names, "stream_options", "prompt", "logit_bias"], draw.randrange(1, 4)):
-        body[name] = draw.choice(junk)
-    if kind == 4:
-        body["messages"] = [{"role": draw.choice(junk), "content": draw.choice(junk), "name": draw.choice(junk)}]
-    if kind == 5:
-        body["messages"] = [{"role": "user", "content": [{"type": "text", "text": draw.choice(junk)}]}]
-    return json.dumps(body).encode()
-
-
-def test_a_thousand_broken_bodies_never_break_the_server(server, client) -> None:
-    draw = random.Random(5)
-    statuses = []
-    for number in range(1000):
-        status, reply = server.post(("/v1/chat/completions", "/v1/completions")[number % 2], mutated(draw))
-        assert status in (200, 400, 404), (number, status, reply)
-        assert status == 200 or set(reply["error"]) == {"message", "type", "param", "code"}
-        statuses.append(status)
-    assert statuses.count(400) > 800
-    assert client.chat.completions.create(model="tiny", messages=ASKED, max_tokens=2).usage.completion_tokens == 2
 
 
 def test_a_full_line_says_so_and_moves_on(slow) -> None:
@@ -250,7 +215,7 @@ def test_a_client_that_leaves_frees_its_place(slow) -> None:
 def leaving(server: Served) -> socket.socket:
     """A client that has asked for a long answer and can be closed at any time."""
     body = json.dumps({"model": "tiny", "messages": ASKED, "max_tokens": 300}).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n"
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
     opened = socket.create_connection(("127.0.0.1", server.port), timeout=SECONDS)
     opened.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
     return opened

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ghosttune.errors import InputError
+
+SPARE = 111
+"""Connections beside those of requests that wait or are answered: clients that send, pages left open."""
+
+SWITCH_SECONDS = 0.0005
+"""After which a thread that computes lets another one in. An answer takes a dozen calls to the system, and each waits
+for that: at Python's five milliseconds a crowd waits for seconds."""
 
 
 def listen(
@@ -14,29 +24,38 @@ def listen(
     host: str,
     port: int,
     api_key: str | None,
+    allowed_hosts: Sequence[str],
     waiting: int,
     max_tokens: int,
     device: str,
     trust_remote_code: bool,
 ) -> None:
-    """Serves the model until Ctrl-C; InputError without the extra, and when the address cannot be had."""
-    try:
-        import uvicorn
+    """Serves the model until Ctrl-C.
 
+    InputError without the extra, for an address that others can reach without a key, and when it cannot be had.
+    """
+    try:
+        from ghosttune.inference.access import Access
+        from ghosttune.inference.connections import QUEUED, Listener
         from ghosttune.inference.serving import Limits, create_app
     except ModuleNotFoundError as error:
         raise InputError(f"serving needs {error.name}: pip install 'ghosttune[serve]'") from error
     from ghosttune.inference.pipeline import Pipeline
 
+    access = Access(host, api_key, tuple(allowed_hosts))
     pipeline = Pipeline.open(run_or_model, device, trust_remote_code)
     name = Path(run_or_model).resolve().name if Path(run_or_model).exists() else run_or_model
-    app = create_app(pipeline, name, Limits(waiting=waiting, max_new_tokens=max_tokens), api_key)
-    config = uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=5)
+    app = create_app(pipeline, name, Limits(waiting=waiting, max_new_tokens=max_tokens), access)
+    listener = Listener(app, waiting + 1 + SPARE, host=host, port=port, timeout_graceful_shutdown=5)
     try:
-        opened: Any = config.bind_socket()
+        opened: Any = listener.config.bind_socket()
     except SystemExit:
         raise InputError(f"{host}:{port} cannot be listened at; give another --port or --host") from None
-    address = f"http://{host}:{opened.getsockname()[1]}"
+    opened.listen(QUEUED)  # from here on nobody is turned away
+    address = f"http://{f'[{host}]' if ':' in host else host}:{opened.getsockname()[1]}"
     print(f"{name} answers at {address} (OpenAI clients: {address}/v1). Ctrl-C ends.", flush=True)  # noqa: T201
+    gc.collect()
+    gc.freeze()  # a look through the model's half a million objects takes a third of a second
+    sys.setswitchinterval(SWITCH_SECONDS)
     with suppress(KeyboardInterrupt):  # the way it ends
-        uvicorn.Server(config).run(sockets=[opened])
+        listener.run(sockets=[opened])

@@ -399,6 +399,10 @@ def serve(
     api_key: Annotated[
         str | None, typer.Option("--api-key", envvar="GHOSTTUNE_API_KEY", help="What clients must show; none if unset.")
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option("--allow-host", help="Another name it is reached by, as behind a proxy; again for more."),
+    ] = None,
     waiting: Annotated[int, typer.Option("--waiting", min=0, help="Requests that may wait; more get 429.")] = 16,
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", min=1, help="Longest answer that may be asked for.")
@@ -409,7 +413,8 @@ def serve(
     """Answer OpenAI's chat and completion calls over HTTP, and show a page to talk in."""
     from ghosttune.cli.listening import listen
 
-    listen(run_or_model, host, port, api_key, waiting, max_tokens, device, trust_remote_code)
+    names = allow_host or ()
+    listen(run_or_model, host, port, api_key, names, waiting, max_tokens, device, trust_remote_code)
 
 
 for _command in (studying.compare, studying.sweep, studying.prove, *rows.COMMANDS):

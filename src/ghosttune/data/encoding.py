@@ -215,6 +215,10 @@ class Encoder:
         """Tokens of the whole prompt, before anything is cut."""
         return len(self._prompt(turns)[1])
 
+    def whole_prompt_ids(self, turns: Sequence[Turn]) -> list[int]:
+        """Token ids of the prompt, nothing cut."""
+        return self._prompt(turns)[1].tolist()
+
     def _prompt(self, turns: Sequence[Turn]) -> tuple[list[Part], np.ndarray]:
         parts = self.template.prompt(turns)
         ids_of = self._tokenised(parts)

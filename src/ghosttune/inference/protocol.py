@@ -1,4 +1,4 @@
-"""The requests and answers of OpenAI's chat and completion calls, as far as one model on one machine has them.
+"""The requests of OpenAI's chat and completion calls, as far as one model on one machine has them.
 
 Closed like the configuration: what is not known is refused, because an ignored `tools` would look like a bad model.
 """
@@ -6,27 +6,34 @@ Closed like the configuration: what is not known is refused, because an ignored 
 from __future__ import annotations
 
 import json
-import time
-import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator
+from itertools import islice
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ghosttune.data.records import Turn
 from ghosttune.inference.sampling import Sampling
-from ghosttune.inference.streaming import Reply
 
 MAX_STOPS = 16
 
+MAX_MESSAGES = 256
+"""A template renders the whole conversation twice for every answer in it, which grows with the square: a tenth of a
+second here, half a minute at 3,000."""
+
+MAX_PARTS = 64
+"""Of one message."""
+
+MAX_VALUES = 4096
+"""Of a body, at any depth: each wrong one is a fault, and 100,000 faults take a second and a half to list."""
+
 
 class RequestError(Exception):
-    """What is answered instead: a status, and the message of OpenAI's error object."""
+    """What is answered instead: a status, and what OpenAI's error object says."""
 
     def __init__(self, message: str, status: int = 400, param: str | None = None, kind: str = "invalid_request_error"):
         super().__init__(message)
-        self.status = status
-        self.body = {"error": {"message": message, "type": kind, "param": param, "code": None}}
+        self.status, self.param, self.kind = status, param, kind
 
 
 class _Closed(BaseModel):
@@ -40,7 +47,7 @@ class TextPart(_Closed):
 
 class Message(_Closed):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(max_length=MAX_PARTS)]
     name: str | None = None
 
     @property
@@ -78,8 +85,13 @@ class Request(_Closed):
         return self.max_tokens
 
     @property
+    def turns(self) -> tuple[Turn, ...]:
+        """What the model is given."""
+        raise NotImplementedError
+
+    @property
     def sampling(self) -> Sampling:
-        """Greedy unless a temperature is given."""
+        """Greedy unless a temperature is given; InputError for one that means nothing."""
         return Sampling(self.temperature or 0.0, self.top_p or 1.0, self.top_k or 0, self.seed or 0)
 
     @property
@@ -92,7 +104,7 @@ class Request(_Closed):
 
 
 class ChatRequest(Request):
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
 
     @property
@@ -116,77 +128,43 @@ class ChatRequest(Request):
 class CompletionRequest(Request):
     prompt: str
 
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The text as it is."""
+        return (Turn("user", self.prompt),)
+
 
 AnyRequest = TypeVar("AnyRequest", bound=Request)
 
 
 def parsed(body: bytes, kind: type[AnyRequest]) -> AnyRequest:
-    """The request in a body; RequestError says everything that is wrong with it."""
+    """The request in a body; RequestError says everything that is wrong with it. Milliseconds at most."""
     try:
         fields = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
-        json.dumps(fields, ensure_ascii=False).encode(
-            "utf-8"
-        )  # half of a surrogate pair is text to JSON, to nobody else
+        json.dumps(fields, ensure_ascii=False).encode("utf-8")  # half of a surrogate pair is text to JSON only
     except (ValueError, RecursionError) as error:
         raise RequestError(f"the body is not valid JSON: {error}") from error
+    if sum(1 for _ in islice(_values(fields), MAX_VALUES + 1)) > MAX_VALUES:
+        raise RequestError(
+            f"the body has more than {MAX_VALUES} values, which no request of up to {MAX_MESSAGES} messages needs"
+        )
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        faults = [(".".join(map(str, fault["loc"])), fault["msg"]) for fault in error.errors(include_url=False)]
-        text = "; ".join(f"{place or 'body'}: {message}" for place, message in faults[:10])
+        listed = error.errors(include_url=False, include_input=False, include_context=False)
+        faults = [(".".join(map(str, fault["loc"])), fault["msg"]) for fault in listed[:10]]
+        text = "; ".join(f"{place[:200] or 'body'}: {message}" for place, message in faults)
         raise RequestError(text, param=faults[0][0] or None) from error
+
+
+def _values(fields: Any) -> Iterator[Any]:
+    """Every value in it, at any depth."""
+    left = [fields]
+    while left:
+        value = left.pop()
+        yield value
+        left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number in JSON")
-
-
-class Response:
-    """The bodies that answer one request: whole, or in chunks."""
-
-    def __init__(self, model: str, is_chat: bool):
-        self._is_chat = is_chat
-        self._object = "chat.completion" if is_chat else "text_completion"
-        self._common = {
-            "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid.uuid4().hex}",
-            "created": int(time.time()),
-            "model": model,
-        }
-
-    def whole(self, reply: Reply) -> dict[str, Any]:
-        said = {"message": {"role": "assistant", "content": reply.text}} if self._is_chat else {"text": reply.text}
-        choices = [{"index": 0, **said, "logprobs": None, "finish_reason": reply.ended}]
-        return {**self._common, "object": self._object, "choices": choices, "usage": usage(reply)}
-
-    def first(self) -> list[dict[str, Any]]:
-        """What opens a stream: chat says who speaks."""
-        return [self._chunk({"delta": {"role": "assistant", "content": ""}})] if self._is_chat else []
-
-    def piece(self, text: str) -> dict[str, Any]:
-        return self._chunk({"delta": {"content": text}} if self._is_chat else {"text": text})
-
-    def last(self, reply: Reply, with_usage: bool) -> list[dict[str, Any]]:
-        """What closes a stream: why it ended, and the counts where they were asked for."""
-        end = self._chunk({"delta": {}} if self._is_chat else {"text": ""}, reply.ended)
-        return [end, {**end, "choices": [], "usage": usage(reply)}] if with_usage else [end]
-
-    def _chunk(self, said: dict[str, Any], ended: str | None = None) -> dict[str, Any]:
-        choices = [{"index": 0, **said, "logprobs": None, "finish_reason": ended}]
-        kind = "chat.completion.chunk" if self._is_chat else "text_completion"
-        return {**self._common, "object": kind, "choices": choices}
-
-
-def usage(reply: Reply) -> dict[str, int]:
-    """Tokens of prompt and answer; the stop token counts as one of the answer's."""
-    counts = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.tokens}
-    return {**counts, "total_tokens": sum(counts.values())}
-
-
-def event(value: dict[str, Any] | str) -> str:
-    """One server-sent event."""
-    return f"data: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}\n\n"
-
-
-def model_list(names: Sequence[str]) -> dict[str, Any]:
-    data = [{"id": name, "object": "model", "created": 0, "owned_by": "ghosttune"} for name in names]
-    return {"object": "list", "data": data}

@@ -30,16 +30,16 @@ class Job:
 
 
 class Worker:
-    """Does one job after the other in a thread of its own; at most `places` wait."""
+    """Does one job after the other in a thread of its own, called `name`; at most `places` wait."""
 
-    def __init__(self, places: int):
+    def __init__(self, name: str, places: int):
         self.places = places
         self.busy = False
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closing = False
         self._current: Job | None = None
-        self._thread = threading.Thread(target=self._work, name="answers", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
     @property
@@ -49,7 +49,7 @@ class Worker:
     def submit(self, job: Job) -> None:
         """Puts the job at the end of the line; Full when there is no place."""
         with self._changed:
-            if len(self._waiting) >= self.places:
+            if len(self._waiting) + self.busy > self.places:  # the one to be done next waits for nobody
                 raise Full
             self._waiting.append(job)
             self._changed.notify()

@@ -15,6 +15,10 @@ Choose = Callable[["torch.Tensor", list[int]], "torch.Tensor"]
 """(logits [B, V], which row of the whole batch each one is) -> the token of each row, [B]."""
 
 
+SMALLEST = 1e-5
+"""Of a temperature and of `top_p`: below it both mean the likeliest token, and float32 soon has no such numbers."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are drawn; InputError for values that mean nothing."""
@@ -30,8 +34,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         accepted = {
-            "temperature": (0 <= self.temperature <= 100, "0 (greedy) to 100"),
-            "top_p": (0 < self.top_p <= 1, "above 0, at most 1"),
+            "temperature": (
+                self.temperature == 0 or SMALLEST <= self.temperature <= 100,
+                f"0 (greedy), or {SMALLEST:.5f} to 100",
+            ),
+            "top_p": (SMALLEST <= self.top_p <= 1, f"{SMALLEST:.5f} to 1"),
             "top_k": (self.top_k >= 0, "0 (all) or more"),
             "seed": (0 <= self.seed < 2**63, "0 to 2^63 - 1"),
         }

@@ -3,38 +3,50 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import re
+from base64 import b64encode
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import HTMLResponse, JSONResponse, StreamingResponse
 from starlette.responses import Response as HttpResponse
 
 from ghosttune.data.encoding import Encoder
-from ghosttune.data.records import Turn
 from ghosttune.data.templates import Template
 from ghosttune.errors import GhosttuneError
+from ghosttune.inference.access import Access, Guarded
+from ghosttune.inference.answers import Response, error_body, event, model_list, refusal
 from ghosttune.inference.pipeline import Pipeline
-from ghosttune.inference.protocol import (
-    ChatRequest,
-    CompletionRequest,
-    Request,
-    RequestError,
-    Response,
-    event,
-    model_list,
-    parsed,
-)
+from ghosttune.inference.protocol import ChatRequest, CompletionRequest, Request, RequestError, parsed
 from ghosttune.inference.queueing import Full, Job, Worker
+from ghosttune.inference.sampling import Sampling
 from ghosttune.inference.streaming import Reply
 
-PAGE = Path(__file__).with_name("page.html")
+PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+
+
+def _digests(tag: str) -> str:
+    """What a browser may run or apply of the page: the text between each pair of these tags, and nothing else."""
+    inside = re.findall(f"<{tag}>(.*?)</{tag}>", PAGE, re.DOTALL)
+    return " ".join(f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'" for text in inside)
+
+
+PAGE_HEADERS = {
+    "Content-Security-Policy": f"default-src 'none'; script-src {_digests('script')}; style-src {_digests('style')}; "
+    "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 
 LOOK_SECONDS = 0.1
 """How often a request that waits looks whether its client is still there."""
@@ -45,26 +57,41 @@ class Limits:
     """What a request may cost."""
 
     waiting: int = 16
-    """Requests that may wait for the one being answered; more get 429."""
+    """Requests that may wait for the one being answered, and for the one being read; more get 429."""
     body_bytes: int = 256 * 1024
     max_new_tokens: int = 1024
+    reading_seconds: float = 10
+    """In which a request is read, the wait for those before it included: templates come with the model."""
 
 
 DEFAULT_LIMITS = Limits()
 
 
-def create_app(pipeline: Pipeline, name: str, limits: Limits = DEFAULT_LIMITS, api_key: str | None = None) -> FastAPI:
+@dataclass(frozen=True)
+class Asked:
+    """A request as far as the model is concerned."""
+
+    request: Request
+    ids: list[int]
+    """Token ids of the prompt."""
+    max_new_tokens: int
+    sampling: Sampling
+
+
+def create_app(pipeline: Pipeline, name: str, limits: Limits = DEFAULT_LIMITS, access: Access | None = None) -> FastAPI:
     """The application; `name` is what clients call the model."""
-    server = Server(pipeline, name, limits, api_key)
+    server = Server(pipeline, name, limits, access or Access())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(server.worker.close)
+        await asyncio.to_thread(server.close)
 
     app = FastAPI(title="ghosttune", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(RequestError, _refused)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _no_such_call)  # type: ignore[arg-type]
+    app.add_exception_handler(ClientDisconnect, _left)
+    app.add_middleware(Guarded, access=server.access)
     app.add_api_route("/", server.page, methods=["GET"], response_model=None)
     app.add_api_route("/health", server.health, methods=["GET"], response_model=None)
     app.add_api_route("/v1/models", server.models, methods=["GET"], response_model=None)
@@ -74,148 +101,178 @@ def create_app(pipeline: Pipeline, name: str, limits: Limits = DEFAULT_LIMITS, a
 
 
 async def _refused(request: HttpRequest, error: RequestError) -> JSONResponse:
-    return JSONResponse(error.body, error.status, {"Retry-After": "1"} if error.status == 429 else None)
+    return refusal(error)
 
 
 async def _no_such_call(request: HttpRequest, error: HTTPException) -> JSONResponse:
-    refused = RequestError(f"{request.method} {request.url.path}: {error.detail}", error.status_code)
-    return JSONResponse(refused.body, refused.status, error.headers)
+    answer = refusal(RequestError(f"{request.method} {request.url.path}: {error.detail}", error.status_code))
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def _left(request: HttpRequest, error: Exception) -> HttpResponse:
+    return HttpResponse(status_code=499)  # nobody reads it
+
+
+class Told:
+    """What a job tells from its thread, heard on the event loop."""
+
+    def __init__(self, work: Callable[[Job], Any]):
+        self.job = Job(work, self._tell)
+        self._loop = asyncio.get_running_loop()
+        self._heard: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+
+    def _tell(self, kind: str, value: Any) -> None:
+        with suppress(RuntimeError):  # the loop has ended, and with it everybody who could hear
+            self._loop.call_soon_threadsafe(self._heard.put_nowait, (kind, value))
+
+    async def next(self) -> tuple[str, Any]:
+        """`piece`, `result` or `error`, and what it is."""
+        return await self._heard.get()
+
+    async def result(self, request: HttpRequest) -> Any:
+        """What the job gives; raises its error, and ClientDisconnect as soon as nobody waits for it."""
+        while True:
+            try:
+                kind, value = await asyncio.wait_for(self.next(), LOOK_SECONDS)
+            except TimeoutError:
+                if await request.is_disconnected():
+                    raise ClientDisconnect from None
+                continue
+            if kind == "error":
+                raise value
+            if kind == "result":
+                return value
 
 
 class Server:
-    """What the calls share: the model, its worker and the limits."""
+    """What the calls share: the model, its workers and the limits."""
 
-    def __init__(self, pipeline: Pipeline, name: str, limits: Limits, api_key: str | None):
+    def __init__(self, pipeline: Pipeline, name: str, limits: Limits, access: Access):
         self.pipeline = pipeline
         self.name = name
         self.limits = limits
-        self.api_key = api_key
-        self.worker = Worker(limits.waiting)
-        template = Template("plain", pipeline.encoder.template.tokenizer)
-        self._plain = Encoder(template, pipeline.encoder.max_length, "completion")
+        self.access = access
+        self.reader = Worker("reads", limits.waiting)
+        self.writer = Worker("answers", limits.waiting)
+        plain = Encoder(Template("plain", pipeline.encoder.tokenizer), pipeline.encoder.max_length, "completion")
+        self._encoders: dict[type[Request], Encoder] = {ChatRequest: pipeline.encoder, CompletionRequest: plain}
+
+    def close(self) -> None:
+        """Ends what is being done, as soon as that is possible."""
+        self.writer.close()
+        self.reader.close(1)
 
     async def page(self, request: HttpRequest) -> HttpResponse:
-        return HTMLResponse(PAGE.read_text(encoding="utf-8"))
+        return HTMLResponse(PAGE, headers=PAGE_HEADERS)
 
     async def health(self, request: HttpRequest) -> HttpResponse:
-        busy, waiting = self.worker.busy, self.worker.waiting
+        busy, waiting = self.writer.busy, self.writer.waiting
         return JSONResponse({"status": "ok", "model": self.name, "answering": busy, "waiting": waiting})
 
     async def models(self, request: HttpRequest) -> HttpResponse:
-        self._require_key(request)
+        self.access.require_key(request)
         return JSONResponse(model_list([self.name]))
 
     async def chat(self, request: HttpRequest) -> HttpResponse:
-        asked = parsed(await self._body(request), ChatRequest)
-        return await self._answer(request, asked, self.pipeline.encoder, asked.turns)
+        return await self._answer(request, await self._asked(request, ChatRequest))
 
     async def completion(self, request: HttpRequest) -> HttpResponse:
-        asked = parsed(await self._body(request), CompletionRequest)
-        return await self._answer(request, asked, self._plain, (Turn("user", asked.prompt),))
+        return await self._answer(request, await self._asked(request, CompletionRequest))
+
+    async def _asked(self, request: HttpRequest, kind: type[Request]) -> Asked:
+        """The request, read in a thread of its own: whatever it holds, others are heard meanwhile."""
+        self.access.require_key(request)
+        told = Told(partial(self._read, await self._body(request), kind))
+        try:
+            async with asyncio.timeout(self.limits.reading_seconds):
+                self._submit(self.reader, told.job)
+                return await told.result(request)
+        except TimeoutError:
+            seconds = self.limits.reading_seconds
+            raise RequestError(f"the request was not read within {seconds:g} s", 503, kind="busy") from None
+        finally:
+            self.reader.withdraw(told.job)
 
     async def _body(self, request: HttpRequest) -> bytes:
-        """The body of a request that may be answered at all."""
-        self._require_key(request)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # which a browser sends from a foreign page only after asking us, in vain
             raise RequestError(f"content-type is {kind or 'missing'}, accepted is application/json")
-        body = b""
+        body = bytearray()
         async for block in request.stream():
             body += block
             if len(body) > self.limits.body_bytes:
                 raise RequestError(f"the body has more than {self.limits.body_bytes} bytes")
-        return body
+        return bytes(body)
 
-    def _require_key(self, request: HttpRequest) -> None:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if self.api_key is not None and not hmac.compare_digest(given.encode("latin-1"), self.api_key.encode()):
-            raise RequestError("the API key is missing or wrong", 401, kind="authentication_error")
-
-    async def _answer(
-        self, request: HttpRequest, asked: Request, encoder: Encoder, turns: tuple[Turn, ...]
-    ) -> HttpResponse:
+    def _read(self, body: bytes, kind: type[Request], job: Job) -> Asked:
+        """RequestError for what cannot be answered; nothing is cut unasked."""
+        asked = parsed(body, kind)
         if asked.model != self.name:
             raise RequestError(f"the model {asked.model!r} is not served here; {self.name!r} is", 404, "model")
-        ids, wanted = self._prompt(asked, encoder, turns)
-        heard: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-
-        def tell(kind: str, value: Any) -> None:
-            loop.call_soon_threadsafe(heard.put_nowait, (kind, value))
-
-        def work(job: Job) -> Reply:
-            def said(piece: str) -> bool:
-                if piece:
-                    tell("piece", piece)
-                return job.left
-
-            settings: dict[str, Any] = {"sampling": asked.sampling, "stops": asked.stops}
-            return self.pipeline.reply(ids, max_new_tokens=wanted, tell=said, **settings)
-
-        job = Job(work, tell)
-        try:
-            self.worker.submit(job)
-        except Full:
-            raise RequestError(f"{self.limits.waiting} requests wait already; try again", 429, kind="busy") from None
-        response = Response(self.name, isinstance(asked, ChatRequest))
-        if asked.stream:
-            events = self._events(job, heard, response, asked.wants_usage)
-            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        return await self._whole(request, job, heard, response)
-
-    def _prompt(self, asked: Request, encoder: Encoder, turns: tuple[Turn, ...]) -> tuple[list[int], int]:
-        """Token ids and the longest answer; RequestError when they do not fit: nothing is cut unasked."""
         wanted = asked.wanted_tokens or self.pipeline.max_new_tokens
         if wanted > self.limits.max_new_tokens:
             raise RequestError(f"max_tokens is {wanted}, at most {self.limits.max_new_tokens}", param="max_tokens")
+        encoder = self._encoders[kind]
         try:
-            length = encoder.prompt_length(turns)
-            most = encoder.max_length - self.pipeline.room(wanted)
-            if not 0 < length <= most:
-                raise RequestError(
-                    f"the prompt has {length} tokens; 1 to {max(0, most)} fit beside an answer of up to {wanted}"
-                )
-            return encoder.prompt_ids(turns), wanted
-        except GhosttuneError as error:  # what the chat template refuses
+            sampling, ids = asked.sampling, encoder.whole_prompt_ids(asked.turns)
+        except GhosttuneError as error:  # what sampling, or the chat template, does not take
             raise RequestError(str(error)) from error
+        most = encoder.max_length - self.pipeline.room(wanted)
+        if not 0 < len(ids) <= most:
+            raise RequestError(
+                f"the prompt has {len(ids)} tokens; 1 to {max(0, most)} fit beside an answer of up to {wanted}"
+            )
+        return Asked(asked, ids, wanted, sampling)
 
-    async def _events(
-        self, job: Job, heard: asyncio.Queue[tuple[str, Any]], response: Response, with_usage: bool
-    ) -> AsyncIterator[str]:
+    async def _answer(self, request: HttpRequest, asked: Asked) -> HttpResponse:
+        told = Told(partial(self._write, asked))
+        self._submit(self.writer, told.job)
+        response = Response(self.name, isinstance(asked.request, ChatRequest))
+        if asked.request.stream:
+            events = self._events(told, response, asked.request.wants_usage)
+            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        try:
+            return JSONResponse(response.whole(await told.result(request)))
+        except ClientDisconnect:
+            raise
+        except Exception as error:
+            raise _failed(error) from error
+        finally:
+            self.writer.withdraw(told.job)
+
+    def _write(self, asked: Asked, job: Job) -> Reply:
+        def said(piece: str) -> bool:
+            if piece:
+                job.tell("piece", piece)
+            return job.left
+
+        settings: dict[str, Any] = {"sampling": asked.sampling, "stops": asked.request.stops}
+        return self.pipeline.reply(asked.ids, max_new_tokens=asked.max_new_tokens, tell=said, **settings)
+
+    def _submit(self, worker: Worker, job: Job) -> None:
+        try:
+            worker.submit(job)
+        except Full:
+            raise RequestError(f"{self.limits.waiting} requests wait already; try again", 429, kind="busy") from None
+
+    async def _events(self, told: Told, response: Response, with_usage: bool) -> AsyncIterator[str]:
         """A client that leaves ends this generator, and with it the job."""
         try:
             for opening in response.first():
                 yield event(opening)
             while True:
-                kind, value = await heard.get()
+                kind, value = await told.next()
                 if kind == "piece":
                     yield event(response.piece(value))
                     continue
-                ending = response.last(value, with_usage) if kind == "result" else [_failed(value).body]
+                ending = response.last(value, with_usage) if kind == "result" else [error_body(_failed(value))]
                 for closing in ending:
                     yield event(closing)
                 yield event("[DONE]")
                 return
         finally:
-            self.worker.withdraw(job)
-
-    async def _whole(
-        self, request: HttpRequest, job: Job, heard: asyncio.Queue[tuple[str, Any]], response: Response
-    ) -> HttpResponse:
-        try:
-            while True:
-                try:
-                    kind, value = await asyncio.wait_for(heard.get(), LOOK_SECONDS)
-                except TimeoutError:
-                    if await request.is_disconnected():
-                        return HttpResponse(status_code=499)  # nobody reads it
-                    continue
-                if kind == "result":
-                    return JSONResponse(response.whole(value))
-                if kind == "error":
-                    raise _failed(value)
-        finally:
-            self.worker.withdraw(job)
+            self.writer.withdraw(told.job)
 
 
 def _failed(error: Exception) -> RequestError:
