@@ -91,8 +91,8 @@ def heard(connection: socket.socket) -> bytes:
 
 
 @contextmanager
-def well(server: Served, seconds: float = 0.5) -> Iterator[None]:
-    """The health is answered within `seconds` all the time."""
+def well(server: Served, seconds: float = 5) -> Iterator[None]:
+    """The health is answered within `seconds` all the time: a server in this very process also waits for the tests."""
     ended, took = threading.Event(), []
 
     def ask() -> None:
