@@ -108,6 +108,7 @@ class GradientEngine:
                 for packed rows a tensor shaped like the leading dimensions [R, T], with the example (0, 1, ...) of
                 each position and -1 for positions that belong to none.
             selected: for layers that see chosen positions only, [N, d]: module name to the example of each position.
+                Verification needs that of the last one too, where no parameter of it is selected.
             frozen: also observe selected parameters that are frozen now, such as the weight below an adapter; their
                 gradient is not made for the optimizer. The backward then reaches down to the lowest of them.
 

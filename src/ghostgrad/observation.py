@@ -90,18 +90,17 @@ class Observation:
         self.selected = selected
         self.layouts: dict[str, Layout] = {}
         self.layout: Layout | None = None
-        unknown = sorted(set(selected) - {site.name for site in engine.sites})
+        unknown = sorted(set(selected) - {name for name, _ in engine.model.named_modules()}) if selected else []
         if unknown:
-            raise ValueError(f"`selected` names modules without selected parameters: {unknown}")
+            raise ValueError(f"`selected` names what is no module of the model: {unknown}")
         if examples is not None:
             self._start(examples)
         for observer in observers:
             observer.begin(engine.parameters)
 
     def _start(self, examples: int | Tensor, axes: int | None = None, length: int | None = None) -> None:
-        self.length = length
         if isinstance(examples, int):
-            self.layout = Layout(examples, axes=axes)
+            self.layout = Layout(examples, axes=axes, length=length)
         else:
             # The only wait for the device: the number of examples must be known to size the results.
             count = int(examples.max()) + 1 if examples.numel() else 0
@@ -146,11 +145,11 @@ class Observation:
             except Exception:
                 if not self.expanded:
                     raise
-                faults = dict.fromkeys(self.expanded, "it is computed once for all examples, and repeated by the model")
                 self._forget()
                 self.expanding = False
                 set_random_state(before)
                 found = forward(*args, **kwargs)  # and if that fails too, the fault is another
+                faults = dict.fromkeys(self.expanded, "it is computed once for all examples, and repeated by the model")
                 if verification.unsupported == "raise":
                     raise UnsupportedLayer(self.engine.explained(faults)) from None
                 self._take_out(faults)
@@ -326,11 +325,12 @@ class Observation:
         if layout is None:
             raise RuntimeError("call the model that was given to the engine, or pass `examples` to observe()")
         if not inside_backward():
-            self.forms.add(_form(site.name, output.shape, layout, self.length))
+            self.forms.add(_form(site.name, output.shape, layout))
             self.uses.update(site.parameters.values())
-        if output.shape[0] == 1 != layout.leading and self.expanding:
+        if output.shape[0] == 1 != layout.leading:
             # Computed once for all examples (position embeddings): each must get a gradient of its own.
             self.expanded |= set(site.parameters.values())
+        if output.shape[0] == 1 != layout.leading and self.expanding:
             output = output.expand(layout.leading, *output.shape[1:])
         kept, fill = _kept(site.entry.keep(site.parameters), args, kwargs)
 
@@ -478,7 +478,7 @@ class Rehearsal:
 Form = tuple[Any, ...]
 
 
-def _form(name: str, shape: tuple[int, ...], layout: Layout, length: int | None) -> Form:
+def _form(name: str, shape: tuple[int, ...], layout: Layout) -> Form:
     """What the assignment of a call's positions to examples rests on. A form that was verified once holds in every
     batch: where a leading size happens to be the number of examples it is another form."""
     rows, index = layout.leading, layout.index
@@ -486,7 +486,7 @@ def _form(name: str, shape: tuple[int, ...], layout: Layout, length: int | None)
         return (name, rows == 1, *(shape[n : n + 1] == index.shape[-1:] for n in range(3)), shape[0] == rows)
     times = 0 if shape[0] == 1 != rows else shape[0] / max(1, rows)
     # The length of the batch may differ from step to step, and what is known of [B * T] holds for each.
-    return (name, rows == 1, rows == length, "length" if times == length != 1 else times)
+    return (name, rows == 1, rows == layout.length, "length" if times == layout.length != 1 else times)
 
 
 def _rounding(grad_output: Tensor) -> float:

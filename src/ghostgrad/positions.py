@@ -102,12 +102,14 @@ class Layout:
         index: None where the leading dimension is the example; else a tensor with the shape of the leading dimensions
             that holds the example of each position (packed rows, or positions selected before the layer), -1 for none.
         axes: dimensions of the model's own input, where examples were counted on it.
+        length: its second dimension.
     """
 
-    def __init__(self, examples: int, index: Tensor | None = None, axes: int | None = None):
+    def __init__(self, examples: int, index: Tensor | None = None, axes: int | None = None, length: int | None = None):
         self.examples = examples
         self.index = index
         self.axes = axes
+        self.length = length
         self.leading = examples if index is None else index.shape[0]
         self._known: dict[tuple[int, ...], Positions] = {}
 

@@ -255,7 +255,11 @@ def owner_of(values: Tensor, layout: Layout, indices: Sequence[Tensor]) -> Tenso
             return index.reshape(*index.shape, *(1 for _ in values.shape[index.dim() :]))
     if layout.examples == 1 and not indices:
         return torch.zeros((1,) * values.dim(), dtype=torch.long, device=values.device)
-    if layout.index is not None or not values.dim() or values.shape[0] == 0 or values.shape[0] % layout.examples:
+    if (
+        layout.index is not None
+        or not values.dim()
+        or values.shape[0] not in (layout.examples, layout.examples * (layout.length or 1))
+    ):
         return None
     owner = torch.arange(layout.examples, device=values.device).repeat_interleave(values.shape[0] // layout.examples)
     return owner.reshape(-1, *(1 for _ in values.shape[1:]))

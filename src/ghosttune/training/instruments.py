@@ -49,11 +49,8 @@ class MicroBatch:
         """What `engine.observe` must know about layers that see chosen positions only."""
         if self.head is None or self.positions is None:
             return {}
-        return {
-            site.name: self.positions
-            for site in engine.sites
-            if site.name == self.head or site.name.startswith(f"{self.head}.")
-        }
+        below = [site.name for site in engine.sites if site.name.startswith(f"{self.head}.")]
+        return dict.fromkeys([self.head, *below], self.positions)
 
     @contextmanager
     def named(self) -> Iterator[None]:
