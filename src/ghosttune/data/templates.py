@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ghosttune.data.chat_templates import Allowance, chat_text
 from ghosttune.data.records import Turn
-from ghosttune.errors import ModelError, listed
+from ghosttune.errors import ModelError
 
 MARK = "zqContextzq"
 """Stands for what a user says when a template is asked where it puts that."""
@@ -73,16 +74,16 @@ class Template:
         if turns[0].role == "text":
             return self._joined([(turns[0].content + self.stop_token, True)], self.opening)
         texts: list[tuple[str, bool]] = []
-        done = ""
+        done, allowance = "", Allowance()
         for position, turn in enumerate(turns):
             if turn.role != "assistant":
                 continue
-            given = self._given(turns[:position], done)
-            answer = self._answer(turns[: position + 1], done + given)
+            given = self._given(turns[:position], done, allowance)
+            answer = self._answer(turns[: position + 1], done + given, allowance)
             texts += [(given, False), (answer, True)]
             done += given + answer
         if asks:
-            texts.append((self._given(turns, done), False))
+            texts.append((self._given(turns, done, allowance), False))
         return self._joined(texts, "" if self.kind == "chat" else self.opening)  # chat templates write their own
 
     def _joined(self, texts: list[tuple[str, bool]], opening: str) -> list[Part]:
@@ -100,9 +101,9 @@ class Template:
             return ""
         return next((token for token in self._specials if before.endswith(token)), self._joint)
 
-    def _given(self, turns: Sequence[Turn], done: str) -> str:
+    def _given(self, turns: Sequence[Turn], done: str, allowance: Allowance) -> str:
         """What stands between the end of `done` and the model's next word."""
-        whole = self._rendered(turns, opens_answer=True)
+        whole = self._rendered(turns, True, allowance)
         if not whole.startswith(done):
             raise ModelError(
                 "the chat template rewrites earlier turns when a later one is added, so that the prompt of training "
@@ -110,9 +111,9 @@ class Template:
             )
         return whole[len(done) :]
 
-    def _answer(self, turns: Sequence[Turn], begun: str) -> str:
+    def _answer(self, turns: Sequence[Turn], begun: str, allowance: Allowance) -> str:
         """What stands behind `begun`, up to and with the stop token."""
-        whole = self._rendered(turns, opens_answer=False)
+        whole = self._rendered(turns, False, allowance)
         content = turns[-1].content.strip()
         start = whole.find(content, len(begun))
         end = whole.find(self.stop_token, start + len(content))
@@ -123,10 +124,10 @@ class Template:
             )
         return whole[len(begun) : end + len(self.stop_token)]
 
-    def _rendered(self, turns: Sequence[Turn], opens_answer: bool) -> str:
+    def _rendered(self, turns: Sequence[Turn], opens_answer: bool, allowance: Allowance) -> str:
         """The turns as one text, without the opening."""
         if self.kind == "chat":
-            return _chat_text(self.tokenizer, turns, opens_answer)
+            return chat_text(self.tokenizer, turns, opens_answer, allowance)
         if self.kind == "plain":
             behind = {"system": "\n\n", "user": "", "assistant": self.stop_token}
             return "".join(turn.content + behind[turn.role] for turn in turns)
@@ -151,19 +152,6 @@ def _cue_length(text: str) -> int:
     """Characters of the last line, which asks for the answer; 0 when the text is one line and all of it is context."""
     last_break = text.rstrip("\n").rfind("\n")
     return len(text) - last_break if last_break >= 0 else 0
-
-
-def _chat_text(tokenizer: Any, turns: Sequence[Turn], opens_answer: bool) -> str:
-    from jinja2 import TemplateError
-
-    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-    try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opens_answer)
-    except TemplateError as error:
-        roles = listed(turn.role for turn in turns)
-        raise ModelError(
-            f"the chat template refuses the turns {roles}: {error}; use data.template: turns, or rows it accepts"
-        ) from error
 
 
 def _default_opening(tokenizer: Any) -> str:
@@ -194,7 +182,7 @@ def _special_tokens(tokenizer: Any) -> list[str]:
 def _chat_stop_token(tokenizer: Any) -> str:
     """The special token that the chat template puts behind an answer."""
     answer = "zq answer zq"
-    text = _chat_text(tokenizer, (Turn("user", "zq question zq"), Turn("assistant", answer)), opens_answer=False)
+    text = chat_text(tokenizer, (Turn("user", "zq question zq"), Turn("assistant", answer)), opens_answer=False)
     tail = text[text.rfind(answer) + len(answer) :] if answer in text else ""
     found = _first_of(_special_tokens(tokenizer), tail)
     if found is None:
