@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
+pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 openai: Any = pytest.importorskip("openai", reason="the official client is not installed")
 
 from served import SECONDS, Served, served, until  # noqa: E402

@@ -11,9 +11,10 @@ from itertools import islice
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.config import JsonDict
 
 from ghosttune.data.records import Turn
-from ghosttune.inference.sampling import Sampling
+from ghosttune.inference.sampling import SMALLEST, Sampling
 
 MAX_STOPS = 16
 
@@ -26,6 +27,10 @@ MAX_PARTS = 64
 
 MAX_VALUES = 4096
 """Of a body, at any depth: each wrong one is a fault, and 100,000 faults take a second and a half to list."""
+
+
+TEMPERATURE: JsonDict = {"anyOf": [{"const": 0}, {"minimum": SMALLEST}]}
+"""What Sampling accepts, which also refuses the rest."""
 
 
 class RequestError(Exception):
@@ -68,8 +73,8 @@ class Request(_Closed):
 
     model: str
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, json_schema_extra=TEMPERATURE)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1, json_schema_extra={"minimum": SMALLEST})] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None

@@ -13,18 +13,21 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import HTMLResponse, JSONResponse, StreamingResponse
 from starlette.responses import Response as HttpResponse
+from starlette.routing import Route
 
 from ghosttune.data.encoding import Encoder
 from ghosttune.data.templates import Template
 from ghosttune.errors import GhosttuneError
 from ghosttune.inference.access import Access, Guarded
 from ghosttune.inference.answers import Response, error_body, event, model_list, refusal
+from ghosttune.inference.openapi import document
 from ghosttune.inference.pipeline import Pipeline
 from ghosttune.inference.protocol import ChatRequest, CompletionRequest, Request, RequestError, parsed
 from ghosttune.inference.queueing import Full, Job, Worker
@@ -78,33 +81,41 @@ class Asked:
     sampling: Sampling
 
 
-def create_app(pipeline: Pipeline, name: str, limits: Limits = DEFAULT_LIMITS, access: Access | None = None) -> FastAPI:
+def create_app(
+    pipeline: Pipeline, name: str, limits: Limits = DEFAULT_LIMITS, access: Access | None = None
+) -> Starlette:
     """The application; `name` is what clients call the model."""
     server = Server(pipeline, name, limits, access or Access())
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(server.close)
 
-    app = FastAPI(title="ghosttune", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_exception_handler(RequestError, _refused)  # type: ignore[arg-type]
-    app.add_exception_handler(HTTPException, _no_such_call)  # type: ignore[arg-type]
-    app.add_exception_handler(ClientDisconnect, _left)
-    app.add_middleware(Guarded, access=server.access)
-    app.add_api_route("/", server.page, methods=["GET"], response_model=None)
-    app.add_api_route("/health", server.health, methods=["GET"], response_model=None)
-    app.add_api_route("/v1/models", server.models, methods=["GET"], response_model=None)
-    app.add_api_route("/v1/chat/completions", server.chat, methods=["POST"], response_model=None)
-    app.add_api_route("/v1/completions", server.completion, methods=["POST"], response_model=None)
+    app = Starlette(
+        routes=[
+            Route("/", server.page),
+            Route("/health", server.health),
+            Route("/openapi.json", server.document),
+            Route("/v1/models", server.models),
+            Route("/v1/chat/completions", server.chat, methods=["POST"]),
+            Route("/v1/completions", server.completion, methods=["POST"]),
+        ],
+        exception_handlers={RequestError: _refused, HTTPException: _no_such_call, ClientDisconnect: _left},
+        middleware=[Middleware(Guarded, access=server.access)],
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
     return app
 
 
-async def _refused(request: HttpRequest, error: RequestError) -> JSONResponse:
+async def _refused(request: HttpRequest, error: Exception) -> HttpResponse:
+    assert isinstance(error, RequestError)
     return refusal(error)
 
 
-async def _no_such_call(request: HttpRequest, error: HTTPException) -> JSONResponse:
+async def _no_such_call(request: HttpRequest, error: Exception) -> HttpResponse:
+    assert isinstance(error, HTTPException)
     answer = refusal(RequestError(f"{request.method} {request.url.path}: {error.detail}", error.status_code))
     answer.headers.update(error.headers or {})
     return answer
@@ -170,6 +181,9 @@ class Server:
         busy, waiting = self.writer.busy, self.writer.waiting
         return JSONResponse({"status": "ok", "model": self.name, "answering": busy, "waiting": waiting})
 
+    async def document(self, request: HttpRequest) -> HttpResponse:
+        return JSONResponse(document(self.name, self.limits.max_new_tokens, self.access.api_key is not None))
+
     async def models(self, request: HttpRequest) -> HttpResponse:
         self.access.require_key(request)
         return JSONResponse(model_list([self.name]))
@@ -210,7 +224,7 @@ class Server:
         asked = parsed(body, kind)
         if asked.model != self.name:
             raise RequestError(f"the model {asked.model!r} is not served here; {self.name!r} is", 404, "model")
-        wanted = asked.wanted_tokens or self.pipeline.max_new_tokens
+        wanted = asked.wanted_tokens or min(self.pipeline.max_new_tokens, self.limits.max_new_tokens)
         if wanted > self.limits.max_new_tokens:
             raise RequestError(f"max_tokens is {wanted}, at most {self.limits.max_new_tokens}", param="max_tokens")
         encoder = self._encoders[kind]
