@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ghostgrad.layers import exact
 from ghostgrad.observation import Observation
 from ghostgrad.observers import Observer
-from ghostgrad.rules import RULES, Entry, RuleRegistry, UnsupportedLayer, own_parameters
+from ghostgrad.rules import RULES, Entry, RuleRegistry, UnsupportedLayer, makes_its_weights, own_parameters
 from ghostgrad.verifying import Verification
 
 Select = Callable[[str, nn.Parameter], bool] | Sequence[str]
@@ -55,13 +55,19 @@ class GradientEngine:
         select: which parameters; a function of name and parameter, or name patterns (`fnmatch`), each of which must
             match. A tied parameter goes by the first of its names.
         rules: the layer rules.
-        unsupported: "raise" where a selected parameter has no rule; "exact" to use `torch.func` on that module, one
-            vectorised backward per example, slower and never wrong.
+        unsupported: "raise" where a selected parameter has no rule; "exact" to call its module again and differentiate
+            that call once per example, slower and never wrong; "leave_out" to show the others only.
         verify: in the first pass, and in a later one with calls of another form, compare what the rows add up to, as
             they are and under random weights, with autograd's own gradient, and raise with the names of the parameters
             that differ. With `unsupported="exact"` these are differentiated one example at a time from then on. Costs
             one more backward pass, or two with "exact". "sums" leaves out the weights and the pass, for observers that
             only add rows up; False verifies nothing.
+
+    Attributes:
+        parameters: those that are shown, by name.
+        exact: names of those that have no rule and are differentiated one example at a time.
+        left_out: those that have no rule and are not shown, by name; what a first pass finds besides stands in
+            `verification.left_out`.
 
     Raises:
         UnsupportedLayer: selected parameters without a rule, all of them named; a compiled or sharded model.
@@ -77,20 +83,34 @@ class GradientEngine:
         unsupported: str = "raise",
         verify: bool | Literal["sums"] = True,
     ):
-        if unsupported not in ("raise", "exact"):
-            raise ValueError(f'unsupported is {unsupported!r}; accepted are "raise" and "exact"')
+        if unsupported not in ("raise", "exact", "leave_out"):
+            raise ValueError(f'unsupported is {unsupported!r}; accepted are "raise", "exact" and "leave_out"')
         _refuse_compiled_or_sharded(model)
         self.model = model
-        self.parameters = _selected(model, select)
+        selected = _selected(model, select)
         self.verification = Verification("sums" if verify == "sums" else "rows" if verify else None, unsupported)
         self.mixing = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        self.sites = _sites(model, self.parameters, rules, exact.ENTRY if unsupported == "exact" else None)
+        self.sites, without = _sites(model, selected, rules)
+        uncalled = _uncalled(selected, [*self.sites, *without])
+        if unsupported == "exact":
+            self.sites, without = [*self.sites, *without], []
+        if unsupported != "leave_out" and (without or uncalled):
+            raise UnsupportedLayer(_missing(without, uncalled))
+        names = {*uncalled, *(name for site in without for name in site.parameters.values())}
+        self.left_out = {name: parameter for name, parameter in selected.items() if name in names}
+        self.parameters = {name: parameter for name, parameter in selected.items() if name not in names}
+        self.exact = [name for site in self.sites if site.entry is exact.ENTRY for name in site.parameters.values()]
         self.unlike_autograd = {
             name
             for site in self.sites
             if not site.entry.like_autograd(site.module)
             for name in site.parameters.values()
         }
+
+    @property
+    def unseen(self) -> set[str]:
+        """Names of selected parameters that observers are not shown: without a rule, or found wrong in a first pass."""
+        return {*self.left_out, *self.verification.left_out}
 
     @contextmanager
     def observe(
@@ -117,7 +137,9 @@ class GradientEngine:
                 verification.
             RuntimeError: a second forward after the backward, or no backward at all.
         """
-        if not observers:
+        if not observers or not self.sites:
+            for observer in observers:
+                observer.begin(self.parameters)
             yield
             return
         _refuse_mixing(self.mixing)
@@ -159,12 +181,17 @@ class GradientEngine:
             else f"  {name}: {fault}"
             for name, fault in faults.items()
         ]
+        remedy = 'Pass unsupported="exact" to differentiate such parameters one example at a time'
+        if self.verification.unsupported == "exact":
+            remedy = (
+                "They would be differentiated one example at a time from an output of the model with one row per "
+                "example: compute the loss outside the model"
+            )
         return (
             f"the gradients of single rows are not right for {len(faults)} parameters:\n"
             + "\n".join(lines)
             + "\nThe parameter is used outside its module's call, its rows are not in the order of the model's, "
-            'or its rule is wrong. Pass unsupported="exact" to differentiate such parameters one example at a time, '
-            "leave them out with `select`, or freeze them."
+            f"or its rule is wrong. {remedy}, leave them out with `select`, or freeze them."
         )
 
 
@@ -179,42 +206,50 @@ def _selected(model: nn.Module, select: Select) -> dict[str, nn.Parameter]:
 
 
 def _sites(
-    model: nn.Module, selected: Mapping[str, nn.Parameter], rules: RuleRegistry, fallback: Entry | None
-) -> list[Site]:
+    model: nn.Module, selected: Mapping[str, nn.Parameter], rules: RuleRegistry
+) -> tuple[list[Site], list[Site]]:
+    """The modules with a rule for their selected parameters, and those without one."""
     names = {id(parameter): name for name, parameter in selected.items()}
-    sites: list[Site] = []
-    missing: list[str] = []
+    ruled: list[Site] = []
+    without: list[Site] = []
     owned: set[str] = set()
     for path, module in model.named_modules():
         if isinstance(module, nn.ParameterDict | nn.ParameterList) and path:
             continue  # its parent answers for it
         below = f"{path}." if path else ""
-        entry = rules.find(module)
+        entry = None if makes_its_weights(module) else rules.find(module)
         parameters = {own: names[id(p)] for own, p in own_parameters(module) if id(p) in names}
         parameters = {own: name for own, name in parameters.items() if below + own not in owned}
         if entry is not None and (owns := entry.owns(module)):
             children = dict(module.named_parameters())
             parameters |= {own: names[id(children[own])] for own in owns if id(children[own]) in names}
             owned |= {below + own for own in owns}
-        if not parameters:
-            continue
-        entry = entry or fallback
-        if entry is None:
-            missing.append(f"  {path or '(the model itself)'}: {_qualified(module)} ({', '.join(parameters)})")
-        else:
-            sites.append(Site(path, module, entry, parameters))
+        owned |= {below + own for own in parameters if own.startswith("parametrizations.")}
+        if parameters and entry is not None:
+            ruled.append(Site(path, module, entry, parameters))
+        elif parameters:
+            without.append(Site(path, module, exact.ENTRY, parameters))
+    return ruled, without
+
+
+def _uncalled(selected: Mapping[str, nn.Parameter], sites: Sequence[Site]) -> list[str]:
+    """Names of parameters that no module's own call uses."""
     seen = {name for site in sites for name in site.parameters.values()}
-    missing += [
-        f"  {name}: belongs to no module that is called" for name in selected if not missing and name not in seen
+    return [name for name in selected if name not in seen]
+
+
+def _missing(without: Sequence[Site], uncalled: Sequence[str]) -> str:
+    lines = [
+        f"  {site.name or '(the model itself)'}: {_qualified(site.module)} ({', '.join(site.parameters)})"
+        for site in without
     ]
-    if missing:
-        raise UnsupportedLayer(
-            f"{len(missing)} layers with selected parameters have no per-example gradient rule:\n"
-            + "\n".join(missing)
-            + "\nFreeze them, leave them out with `select`, add a rule with @RULES.register, or pass "
-            + 'unsupported="exact".'
-        )
-    return sites
+    lines += [f"  {name}: belongs to no module that is called" for name in uncalled]
+    return (
+        f"{len(lines)} layers with selected parameters have no per-example gradient rule:\n"
+        + "\n".join(lines)
+        + "\nFreeze them, leave them out with `select`, add a rule with @RULES.register, or pass "
+        + 'unsupported="exact" or "leave_out".'
+    )
 
 
 def _qualified(module: nn.Module) -> str:

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from ghostgrad.forms import Dense, ExampleGradient
 from ghostgrad.observers import Observer
 from ghostgrad.positions import Layout
+from ghostgrad.replay import Moment, tensors_in
 from ghostgrad.rules import LayerIO, NotFinite, UnsupportedLayer
-from ghostgrad.tap import Tap, inside_backward
+from ghostgrad.tap import Tap, inside_backward, is_rule_at_work, rule_at_work
 from ghostgrad.verifying import (
     Arrived,
     Boundary,
@@ -86,7 +87,6 @@ class Observation:
         self.faults: dict[str, str] = {}
         self.nonzero: set[str] = set()
         self.rounding: dict[str, float] = {}
-        self.paused = False
         self.selected = selected
         self.layouts: dict[str, Layout] = {}
         self.layout: Layout | None = None
@@ -137,7 +137,7 @@ class Observation:
 
         @wraps(forward)
         def called(*args: Any, **kwargs: Any) -> Any:
-            if self.paused or not torch.is_grad_enabled() or inside_backward():
+            if is_rule_at_work() or not torch.is_grad_enabled() or inside_backward():
                 return forward(*args, **kwargs)
             before = random_state(self.engine.parameters.values())
             try:
@@ -185,6 +185,8 @@ class Observation:
         torch.autograd.grad(loss, [self.anchor, *compared], allow_unused=True)
 
     def _install(self, site: Site) -> Any:
+        if site.entry.again:
+            return self._install_with_moments(site)
         if site.entry.method == "forward":
 
             def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
@@ -199,9 +201,40 @@ class Observation:
         setattr(site.module, site.entry.method, wrapped)
         return lambda: delattr(site.module, site.entry.method)
 
+    def _install_with_moments(self, site: Site) -> Any:
+        """Taps every tensor that the layer gives, and keeps what a call that gives the same again needs."""
+        device = next(site.module.parameters()).device
+        moments: list[Moment] = []
+
+        def before(module: nn.Module, args: tuple) -> None:
+            if not is_rule_at_work():
+                moments[:] = [Moment(device)]
+
+        def after(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+            if is_rule_at_work():
+                return output
+            (moment,) = moments
+            moment.over()
+            places = {id(tensor): place for place, tensor in enumerate(tensors_in(output))}
+            if not places:
+                fault = f"its output, a {type(output).__name__}, holds no tensor"
+                self._take_out(dict.fromkeys(site.parameters.values(), fault))
+                return output
+
+            def tapped(leaf: Any) -> Any:
+                if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or not leaf.dim():
+                    return leaf
+                return self._tapped(site, args, kwargs, leaf, moment, places[id(leaf)])
+
+            return tree_map(tapped, output)
+
+        handles = [site.module.register_forward_pre_hook(before, prepend=True)]
+        handles.append(site.module.register_forward_hook(after, with_kwargs=True))
+        return lambda: [handle.remove() for handle in handles]
+
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """Learns the number of examples from the model's own input."""
-        if self.paused or not torch.is_grad_enabled() or inside_backward():
+        if is_rule_at_work() or not torch.is_grad_enabled() or inside_backward():
             return
         if self.delivered:
             raise RuntimeError("a second forward after the backward: open one observe() per micro-batch")
@@ -240,7 +273,7 @@ class Observation:
 
     def _leave(self, module: nn.Module, args: tuple, output: Any) -> Any:
         """Passes what the model gives through a boundary, in a pass that is verified or has rows to be made alone."""
-        if self.paused or not torch.is_grad_enabled() or inside_backward():
+        if is_rule_at_work() or not torch.is_grad_enabled() or inside_backward():
             return None
         verification = self.engine.verification
         self.verifying = verification.needed(self.forms, self._compared())
@@ -308,8 +341,10 @@ class Observation:
             earlier = self.alone.get(name)
             self.alone[name] = Dense(rows) if earlier is None else earlier.merge(Dense(rows))
 
-    def _tapped(self, site: Site, args: tuple, kwargs: dict, output: Any) -> Any:
-        if self.paused or not torch.is_grad_enabled():
+    def _tapped(
+        self, site: Site, args: tuple, kwargs: dict, output: Any, moment: Moment | None = None, place: int = 0
+    ) -> Any:
+        if is_rule_at_work() or not torch.is_grad_enabled():
             return output
         if self.skipping and self.skipping.issuperset(site.parameters.values()):
             return output
@@ -338,7 +373,7 @@ class Observation:
             listens = listener(self)
             if getattr(listens, "observation", listens) is not self:
                 return  # the pass is of another's making
-            io = LayerIO(None, grad_output, layout, site.parameters)
+            io = LayerIO(None, grad_output, layout, site.parameters, moment=moment, place=place)
             fill(io, tensors)
             with _plainly(grad_output):
                 listens.deliver(site, io)
@@ -371,11 +406,8 @@ class Observation:
                     self._show(name)  # no other use can come: nothing need be held until the end
 
     def _ruled(self, site: Site, io: LayerIO) -> dict[str, ExampleGradient]:
-        self.paused = True  # a rule may run its layer again
-        try:
+        with rule_at_work():
             return site.entry.rule(site.module, io)
-        finally:
-            self.paused = False
 
     def _look(self, io: LayerIO) -> None:
         """Refuses rows of which the loss is not a number, at the layer that the gradient of a probe reaches first."""

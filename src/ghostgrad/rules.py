@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ghostgrad.forms import ExampleGradient, widen
 from ghostgrad.positions import Layout, Positions
@@ -38,6 +39,10 @@ class LayerIO:
     wanted: Collection[str] = ()
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    moment: Any = None
+    """`ghostgrad.replay.Moment` of the call, for rules that call their layer again."""
+    place: int = 0
+    """Which tensor of the layer's output `grad_output` is of, where it has several."""
 
     def positions(self, feature_axes: int = 1) -> Positions:
         """Positions of `grad_output`, whose last `feature_axes` dimensions are features."""
@@ -76,6 +81,8 @@ class Entry:
     method: str = "forward"
     owns: Owns = lambda module: ()
     like_autograd: Callable[[Any], bool] = lambda module: True
+    again: bool = False
+    """Whether the rule calls its layer again, whatever that gives: its output may hold several tensors."""
 
 
 class UnsupportedLayer(ValueError):
@@ -162,12 +169,25 @@ def _chooser(keep: str | Keep) -> Keep:
 
 
 def own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters that `module` itself uses: its own, and those in its parameter dicts and lists."""
+    """Parameters that `module` itself uses: its own, those in its parameter dicts and lists, and those its weights are
+    made of (`torch.nn.utils.parametrize`)."""
     yield from module.named_parameters(recurse=False, remove_duplicate=False)
     for name, child in module.named_children():
         if isinstance(child, nn.ParameterDict | nn.ParameterList):
             for key, parameter in child.named_parameters(recurse=False, remove_duplicate=False):
                 yield f"{name}.{key}", parameter
+    if is_parametrized(module):
+        made_of: Any = module.parametrizations
+        for key, parameter in made_of.named_parameters(remove_duplicate=False):
+            yield f"parametrizations.{key}", parameter
+
+
+def makes_its_weights(module: nn.Module) -> bool:
+    """Whether a weight of the module is made of other parameters for each call, so that a rule of its class has no say:
+    parametrizations, and weight norms of before there were any."""
+    return is_parametrized(module) or any(
+        getattr(type(hook), "compute_weight", None) for hook in module._forward_pre_hooks.values()
+    )
 
 
 RULES = RuleRegistry()

@@ -7,7 +7,9 @@ Kept as a module attribute, the second call would overwrite the first, and check
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,6 +40,28 @@ class Tap(torch.autograd.Function):
         if grad_output is not None:
             ctx.deliver(grad_output, kept)
         return grad_output, None, None, *(None for _ in kept)
+
+
+class _Rule(threading.local):
+    at_work = False
+
+
+_RULE = _Rule()
+
+
+@contextmanager
+def rule_at_work() -> Iterator[None]:
+    """Calls of layers inside are a rule's own, and of no concern to any tap, whichever engine's it is."""
+    before, _RULE.at_work = _RULE.at_work, True
+    try:
+        yield
+    finally:
+        _RULE.at_work = before
+
+
+def is_rule_at_work() -> bool:
+    """True while a rule calls a layer in this thread."""
+    return _RULE.at_work
 
 
 def inside_backward() -> bool:

@@ -19,7 +19,7 @@ Positive lowered the guide loss.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -89,14 +89,17 @@ class InRunValues:
         self._rows: list[tuple[list[str], dict[str, Tensor]]] = []
         self._unscored: list[str] = []
         self._groups: dict[int, Mapping[str, Any]] = {}
+        self.apart: dict[str, Tensor] = {}
         self.updates: dict[str, float] = {}
         """How many updates each parameter had had when the step was opened; without those that had none. AdamW only."""
 
-    def open_step(self, guide: Mapping[str, Tensor]) -> Dots:
+    def open_step(self, guide: Mapping[str, Tensor], unseen: Container[str] = ()) -> Dots:
         """The observer of this step's micro-batches; call before the optimizer's update.
 
         Args:
             guide: parameter name to the gradient of the guide loss.
+            unseen: parameters of the guide that the engine does not show: no row is scored for them, and what a
+                gradient is multiplied with for their value stands in `apart`.
         """
         if self._rows:
             raise RuntimeError("the step before was not closed")
@@ -107,9 +110,9 @@ class InRunValues:
         self.updates = self._updates(guide) if self.kind == "adamw" else {}
         scored = [name for name in guide if self.kind == "sgd" or name in self.updates]
         self._unscored = [name for name in guide if name not in set(scored)]
-        self._dots = Dots(
-            {name: one for part in together(scored, guide) for name, one in self._directions(part, guide)}
-        )
+        directions = {name: one for part in together(scored, guide) for name, one in self._directions(part, guide)}
+        self.apart = {name: directions.pop(name) for name in scored if name in unseen}
+        self._dots = Dots(directions)
         return self._dots
 
     def group(self, name: str) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from ghostgrad import RULES, Dense, GradientEngine, LayerIO, Norms, OuterProduct, UnsupportedLayer
 from ghostgrad.cases import LAYERS
-from ghostgrad.testing import check_rule, compare
+from ghostgrad.testing import check_rule, compare, one_backward_per_example
 
 X = torch.randn
 
@@ -140,6 +141,116 @@ def test_parameters_in_dicts_and_lists_belong_to_their_owner() -> None:
     with pytest.raises(UnsupportedLayer, match=r"scales\.a, scales\.b, shifts\.0"):
         GradientEngine(Mixture())
     compare(Mixture().double(), lambda m: m(values).square().flatten(1).sum(1), unsupported="exact")
+
+
+class Noisy(nn.Module):
+    """Dropout, an operation in place, and an autograd function without a vectorised form."""
+
+    class Cube(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, values: Tensor) -> Tensor:
+            ctx.save_for_backward(values)
+            return values**3
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            return 3 * ctx.saved_tensors[0] ** 2 * grad
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.randn(4))
+
+    def forward(self, values: Tensor) -> Tensor:
+        scaled = values * self.Cube.apply(self.scale)
+        return torch.nn.functional.dropout(scaled.add_(self.scale), 0.4)
+
+
+class Several(nn.Module):
+    """Outputs in a tuple, arguments in a mapping, positions that look at each other, and a leading size of 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.randn(4)), nn.Parameter(torch.randn(4))
+
+    def forward(self, given: dict[str, Tensor], mask: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        values = given["values"]
+        looked = torch.tril(values @ values.mT) @ (values * self.scale) * mask
+        return looked, {"shared": self.shift[None, None] ** 2, "none": None, "count": torch.ones(3, dtype=torch.long)}
+
+
+def parametrized() -> nn.Module:
+    return torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+
+
+def once_normed() -> nn.Module:
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        return torch.nn.utils.weight_norm(nn.Linear(4, 4))
+
+
+@pytest.mark.parametrize("make", [Noisy, parametrized, once_normed])
+def test_layers_whose_call_cannot_be_vectorised_are_exact(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    layer, values = make().double(), X(3, 3, 4).double()
+
+    def losses(layer: nn.Module) -> Tensor:
+        torch.manual_seed(5)
+        return layer(values).square().flatten(1).sum(1)
+
+    compare(layer, losses, unsupported="exact")
+    state = torch.get_rng_state()
+    losses(layer)
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(UnsupportedLayer, match="have no per-example gradient rule"):
+        GradientEngine(layer)
+
+
+def test_a_layer_with_several_outputs_is_exact() -> None:
+    torch.manual_seed(0)
+    layer, values, mask = Several().double(), X(3, 3, 4).double(), X(3, 1).double()
+
+    def losses(layer: nn.Module) -> Tensor:
+        looked, others = layer({"values": values}, mask=mask)
+        return (looked + others["shared"]).square().flatten(1).sum(1)
+
+    compare(layer, losses, unsupported="exact", examples=3)
+
+
+def test_packed_and_selected_positions_are_exact() -> None:
+    torch.manual_seed(0)
+    layer, values = nn.PReLU(4).double(), X(2, 4, 5).double()
+    index = torch.tensor([[0, 0, 1, 1, -1], [2, 2, 2, 1, 1]])
+
+    def losses(layer: nn.Module) -> Tensor:
+        each = layer(values).square().sum(1)
+        return torch.zeros(4).double().index_add_(0, index.flatten() % 4, each.flatten())[:3]
+
+    index_of_prelu = index[:, None].expand(2, 4, 5)  # features stand in the middle here
+    compare(layer, losses, unsupported="exact", examples=index_of_prelu)
+
+
+def test_two_engines_do_not_see_what_a_rule_runs_again() -> None:
+    torch.manual_seed(0)
+    model, values = nn.Sequential(nn.Linear(4, 4), nn.PReLU(4)).double(), X(3, 4).double()
+    norms, others = Norms(), Norms()
+    with (
+        GradientEngine(model, unsupported="exact").observe(norms),
+        GradientEngine(model, unsupported="exact").observe(others),
+    ):
+        model(values).square().sum().backward()
+    reference = one_backward_per_example(model(values).square().sum(1), model.named_parameters())
+    expected = sum(gradient.flatten(1).square().sum(1) for gradient in reference.values()) ** 0.5
+    torch.testing.assert_close(norms.total(), expected)
+    torch.testing.assert_close(others.total(), expected)
+
+
+def test_what_is_left_out_is_named_and_not_shown() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.PReLU(4))
+    engine, norms = GradientEngine(model, unsupported="leave_out"), Norms()
+    assert list(engine.left_out) == ["1.weight"] and set(engine.parameters) == {"0.weight", "0.bias"}
+    with engine.observe(norms):
+        model(X(3, 4)).sum().backward()
+    assert set(norms.values) == {"0.weight", "0.bias"}
+    assert GradientEngine(model, unsupported="exact").exact == ["1.weight"]
 
 
 @pytest.mark.parametrize("settings", [{"max_norm": 1.0}, {"scale_grad_by_freq": True}])

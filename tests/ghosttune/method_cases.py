@@ -14,7 +14,8 @@ class Case:
     settings: dict[str, Any] = field(default_factory=dict)
     learning_rate: float = 0.01
     steps: int = 16
-    has_ledger: bool = True
+    has_rule: bool = True
+    """Whether rules give the gradients of single rows; else its layers are measured exactly."""
     merges: bool = True
     biased: bool = False
     """Whether it needs a model with biases."""
@@ -30,11 +31,11 @@ CASES: dict[str, Case] = {
     "dora-orthogonal": Case("lora", {**SMALL, "use_dora": True, "init_lora_weights": "orthogonal"}, 0.02),
     "pissa": Case("lora", {**SMALL, "init_lora_weights": "pissa"}, 0.005),
     "olora-rslora": Case("lora", {**SMALL, "init_lora_weights": "olora", "use_rslora": True}, 0.002),
-    "adalora": Case("adalora", {"init_r": 4, "target_r": 3, "tfinal": 4}, 0.03, has_ledger=False),
-    "vera": Case("vera", {"r": 32}, 0.1, has_ledger=False),
-    "loha": Case("loha", {"r": 4, "alpha": 16}, 0.03, has_ledger=False),
-    "lokr": Case("lokr", {"r": 4, "alpha": 16}, 0.03, has_ledger=False),
-    "oft": Case("oft", {"oft_block_size": 8}, 0.01, has_ledger=False),
+    "adalora": Case("adalora", {"init_r": 4, "target_r": 3, "tfinal": 4}, 0.03, has_rule=False),
+    "vera": Case("vera", {"r": 32}, 0.1, has_rule=False),
+    "loha": Case("loha", {"r": 4, "alpha": 16}, 0.03, has_rule=False),
+    "lokr": Case("lokr", {"r": 4, "alpha": 16}, 0.03, has_rule=False),
+    "oft": Case("oft", {"oft_block_size": 8}, 0.01, has_rule=False),
     "ia3": Case("ia3", {"target_modules": "all_linear"}, 0.2),
     "layernorm": Case("layernorm", {}, 0.1),
     "prompt_tuning": Case("prompt_tuning", {}, 0.5, merges=False),

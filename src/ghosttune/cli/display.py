@@ -74,6 +74,10 @@ class Display:
         for reason, count in prepared.left_out.items():
             self.line(f"           {count:,} left out: {reason}")
         self.line(f"trains     {sum(counts.values()):,} parameters ({groups})")
+        if without := event["run"].read_record().get("without_rule"):
+            self.line(
+                f"           {without['parameters']:,} of them by layers without a rule: measured {without['measured']}"
+            )
         selection = prepared.config.data.online_selection
         among = f", chosen from {train.rows_per_step * selection.offered} by {selection.by}" if selection.by else ""
         self.line(f"steps      {train.max_steps:,} of {train.rows_per_step} rows{among}")
@@ -155,7 +159,11 @@ class Display:
         parts = ", ".join(f"{name} {value:+.4f}" for name, value in groups.items())
         self.line(f"           lowered by {parts}; residual {account['modules_residual']:+.4f} of {drop:+.4f}")
         if account["rows"] is not None:
-            terms = {"rows": "rows", "earlier steps' momentum": "carried_momentum", "weight decay": "weight_decay"}
+            terms = {
+                "rows": "rows",
+                **({"rows in what is left out": "rows_left_out"} if "rows_left_out" in account else {}),
+            }
+            terms |= {"earlier steps' momentum": "carried_momentum", "weight decay": "weight_decay"}
             parts = ", ".join(f"{title} {account[name]:+.4f}" for title, name in terms.items())
             self.line(f"           by step: {parts}, residual {account['residual']:+.4f}")
         for name, found in account["columns"].items():

@@ -490,6 +490,14 @@ class MeasureSettings(Section):
     """Gradient norms; null for off."""
     ledger: LedgerSettings = LedgerSettings()
     """Which modules and which rows lowered the guide loss; null for off."""
+    unsupported: Literal["exact", "leave_out", "refuse"] = setting(
+        "exact",
+        why="a row's gradient costs next to nothing where a rule for the layer gives it, and not every layer has one",
+        benefit="`exact` measures any layer, and `leave_out` keeps the speed of those that have a rule",
+        cost="`exact`: such layers run once more, backward once per row; `leave_out`: no row is credited with them",
+    )
+    """What is done with trained parameters whose layer has no rule for the gradients of single rows: measure them
+    exactly, leave them out (counted and named), or refuse the run. `ghosttune check` says which they are."""
 
 
 class EvaluateSettings(Section):

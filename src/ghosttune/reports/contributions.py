@@ -67,6 +67,10 @@ def ledger_account(numbers: RunNumbers) -> Figure | None:
     if account["rows"] is not None:
         views["by step"] = [
             Bar("rows, in their own step", account["rows"], LIGHT["green"]),
+            *(
+                Bar("rows, in what is left out", account[term], LIGHT["blue"])
+                for term in {"rows_left_out"} & set(account)
+            ),
             Bar("momentum of earlier rows", account["carried_momentum"], LIGHT["purple"]),
             Bar("weight decay", account["weight_decay"], LIGHT["gold"]),
             Bar("residual", account["residual"], LIGHT["soft"]),

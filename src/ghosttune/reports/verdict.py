@@ -154,6 +154,12 @@ def reservations(numbers: RunNumbers) -> list[str]:
         if cut:
             notes.append(f"{len(cut)} {split} rows were longer than the model may read and lost part of their context.")
     notes += [f"{count:,} rows left out: {reason}." for reason, count in record.get("left_out", {}).items()]
+    if without := record.get("without_rule"):
+        names = [*without["names"], *without.get("found_in_the_first_pass", ())]
+        notes.append(
+            f"{len(names)} trained tensors have no rule for the gradients of single rows, which were measured "
+            f"{without['measured']}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}."
+        )
     if record.get("resumed"):
         notes.append(f"The run was resumed {len(record['resumed'])} times.")
     return notes

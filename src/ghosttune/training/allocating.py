@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ghosttune.training.instruments import Instrument
+from ghosttune.training.instruments import Instrument, MicroBatch
 
 AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 """What PEFT's allocator remembers of each parameter's importance."""
@@ -20,9 +21,10 @@ def is_allocated(model: Any) -> bool:
 
 
 class RankAllocation(Instrument):
-    """Lets PEFT take ranks away after each update.
+    """Lets PEFT take ranks away after each update, and adds the penalty's gradient to that of the rows.
 
-    It uses the places of an instrument in a step and in a checkpoint, and unlike all others it changes the weights.
+    It uses the places of an instrument in a step and in a checkpoint, and unlike all others it changes the weights. It
+    stands before all others: the penalty is no row's, and so none may see it in the backward pass of the rows.
 
     Args:
         model: a PEFT model under AdaLoRA.
@@ -30,12 +32,26 @@ class RankAllocation(Instrument):
     """
 
     def __init__(self, model: nn.Module, steps: int):
+        self.model = model
         self.tuner: Any = model.base_model
         self.tuner.rankallocator.set_total_step(steps)
 
     @property
     def configuration(self) -> Any:
         return self.tuner.peft_config[self.tuner.trainable_adapter_name]
+
+    def before_step(self, step: int) -> None:
+        self.penalised = False
+
+    @contextmanager
+    def observing(self, batch: MicroBatch) -> Iterator[None]:
+        yield
+        if not self.penalised:
+            parameters = dict(self.model.named_parameters())
+            for name, gradient in orthogonality(self.model).items():
+                parameter = parameters[name]
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        self.penalised = True
 
     def after_update(self, step: int) -> None:
         self.tuner.update_and_allocate(step)
@@ -59,19 +75,11 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def orthogonality(model: Any) -> Tensor | float:
-    """Zero in value; in the gradient AdaLoRA's penalty, the mean of ‖AAᵀ − I‖ and ‖BᵀB − I‖ by its weight.
-
-    So the recorded loss stays nats per target. 0.0 for every other method.
-    """
-    model = getattr(model, "module", model)
-    if not is_allocated(model):
-        return 0.0
-    distances = [
-        torch.linalg.matrix_norm(product - torch.eye(len(product), device=product.device))
-        for name, p in model.named_parameters()
-        if ".lora_A." in name or ".lora_B." in name
-        for product in [p @ p.T if ".lora_A." in name else p.T @ p]
-    ]
-    penalty = model.peft_config["default"].orth_reg_weight * torch.stack(distances).mean()
-    return penalty - penalty.detach()
+def orthogonality(model: Any) -> dict[str, Tensor]:
+    """Gradient of AdaLoRA's penalty by parameter: of the mean of ‖AAᵀ − I‖ and ‖BᵀB − I‖, times its weight."""
+    factors = {n: p for n, p in model.named_parameters() if ".lora_A." in n or ".lora_B." in n}
+    with torch.enable_grad():
+        products = [p @ p.T if ".lora_A." in name else p.T @ p for name, p in factors.items()]
+        distances = [torch.linalg.matrix_norm(one - torch.eye(len(one), device=one.device)) for one in products]
+        penalty = model.peft_config["default"].orth_reg_weight * torch.stack(distances).mean()
+    return dict(zip(factors, torch.autograd.grad(penalty, list(factors.values())), strict=True))

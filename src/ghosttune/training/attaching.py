@@ -17,6 +17,7 @@ from ghosttune.models.modules import module_facts, parameter_facts
 from ghosttune.run.directory import RunDir, write_json
 from ghosttune.run.tables import Table
 from ghosttune.schedules.phases import scheduled
+from ghosttune.training.engines import Unsupported
 from ghosttune.training.exports import write_gradient_analysis, write_modules, write_values
 from ghosttune.training.instruments import Instrument, Measurement, MicroBatch
 from ghosttune.training.ledger import MODULE_COLUMNS, ROW_COLUMNS, Ledger
@@ -39,6 +40,7 @@ def attach(
     values: Literal["adamw", "sgd"] = "adamw",
     phases: str | None = None,
     optimizer_state: str = "rewarm 10",
+    unsupported: Unsupported = "exact",
 ) -> Measurement:
     """Measures the training of `trainer`: the tables, exports and account of a run, in `folder`, when it has trained.
 
@@ -49,6 +51,7 @@ def attach(
         norms_every, effective_every, guide_every, guide_subset, values: as in a run's `measure` section.
         phases: a plan, such as `both@0-300 > mlp@300-`; the trainer needs `args.max_steps`.
         optimizer_state: of tensors that enter with a phase: `keep`, `reset` or `rewarm N`.
+        unsupported: what is done with trained parameters without a rule: `exact`, `leave_out` or `refuse`.
 
     A row's id is its position in the training dataset. Without phases training itself stays as it was, bit for bit.
 
@@ -65,14 +68,17 @@ def attach(
     if norms_every is not None:
         instruments.append(Norms(model, facts, Table(run, "norms", NORM_COLUMNS), norms_every, by_module=True))
     if effective_every is not None:
-        instruments.append(EffectiveNorms(model, facts, Table(run, "effective", EFFECTIVE_COLUMNS), effective_every))
+        instruments.append(
+            EffectiveNorms(model, facts, Table(run, "effective", EFFECTIVE_COLUMNS), effective_every, unsupported)
+        )
     phasing = _phasing(trainer, facts, phases, optimizer_state) if phases else None
     ends = [phase.end for phase in phasing.schedule.phases] if phasing else ()
     ledger = None
     if guide is not None:
         tables = Table(run, "ledger", ROW_COLUMNS), Table(run, "module_steps", MODULE_COLUMNS)
         rotation = _rotation(trainer, run, guide, guide_subset, guide_every, facts) if guide_subset else None
-        ledger = Ledger(model, facts, _TrainerGuide(trainer, guide), *tables, guide_every, values, ends, rotation)
+        own = _TrainerGuide(trainer, guide)
+        ledger = Ledger(model, facts, own, *tables, guide_every, values, ends, rotation, unsupported)
         instruments.append(ledger)
     measured = Measurement(model, instruments, trainer.args.max_grad_norm)
     rows = len(trainer.train_dataset)  # type: ignore[arg-type]

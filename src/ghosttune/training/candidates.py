@@ -14,17 +14,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ghostgrad import Dots, GradientEngine, Norms, Observer
+from ghostgrad import Dots, Norms, Observer, UnsupportedLayer
 from ghosttune.config.sections import OnlineSelectionSettings
 from ghosttune.data.encoding import RowFeatures
 from ghosttune.data.splitting import draw
 from ghosttune.run.tables import Table
+from ghosttune.training.engines import Unsupported, row_engine
 from ghosttune.training.guide import evaluating
 from ghosttune.training.instruments import Instrument, MicroBatch
 from ghosttune.training.ledger import Ledger
 from ghosttune.training.processes import gathered, processes, rank
 
 SELECTION_COLUMNS = {"step": "int64", "example_id": "string", "tokens": "int64", "score": "float64", "kept": "bool"}
+
+
+BY_GRADIENT = ("value", "gradient_norm")
+"""Choices that look at the gradient of each candidate."""
 
 
 class Candidates(Instrument):
@@ -43,6 +48,7 @@ class Candidates(Instrument):
         batch_size: candidates that are scored at once: those of a micro-batch.
         table: of SELECTION_COLUMNS; one entry per candidate.
         ledger: whose guide gradient makes the `value`; for the others None.
+        unsupported: what is done with trained parameters without a rule; those left out count for no candidate.
 
     Raises:
         UnsupportedLayer: for `value` and `gradient_norm`, a trained parameter whose per-row gradient is not known.
@@ -59,12 +65,15 @@ class Candidates(Instrument):
         batch_size: int,
         table: Table,
         ledger: Ledger | None = None,
+        unsupported: Unsupported = "exact",
     ):
         self.model, self.task, self.collate, self.rows = model, task, collate, rows
         self.settings, self.seed, self.batch_size, self.ledger = settings, seed, batch_size, ledger
         self.table, self.tables = table, (table,)
         self.device = next(model.parameters()).device
-        self.engine = GradientEngine(model) if settings.by in ("value", "gradient_norm") else None
+        self.engine = row_engine(model, unsupported) if settings.by in BY_GRADIENT else None
+        if self.engine is not None and not self.engine.parameters:
+            raise UnsupportedLayer(f"  all {len(self.engine.left_out)} trained tensors, which are left out")
         self.seconds = 0.0
         """Time that choosing has taken."""
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from ghostgrad import GradientEngine, NotFinite, UnsupportedLayer
+from ghostgrad import GradientEngine, NotFinite
 from ghosttune.errors import GhosttuneError
 from ghosttune.run.tables import Table
 
@@ -27,12 +27,6 @@ from ghosttune.run.tables import Table
 def lengths(tensors: list[Tensor]) -> list[Tensor]:
     """The norm of each, left on its device; one call for all: hundreds of small ones cost more than the work."""
     return list(torch._foreach_norm(tensors))  # type: ignore[reportPrivateImportUsage]
-
-
-def unsupported_layers(error: UnsupportedLayer) -> str:
-    """The first of the layers the engine names, the rest counted; its own advice is for those who write loops."""
-    layers = [line.strip() for line in str(error).splitlines() if line.startswith("  ")]
-    return f"{layers[0]} and {len(layers) - 1} more" if len(layers) > 1 else layers[0] if layers else str(error)
 
 
 @dataclass(frozen=True)
@@ -172,6 +166,11 @@ class Measurement(TrainerCallback):
         self.opened = False
         for instrument in self.instruments:
             instrument.after_update(self.step)
+
+    def engines(self) -> list[GradientEngine]:
+        """With which instruments see single rows."""
+        found = [getattr(instrument, "engine", None) for instrument in self.instruments]
+        return [engine for engine in found if engine is not None]
 
     def flush(self) -> None:
         """Writes what the tables hold back."""

@@ -7,6 +7,7 @@ with the last guide gradient. The account of a run is
     measured drop = rows · (1−β1)/(1−β1^t), summed + carried momentum + weight decay + residual
 
 with each term computed by itself; the residual holds curvature, the drift of v̂, and first updates, which have no v̂.
+What rows did to parameters that are left out of their values is a term of its own.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ghostgrad import GradientEngine
 from ghostgrad.values import InRunValues, inner_products
 from ghosttune.config.facts import ParameterFacts
 from ghosttune.metrics.intervals import mean_ratio, verdict
 from ghosttune.run.tables import Table
+from ghosttune.training.engines import Unsupported, row_engine
 from ghosttune.training.guide import Guide, guide_gradient, guide_losses
 from ghosttune.training.instruments import Instrument, MicroBatch, StepGradient
 from ghosttune.training.processes import gathered, processes
@@ -40,6 +41,9 @@ MODULE_COLUMNS = {
     "guide_loss_drop": "float64",
 }
 """`step` ends the window, `steps` is how many updates it spans."""
+
+TERMS = ("momentum", "decay", "left_out")
+"""Of the rows' account, kept on the device; the last is what rows did to parameters that none is credited with."""
 
 SAVED = ("loss_before", "path", "modules", "rows", "unscored_rows", "window_start", "steps_done", "latest", "active")
 
@@ -60,6 +64,8 @@ class Ledger(Instrument):
         values: `adamw` scores the step that AdamW makes, `sgd` a plain gradient step.
         boundaries: updates after which other parameters train; no window reaches across them.
         rotation: guide passes see subsets of the guide rows in turn; None for all rows every time.
+        unsupported: what is done with trained parameters without a rule; those left out are no row's, and their part
+            of the rows' account is a term of its own.
 
     Raises:
         UnsupportedLayer: a trained parameter whose per-row gradient is not known, by name.
@@ -76,9 +82,11 @@ class Ledger(Instrument):
         values: Literal["adamw", "sgd"],
         boundaries: Collection[int] = (),
         rotation: Rotation | None = None,
+        unsupported: Unsupported = "exact",
     ):
         self.boundaries, self.rotation = boundaries, rotation
-        self.engine = GradientEngine(model)
+        self.engine = row_engine(model, unsupported)
+        self.parameters = {name: parameter for name, parameter in model.named_parameters() if name in facts}
         self.model, self.facts, self.guide = model, facts, guide
         self.row_table, self.module_table = rows, modules
         self.tables = (rows, modules, *([rotation.table] if rotation else []))
@@ -93,7 +101,7 @@ class Ledger(Instrument):
         self.end: Tensor | None = None
         self.loss_before = self.path = self.modules = self.rows = 0.0
         self.unscored_rows = self.window_start = self.steps_done = 0
-        self.carried = {name: torch.zeros((), dtype=torch.float64) for name in ("momentum", "decay")}
+        self.carried = {name: torch.zeros((), dtype=torch.float64) for name in TERMS}
         self.active: list[str] = []
         """Parameters that train in the step under way."""
         self.latest: dict[str, float] = {}
@@ -101,8 +109,8 @@ class Ledger(Instrument):
 
     def open(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
-        self.values = InRunValues(self.engine.parameters, optimizer, self.kind)
-        device = next(iter(self.engine.parameters.values())).device
+        self.values = InRunValues(self.parameters, optimizer, self.kind)
+        device = next(iter(self.parameters.values())).device
         self.carried = {name: total.to(device) for name, total in self.carried.items()}
         if not self.start:
             self.start = {"losses": guide_losses(model, self.guide)}
@@ -111,8 +119,8 @@ class Ledger(Instrument):
         due = step - 1 - self.window_start >= self.guide_every or step - 1 in self.boundaries
         if not self.gradient or (due and step - 1 > self.window_start):
             self._guide_pass(step - 1)
-        self.active = [name for name in self.gradient if self.engine.parameters[name].requires_grad]
-        self.dots = self.values.open_step({name: self.gradient[name] for name in self.active})
+        self.active = [name for name in self.gradient if self.parameters[name].requires_grad]
+        self.dots = self.values.open_step({name: self.gradient[name] for name in self.active}, self.engine.unseen)
         self._add_carried()
 
     @contextmanager
@@ -124,6 +132,13 @@ class Ledger(Instrument):
     def after_backward(self, gradient: StepGradient) -> None:
         self.clip = gradient.clip
         self.shares = {name: self._share(name) for name in self.active}
+        if apart := self.values.apart:  # the sum over all rows is the step's own gradient
+            gradients = {name: self.parameters[name].grad for name in apart}
+            present = {name: gradient for name, gradient in gradients.items() if gradient is not None}
+            factors = [self.shares[name] for name in present]
+            if present:
+                products = inner_products({name: apart[name] for name in present}, present)
+                self.carried["left_out"] += self.clip * (products @ products.new_tensor(factors))
 
     def after_update(self, step: int) -> None:
         self.steps_done = step
@@ -172,8 +187,8 @@ class Ledger(Instrument):
         """What momentum of earlier steps and weight decay will do to the guide loss in this update; no copy to host."""
         if self.kind == "sgd":
             return
-        parameters = self.engine.parameters
-        if directions := self.direction:
+        parameters = self.parameters
+        if directions := {**self.direction, **self.values.apart}:
             moments = {name: self.optimizer.state[parameters[name]]["exp_avg"] for name in directions}
             betas = {name: self.values.group(name)["betas"][0] for name in directions}
             self._carry("momentum", directions, moments, [b / (1 - b) * self._share(n) for n, b in betas.items()])
@@ -190,7 +205,7 @@ class Ledger(Instrument):
     def _guide_pass(self, step: int) -> None:
         """Takes the guide gradient after `step` updates and enters what the window before it changed."""
         loss, gradient = self._guide_gradient(step)
-        now = {name: self.engine.parameters[name].detach() for name in gradient}
+        now = {name: self.parameters[name].detach() for name in gradient}
         if self.gradient:
             entries = torch.stack(
                 [
@@ -210,8 +225,8 @@ class Ledger(Instrument):
 
     def _guide_gradient(self, step: int) -> tuple[float, dict[str, Tensor]]:
         if self.rotation is None:
-            return guide_gradient(self.model, self.guide, self.engine.parameters)
-        return self.rotation.gradient(self.model, self.engine.parameters, step)
+            return guide_gradient(self.model, self.guide, self.parameters)
+        return self.rotation.gradient(self.model, self.parameters, step)
 
     def _append_modules(self, step: int, names: list[str], entries: list[float]) -> None:
         facts = [self.facts[name] for name in names]
@@ -248,7 +263,7 @@ class Ledger(Instrument):
     def restore(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
         for name, value in counters["ledger"].items():
             setattr(self, name, value)
-        order = {name: place for place, name in enumerate([*self.facts, "momentum", "decay", "losses"])}
+        order = {name: place for place, name in enumerate([*self.facts, *TERMS, "losses"])}
         parts = {}
         for part in ("gradient", "reference", "carried", "start", "contrast"):
             prefix = f"ledger.{part}|"
@@ -285,10 +300,11 @@ class Ledger(Instrument):
             account |= self.rotation.account()
         if self.kind == "sgd":  # what a plain gradient step would have done says nothing of this optimizer's
             return account | dict.fromkeys(("rows", "carried_momentum", "weight_decay", "residual"))
-        momentum, decay = (float(self.carried[name]) for name in ("momentum", "decay"))
+        momentum, decay, left_out = (float(self.carried[name]) for name in TERMS)
         return account | {
             "rows": self.rows,
+            **({"rows_left_out": left_out} if self.engine.unseen else {}),
             "carried_momentum": momentum,
             "weight_decay": decay,
-            "residual": drop - self.rows - momentum - decay,
+            "residual": drop - self.rows - left_out - momentum - decay,
         }

@@ -16,8 +16,9 @@ from ghosttune.run.directory import RunDir
 from ghosttune.run.tables import Table
 from ghosttune.training.allocating import RankAllocation, is_allocated
 from ghosttune.training.candidates import SELECTION_COLUMNS, Candidates
+from ghosttune.training.engines import unsupported_layers
 from ghosttune.training.guide import Guide
-from ghosttune.training.instruments import Instrument, Measurement, unsupported_layers
+from ghosttune.training.instruments import Instrument, Measurement
 from ghosttune.training.ledger import MODULE_COLUMNS, ROW_COLUMNS, Ledger
 from ghosttune.training.norms import EFFECTIVE_COLUMNS, NORM_COLUMNS, EffectiveNorms, Norms
 from ghosttune.training.rotation import Rotation
@@ -59,7 +60,7 @@ def _norms(model: nn.Module, facts: Mapping[str, ParameterFacts], config: RunCon
     if norms.effective is not None:
         table = Table(run, "effective", EFFECTIVE_COLUMNS)
         try:
-            chosen.append(EffectiveNorms(model, facts, table, norms.effective))
+            chosen.append(EffectiveNorms(model, facts, table, norms.effective, config.measure.unsupported))
         except UnsupportedLayer as error:
             raise _refusal(config, "measure.norms.effective", "measure.norms.effective", error) from error
     return chosen
@@ -78,8 +79,9 @@ def _ledger(
     if ledger.guide_every is None or guide is None:
         return []
     rows, modules = Table(run, "ledger", ROW_COLUMNS), Table(run, "module_steps", MODULE_COLUMNS)
+    every, unsupported = ledger.guide_every, config.measure.unsupported
     try:
-        return [Ledger(model, facts, guide, rows, modules, ledger.guide_every, ledger.values, boundaries, rotation)]
+        return [Ledger(model, facts, guide, rows, modules, every, ledger.values, boundaries, rotation, unsupported)]
     except UnsupportedLayer as error:
         raise _refusal(config, "measure.ledger.guide_every", "measure.ledger", error) from error
 
@@ -88,7 +90,8 @@ def _candidates(made: partial[Candidates], config: RunConfig, run: RunDir, ledge
     train, table = config.train, Table(run, "selection", SELECTION_COLUMNS)
     selection = config.data.online_selection
     try:
-        return [made(selection, train.seed, train.per_device_train_batch_size, table, ledger)]
+        size, unsupported = train.per_device_train_batch_size, config.measure.unsupported
+        return [made(selection, train.seed, size, table, ledger, unsupported)]
     except UnsupportedLayer as error:
         raise _refusal(config, "data.online_selection.by", "data.online_selection", error) from error
 
@@ -96,9 +99,15 @@ def _candidates(made: partial[Candidates], config: RunConfig, run: RunDir, ledge
 def _refusal(config: RunConfig, setting: str, switch: str, error: UnsupportedLayer) -> ConfigError:
     message = (
         f"cannot be measured with method {config.method.type}: the gradients of single rows are not known for "
-        f"{unsupported_layers(error)}. Set {switch}: null; training works without it"
+        f"{unsupported_layers(error)}. {_remedy(config)}{switch}: null; training works without it"
     )
     return ConfigError([config.problem(setting, message)])
+
+
+def _remedy(config: RunConfig) -> str:
+    """How it could be measured all the same, where the configuration refuses to."""
+    others = {"refuse": "exact or leave_out", "leave_out": "exact", "exact": None}[config.measure.unsupported]
+    return f"Set measure.unsupported: {others}, or " if others else "Set "
 
 
 def signals(measurement: Measurement, kind: str) -> dict[str, float]:

@@ -51,6 +51,8 @@ class Sizes:
     """The same under activation checkpointing."""
     largest: float = 0.0
     """Of the largest tensor, per row."""
+    by_row: int = 0
+    """Of the gradients of a row that are whole at once, in layers that no rule measures."""
 
 
 def plan_of(config: RunConfig) -> Plan:
@@ -83,6 +85,7 @@ def predicted(sizes: Sizes, plan: Plan) -> dict[str, float]:
         "weights": weight_bytes(sizes, plan) + sizes.trained * BYTES["float32"],
         "gradients and AdamW": float(sizes.trained * ADAMW),
         "activations": max(backward, evaluation),
+        **({"rows' gradients": float(sizes.by_row * plan.batch)} if sizes.by_row else {}),
     }
 
 

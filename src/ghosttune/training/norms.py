@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ghostgrad import GradientEngine, UnsupportedLayer, WeightedSum
+from ghostgrad import WeightedSum
 from ghostgrad.forms import ExampleGradient
 from ghostgrad.layers.linear import linear
-from ghostgrad.rules import RULES, LayerIO, RuleRegistry
+from ghostgrad.rules import RULES, LayerIO, Rule, RuleRegistry
 from ghosttune.config.facts import ParameterFacts
 from ghosttune.models.quantizing import plain_weight
 from ghosttune.run.tables import Table
+from ghosttune.training.engines import Unsupported, row_engine
 from ghosttune.training.instruments import Instrument, MicroBatch, StepGradient, lengths
 from ghosttune.training.processes import processes, total
 
@@ -141,12 +142,21 @@ class EffectiveNorms(Instrument):
         facts: of the trained parameters.
         table: what the rows go to, with EFFECTIVE_COLUMNS.
         every: measure step 1 and every so many steps after it.
+        unsupported: what is done with adapted layers of a kind without a rule; an exact measurement of them is at the
+            layer's own input and output.
 
     Raises:
-        UnsupportedLayer: an adapted module of a kind without a gradient rule.
+        UnsupportedLayer: an adapted module of a kind without a gradient rule, where that is refused.
     """
 
-    def __init__(self, model: nn.Module, facts: Mapping[str, ParameterFacts], table: Table, every: int):
+    def __init__(
+        self,
+        model: nn.Module,
+        facts: Mapping[str, ParameterFacts],
+        table: Table,
+        every: int,
+        unsupported: Unsupported = "exact",
+    ):
         self.table, self.every, self.facts = table, every, facts
         self.tables = (table,)
         names = dict(model.named_parameters())
@@ -161,9 +171,8 @@ class EffectiveNorms(Instrument):
         self.weights = {name: names[name] for name in self.trained}
         self.base_norms = {name: _base_norm(model, name) for name in self.adapted}
         """Norms of the adapted weights, which do not move."""
-        self.engine = (
-            GradientEngine(model, select=list(self.adapted), rules=WRAPPED, verify="sums") if self.adapted else None
-        )
+        options: dict[str, Any] = {"select": list(self.adapted), "rules": WRAPPED, "verify": "sums"}
+        self.engine = row_engine(model, unsupported, **options) if self.adapted else None
         self.sums: dict[str, Tensor] = {}
         self.latest: dict[str, float] = {}
         """Relative norm of each weight, by its name, at the last measured step."""
@@ -241,19 +250,24 @@ def _adds(layer: Any) -> bool:
     return bool(getattr(layer, "lora_A", None)) and not getattr(layer, "lora_variant", None)
 
 
+def _rule_below(module: nn.Module) -> Rule | None:
+    """Of the weight of the layer that an adapter wraps; an 8-bit or 4-bit linear layer counts as linear."""
+    base = getattr(module, "base_layer", None)
+    if not isinstance(base, nn.Module) or not hasattr(base, "weight"):
+        return None
+    entry = RULES.find(base)
+    return linear if isinstance(base, nn.Linear) else None if entry is None else entry.rule
+
+
 @WRAPPED.register_family(
-    lambda module: isinstance(getattr(module, "base_layer", None), nn.Module),
-    owns=lambda module: ("base_layer.weight",) if hasattr(module.base_layer, "weight") else (),
+    lambda module: _rule_below(module) is not None,
+    owns=lambda module: ("base_layer.weight",),
     like_autograd=_adds,
 )
 def weight_below(layer: Any, io: LayerIO) -> dict[str, ExampleGradient]:
-    """base_layer.weight, by the rule of the base's kind; an 8-bit or 4-bit linear layer counts as linear."""
-    base = layer.base_layer
-    entry = RULES.find(base)
-    if entry is None and not isinstance(base, nn.Linear):
-        raise UnsupportedLayer(f"{type(base).__name__} below an adapter has no per-example gradient rule")
-    rule = linear if isinstance(base, nn.Linear) else entry.rule  # type: ignore[union-attr]
-    return {"base_layer.weight": rule(base, io)["weight"]}
+    """base_layer.weight, by the rule of the base's kind."""
+    rule: Any = _rule_below(layer)
+    return {"base_layer.weight": rule(layer.base_layer, io)["weight"]}
 
 
 def _base_norm(model: nn.Module, name: str) -> Tensor:

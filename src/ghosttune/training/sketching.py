@@ -19,8 +19,9 @@ from ghostgrad.sketch import ErrorBar, error_bar
 from ghosttune.config.facts import ParameterFacts
 from ghosttune.data.encoding import RowFeatures
 from ghosttune.errors import InputError, listed, nearest
+from ghosttune.training.engines import Unsupported, row_engine, unsupported_layers
 from ghosttune.training.guide import GuideRows, evaluating, guide_gradient
-from ghosttune.training.instruments import MicroBatch, unsupported_layers
+from ghosttune.training.instruments import MicroBatch
 
 EXACT_BYTES = 1 << 28
 """Largest store of whole gradients that `auto` makes: 256 MiB."""
@@ -72,11 +73,27 @@ def is_exact(sketcher: Sketcher) -> bool:
     return sketcher.size == sum(math.prod(shape) for shape in sketcher.shapes.values())
 
 
-def predicted(model: nn.Module, facts: Mapping[str, ParameterFacts], rows: int) -> dict[str, Any]:
+def row_facts(
+    model: nn.Module, facts: Mapping[str, ParameterFacts], unsupported: Unsupported
+) -> dict[str, ParameterFacts]:
+    """Of the trained parameters, those whose gradients of single rows are kept."""
+    left_out = row_engine(model, "leave_out").left_out if unsupported == "leave_out" else {}
+    kept = {name: fact for name, fact in facts.items() if name not in left_out}
+    if not kept:
+        raise InputError(
+            f"all {len(left_out)} trained tensors are without a rule and left out of what is kept of rows; train the "
+            "run with measure.unsupported: exact"
+        )
+    return kept
+
+
+def predicted(
+    model: nn.Module, facts: Mapping[str, ParameterFacts], rows: int, unsupported: Unsupported
+) -> dict[str, Any]:
     """Kind, width and size of the store that `auto` makes of so many rows; InputError where there can be none."""
     named = dict(model.named_parameters())
-    sketcher = sketcher_of(facts, named, rows)
-    engine_of(model, sketcher)
+    sketcher = sketcher_of(row_facts(model, facts, unsupported), named, rows)
+    engine_of(model, sketcher, unsupported)
     size = sketcher.size * sketcher.options.dtype.itemsize * rows
     return {
         "gradients": "whole" if is_exact(sketcher) else "projected",
@@ -85,12 +102,13 @@ def predicted(model: nn.Module, facts: Mapping[str, ParameterFacts], rows: int) 
     }
 
 
-def engine_of(model: nn.Module, sketcher: Sketcher) -> GradientEngine:
+def engine_of(model: nn.Module, sketcher: Sketcher, unsupported: Unsupported) -> GradientEngine:
     """Sees the parameters that are sketched; InputError for those whose per-row gradient is not known, by name."""
     try:
-        return GradientEngine(model, select=lambda name, parameter: name in sketcher)
+        return row_engine(model, unsupported, select=lambda name, parameter: name in sketcher)
     except UnsupportedLayer as error:
-        raise InputError(f"gradients of single rows are not known for {unsupported_layers(error)}") from error
+        remedy = ". Train the run with measure.unsupported: exact or leave_out" if unsupported == "refuse" else ""
+        raise InputError(f"gradients of single rows are not known for {unsupported_layers(error)}{remedy}") from error
 
 
 class RowGradients:
@@ -102,15 +120,24 @@ class RowGradients:
         collate: makes batches of features.
         sketcher: see `sketcher_of`; its parameters are observed and no others.
         batch_size: rows of one forward and backward: what memory grows with.
+        unsupported: what is done with parameters without a rule; those left out are not in the sketch.
 
     Raises:
         InputError: a parameter whose per-row gradient is not known, by name.
     """
 
-    def __init__(self, model: nn.Module, task: Any, collate: Any, sketcher: Sketcher, batch_size: int):
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Any,
+        collate: Any,
+        sketcher: Sketcher,
+        batch_size: int,
+        unsupported: Unsupported = "exact",
+    ):
         self.model, self.task, self.collate, self.sketcher, self.batch_size = model, task, collate, sketcher, batch_size
         self.device = next(model.parameters()).device
-        self.engine = engine_of(model, sketcher)
+        self.engine = engine_of(model, sketcher, unsupported)
 
     def sketches(self, rows: Sequence[RowFeatures]) -> Iterator[tuple[list[str], Tensor]]:
         """(ids, [B, size] rows) of all rows, shortest first."""

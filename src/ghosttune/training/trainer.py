@@ -23,7 +23,6 @@ from ghosttune.data.encoding import Encoded, RowFeatures
 from ghosttune.errors import GhosttuneError
 from ghosttune.run.directory import RunDir
 from ghosttune.training import checkpoints
-from ghosttune.training.allocating import orthogonality
 from ghosttune.training.arguments import training_arguments
 from ghosttune.training.candidates import Candidates
 from ghosttune.training.instruments import Measurement, MicroBatch
@@ -133,8 +132,7 @@ class RunTrainer(Trainer):
             raise GhosttuneError(self._not_finite(losses, inputs["example_index"]))
         mask = inputs["attention_mask"]
         self.counted += torch.tensor([int(mask.sum()), int((mask == 0).sum()), self._targets([inputs])])
-        loss = losses.sum() / num_items_in_batch * self.args.world_size  # averaged over processes afterwards
-        return loss + orthogonality(model) / self.args.gradient_accumulation_steps
+        return losses.sum() / num_items_in_batch * self.args.world_size  # averaged over processes afterwards
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
         """Targets of the whole step in all processes; the Trainer would ask the model's class how to count labels."""

@@ -25,6 +25,7 @@ from ghosttune.run.directory import RunDir
 from ghosttune.run.recording import RECORDED_PACKAGES
 from ghosttune.run.versions import changed_versions, installed, unmet_requirements
 from ghosttune.training import checkpoints
+from ghosttune.training.engines import without_rule
 from ghosttune.training.phasing import Phasing
 from ghosttune.training.sketching import predicted
 from ghosttune.workflows.fixing import require_fixable, write_usable
@@ -259,7 +260,10 @@ def _look_at_the_run(prepared: Prepared, report: Report) -> None:
     measurement_of(RunDir(config.run.root), prepared, adapted, phasing)
     if not report.errors:
         own = {"index": _store(prepared, adapted), "memory": tried.described()}
-        report.plan = _plan(prepared, adapted.counts, phasing) | _budget(config, adapted) | own
+        report.plan = (
+            _plan(prepared, adapted.counts, phasing) | _budget(config, adapted) | _without_rule(config, adapted)
+        )
+        report.plan |= own
 
 
 def _loads(tried: Tried, report: Report) -> bool:
@@ -359,9 +363,17 @@ def _budget(config: RunConfig, adapted: Adapted) -> dict[str, Any]:
 def _store(prepared: Prepared, adapted: Adapted) -> dict[str, Any] | str:
     """What `ghosttune index` would keep of the training rows, per checkpoint; or why it cannot."""
     try:
-        return predicted(adapted.model, adapted.facts, len(prepared.train_records))
+        rows, unsupported = len(prepared.train_records), prepared.config.measure.unsupported
+        return predicted(adapted.model, adapted.facts, rows, unsupported)
     except InputError as error:
         return f"cannot be had: {error}"
+
+
+def _without_rule(config: RunConfig, adapted: Adapted) -> dict[str, Any]:
+    """Trained parameters that no rule measures by row, and what measuring them costs; nothing where all have one."""
+    found = without_rule(adapted.model)
+    rows = config.train.per_device_train_batch_size
+    return {"without_rule": found.planned(config.measure.unsupported, rows)} if found.names else {}
 
 
 def _phases(phasing: Phasing) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def index(
     opened = OpenedRun(run, device, trust_remote_code)
     rows, steps = opened.rows(data), opened.steps(checkpoints)
     meet(on_cpu=opened.config.model.device == "cpu")
-    sketcher = sketcher_of(opened.adapted.facts, opened.parameters, len(rows.ids), kind, changes)
+    sketcher = sketcher_of(opened.row_facts, opened.parameters, len(rows.ids), kind, changes)
     if rank():
         for step in steps:
             _help(opened, rows, step, sketcher, batch_size)

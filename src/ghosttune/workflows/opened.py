@@ -13,6 +13,7 @@ import numpy as np
 
 from ghostgrad import Sketcher, SketchOptions
 from ghostgrad.store import GradientStore, StoreError
+from ghosttune.config.facts import ParameterFacts
 from ghosttune.config.loading import load_config
 from ghosttune.config.sections import SourceSettings
 from ghosttune.data.encoding import Encoded, RowFeatures
@@ -22,7 +23,7 @@ from ghosttune.errors import DataError, RunError, listed
 from ghosttune.models.loading import device_of
 from ghosttune.run.directory import RunDir
 from ghosttune.training import checkpoints
-from ghosttune.training.sketching import RowGradients, sketcher_for
+from ghosttune.training.sketching import RowGradients, row_facts, sketcher_for
 from ghosttune.workflows.prepare import prepare, require_same_data
 from ghosttune.workflows.train import adapted_model
 
@@ -105,6 +106,11 @@ class OpenedRun:
         named = dict(self.adapted.model.named_parameters())
         return {name: named[name] for name in self.adapted.facts}
 
+    @cached_property
+    def row_facts(self) -> dict[str, ParameterFacts]:
+        """Of the trained parameters whose gradients of single rows are kept."""
+        return row_facts(self.adapted.model, self.adapted.facts, self.config.measure.unsupported)
+
     def rows(self, data: str | Path | None) -> Rows:
         """The training rows, or all rows of a file, read and encoded as the run reads its own; DataError if it cannot.
 
@@ -157,7 +163,8 @@ class OpenedRun:
     def gradients(self, step: int, sketcher: Sketcher, batch_size: int | None = None) -> RowGradients:
         """Gradients of rows at a checkpoint, under a sketch."""
         size = batch_size or self.config.train.per_device_train_batch_size
-        return RowGradients(self.at(step), self.task, self.prepared.collator, sketcher, size)
+        unsupported = self.config.measure.unsupported
+        return RowGradients(self.at(step), self.task, self.prepared.collator, sketcher, size, unsupported)
 
     def second_moments(self, step: int) -> dict[str, Any]:
         """AdamW's v̂ at a checkpoint, by parameter."""
@@ -205,7 +212,7 @@ class OpenedRun:
     def sketcher(self, store: GradientStore) -> Sketcher:
         """The projections a store was made with; RunError where they come out otherwise here."""
         written = store.manifest["meaning"]["sketch"]
-        sketcher = sketcher_for(self.adapted.facts, self.parameters, SketchOptions.from_json(written["options"]))
+        sketcher = sketcher_for(self.row_facts, self.parameters, SketchOptions.from_json(written["options"]))
         try:
             store.require({"sketch": sketcher.manifest()})
         except StoreError as error:

@@ -38,6 +38,7 @@ from ghosttune.run.tables import Table, read_table
 from ghosttune.schedules.language import PlanError
 from ghosttune.training import checkpoints
 from ghosttune.training.candidates import Candidates
+from ghosttune.training.engines import found_wrong, without_rule
 from ghosttune.training.exports import (
     selection_totals,
     separated_columns,
@@ -272,9 +273,19 @@ def _begin(run: RunDir, prepared: Prepared, adapted: Adapted) -> Record:
             "cut_rows": {name: split.cut_rows for name, split in splits.items()},
         },
         left_out=prepared.left_out,
+        **_without_rule(prepared.config, adapted.model, ()),
         configuration=_digest(prepared.config),
         origins=prepared.config.origins,
     )
+
+
+def _without_rule(config: RunConfig, model: Any, engines: Sequence[Any]) -> dict[str, Any]:
+    """Which trained parameters have no rule that is right, and how rows are measured there; nothing if there are none.
+
+    `engines` have seen their first pass.
+    """
+    none, wrong = without_rule(model), found_wrong(engines)
+    return {"without_rule": none.recorded(config.measure.unsupported, wrong)} if none.names or wrong else {}
 
 
 def require_same_configuration(run: RunDir, config: RunConfig) -> None:
@@ -357,6 +368,7 @@ def _run_stages(
 def _write_measurements(run: RunDir, record: Record, prepared: Prepared, measured: Measurement) -> None:
     """Closes the instruments and exports what they hold: tables, gradient_analysis and the account."""
     measured.close()
+    record.note(**_without_rule(prepared.config, measured.model, measured.engines()))
     if prepared.config.measure.norms.every is not None:
         write_gradient_analysis(run, prepared.config.measure.norms.layers)
     ledger = instrument_of(measured, Ledger)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from ghosttune.errors import listed
 from ghosttune.models.direct import DirectModel
 from ghosttune.models.loading import device_of
 from ghosttune.models.sizing import parameter_counts
+from ghosttune.training.candidates import BY_GRADIENT
+from ghosttune.training.engines import without_rule
 from ghosttune.training.memory import Sizes, fitting, free_memory, plan_of, predicted
 from ghosttune.training.probing import Probe, probe
 from ghosttune.workflows.prepare import Prepared
@@ -76,6 +79,7 @@ def on_real_rows(tried: Tried, prepared: Prepared, adapted: Adapted) -> Tried:
         linear=0 if own else tried.sizes.linear,
         other=tried.sizes.linear + tried.sizes.other - trained if own else tried.sizes.other,
         trained=trained,
+        by_row=_by_row(prepared.config, model),
         guide_rows=len(prepared.guide),
         layers=adapted.layers,
         kept=plain.kept_bytes / len(longest),
@@ -83,6 +87,12 @@ def on_real_rows(tried: Tried, prepared: Prepared, adapted: Adapted) -> Tried:
         largest=plain.largest_bytes / len(longest),
     )
     return replace(tried, config=prepared.config, sizes=sizes, rows=tuple(r.example_id for r in longest), probe=seen)
+
+
+def _by_row(config: RunConfig, model: Any) -> int:
+    """Bytes of whole gradients that a row has at once while instruments measure layers without a rule."""
+    watched = config.measure.ledger.guide_every is not None or config.data.online_selection.by in BY_GRADIENT
+    return without_rule(model).largest if watched and config.measure.unsupported == "exact" else 0
 
 
 @MODEL.add("Such a run ends with an out-of-memory error, perhaps hours after its start")

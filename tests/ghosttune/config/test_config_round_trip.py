@@ -122,6 +122,7 @@ VALUES: dict[str, st.SearchStrategy] = {
     "measure.ledger.guide_every": st.one_of(st.none(), COUNT),
     "measure.ledger.guide_subset": st.one_of(st.none(), st.integers(4, 10**6)),
     "measure.ledger.values": st.sampled_from(["adamw", "sgd"]),
+    "measure.unsupported": st.sampled_from(["exact", "leave_out", "refuse"]),
     "phases.strategy": st.sampled_from(["none", "plan", "early->late", "top-down"]),
     "data.online_selection.by": st.sampled_from([None, "value", "loss", "gradient_norm", "random"]),
     "data.online_selection.candidates": st.integers(2, 10**6),

@@ -500,6 +500,9 @@ CASES: dict[str, Case] = {
     "measure.ledger.guide_every": Case(measured, 2, BRIEF),
     "measure.ledger.guide_subset": Case(measured, 4, BRIEF | {"data.guide.rows": 8}),
     "measure.ledger.values": Case(measured, "sgd", BRIEF),
+    "measure.unsupported": Case(
+        measured, "leave_out", BRIEF | {"method.type": "lokr", "method.r": 2, "method.target_modules": ["q_proj"]}
+    ),
     "evaluate.metrics": Case(answers, ["rouge_1"]),
     "evaluate.synonyms": Case(answers, "@wordnet", {"evaluate.metrics": ["meteor"]}),
     "evaluate.tables": Case(answers, "@other.tables.jsonl", TABLES),

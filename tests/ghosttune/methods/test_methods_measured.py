@@ -1,4 +1,4 @@
-"""Norms, effective norms and the ledger under every method that has them; refused by name under the others."""
+"""Norms, effective norms and the ledger under every method; by rule, exactly, left out, or refused by name."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from typing import Any
 import pytest
 import torch
 from method_cases import CASES, Case
+from safetensors.torch import load_file
 
 from ghostgrad.store import GradientStore
+from ghostgrad.testing import compare
 from ghosttune import train
 from ghosttune.config.facts import ParameterFacts
 from ghosttune.errors import ConfigError, InputError
 from ghosttune.run.tables import read_table
 from ghosttune.training.instruments import MicroBatch
 from ghosttune.training.norms import EffectiveNorms
+from ghosttune.workflows.check import check
 from ghosttune.workflows.index import index
 from ghosttune.workflows.opened import OpenedRun
 
@@ -25,7 +28,6 @@ MEASURED = {
     "train__max_steps": 6,
     "train__eval_steps": 6,
 }
-WITH_LEDGER = {name: case for name, case in CASES.items() if case.has_ledger}
 TABLES = ("prompt_tuning", "p_tuning", "prefix_tuning")
 
 
@@ -37,7 +39,7 @@ def measured_config(method_config, method_world):
     return make
 
 
-@pytest.mark.parametrize("case", WITH_LEDGER.values(), ids=WITH_LEDGER)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_the_account_closes_and_norms_are_recorded(case: Case, measured_config, tmp_path):
     """With a small learning rate the modules' entries add up to the measured drop of the guide loss."""
     small = case.learning_rate / (500 if case.method in TABLES else 20)
@@ -59,13 +61,9 @@ def test_the_account_closes_and_norms_are_recorded(case: Case, measured_config, 
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_gradients_of_rows_can_be_stored_wherever_there_is_a_ledger(case: Case, method_config, tmp_path):
-    """At the run's checkpoint, as one backward per row gives them; else refused by name."""
+def test_gradients_of_rows_can_be_stored(case: Case, method_config, tmp_path):
+    """At the run's checkpoint, as one backward per row gives them."""
     run = train(method_config(case), tmp_path / "run")
-    if not case.has_ledger:
-        with pytest.raises(InputError, match=r"gradients of single rows are not known for .*q_proj.* and 13 more"):
-            index(run.path, device="cpu")
-        return
     (indexed,) = index(run.path, device="cpu")
     store = GradientStore.read_sealed(indexed.folder)
     assert len(store) == 4 and indexed.exact
@@ -79,20 +77,75 @@ def test_gradients_of_rows_can_be_stored_wherever_there_is_a_ledger(case: Case, 
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
-WITHOUT_LEDGER = {name: case for name, case in CASES.items() if not case.has_ledger}
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_values_of_rows_are_those_of_one_backward_per_row(case: Case, method_config):
+    """In float64, with every parameter away from its start: every operation of the engine, to 1e-10."""
+    from ghosttune.models.loading import add_adapter, load_model
+
+    config = method_config(case)
+    model = add_adapter(load_model(config.model, 0), config.method, 0).double().train()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    ids = torch.randint(5, 300, (3, 6))
+
+    def losses(model: torch.nn.Module) -> torch.Tensor:
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, -6:].double()
+        return torch.nn.functional.cross_entropy(logits[:, :-1].mT, ids[:, 1:], reduction="none").sum(1)
+
+    compare(model, losses, unsupported="raise" if case.has_rule else "exact")
 
 
-@pytest.mark.parametrize("case", WITHOUT_LEDGER.values(), ids=WITHOUT_LEDGER)
-def test_a_ledger_that_is_not_known_is_refused_by_name(case: Case, measured_config, tmp_path):
-    with pytest.raises(ConfigError, match=rf"with method {case.method}: .*q_proj.* Set measure\.ledger: null"):
-        train(measured_config(case), tmp_path / "run")
-    changes: dict[str, Any] = {"measure__ledger": None, "data__guide__rows": None}
-    by_norm = changes | {"data__online_selection__by": "gradient_norm"}
-    with pytest.raises(ConfigError, match=rf"with method {case.method}: .*q_proj.* Set data\.online_selection: null"):
-        train(measured_config(case, **by_norm), tmp_path / "run")
-    run = train(measured_config(case, **changes), tmp_path / "run")
-    assert {row["step"] for row in read_table(run.folder, "norms").to_pylist()} == {1, 3, 5}
-    assert {row["step"] for row in read_table(run.folder, "effective").to_pylist()} == {1, 4}
+WITHOUT_RULE = {name: case for name, case in CASES.items() if not case.has_rule}
+
+
+@pytest.mark.parametrize("case", WITHOUT_RULE.values(), ids=WITHOUT_RULE)
+def test_what_has_no_rule_is_counted_and_refused_where_that_is_asked_for(case: Case, measured_config, tmp_path):
+    plan = check(measured_config(case)).plan["without_rule"]
+    assert plan["rows_values"] == "exact" and plan["modules"] == 14 and plan["memory"].endswith(" MB")
+    refused = {"measure__unsupported": "refuse"}
+    by_norm = {"data__online_selection__by": "gradient_norm", "measure__ledger": None, "data__guide__rows": None}
+    for changes, switch in ((refused, "measure.ledger"), (refused | by_norm, "data.online_selection")):
+        report = check(measured_config(case, **changes))
+        (problem,) = report.errors
+        assert f"with method {case.method}: " in problem and "q_proj" in problem
+        assert f"Set measure.unsupported: exact or leave_out, or {switch}: null" in problem
+        with pytest.raises(ConfigError, match="gradients of single rows are not known"):
+            train(measured_config(case, **changes), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+def test_what_is_left_out_is_no_rows_and_stands_in_the_account(measured_config, tmp_path):
+    """A mixture of layers with and without a rule would be the same: here none has one."""
+    rates = {"train__learning_rate": 1e-3}
+    case = CASES["lokr"]
+    whole, parts = (
+        train(measured_config(case, measure__unsupported=kind, **rates), tmp_path / kind)
+        for kind in ("exact", "leave_out")
+    )
+    assert whole.record["without_rule"]["measured"] == "exactly" and "rows_left_out" not in whole.record["ledger"]
+    account, noted = parts.record["ledger"], parts.record["without_rule"]
+    assert noted["measured"] == "as a whole, not by row" and noted["tensors"] == len(noted["names"]) == 42
+    assert account["rows"] == 0 and {row["value"] for row in parts.values} == {None}
+    assert account["rows_left_out"] == pytest.approx(whole.record["ledger"]["rows"], rel=1e-4)
+    for name in ("modules", "carried_momentum", "residual"):
+        assert account[name] == pytest.approx(whole.record["ledger"][name], rel=1e-3, abs=1e-7), name
+    with pytest.raises(InputError, match=r"all 42 trained tensors are without a rule .* measure\.unsupported: exact"):
+        index(parts.path, device="cpu")
+
+
+@pytest.mark.parametrize(("name", "setting"), [("vera", "vera_dropout"), ("lokr", "module_dropout")])
+def test_layers_that_run_again_draw_the_same_and_leave_the_generator_as_it_was(
+    name: str, setting: str, measured_config, tmp_path
+):
+    """With dropout, training is bit-identical where layers run again and where they are left out."""
+    case = CASES[name]
+    rolled = Case(name, {**case.settings, setting: 0.5}, case.learning_rate, has_rule=False)
+    runs = [train(measured_config(rolled, measure__unsupported=k), tmp_path / k) for k in ("exact", "leave_out")]
+    one, two = (load_file(str(run.folder.last / "adapter_model.safetensors")) for run in runs)
+    assert all(torch.equal(one[key], two[key]) for key in one) and one.keys() == two.keys()
 
 
 class Recorded:

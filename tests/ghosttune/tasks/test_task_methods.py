@@ -60,20 +60,20 @@ def losses(model: Any, prepared: Prepared) -> torch.Tensor:
 
 
 def settings_of(case: Case, rate: float, steps: int) -> dict[str, Any]:
-    """A run of a few steps with every instrument that the method has, on four rows of eight."""
+    """A run of a few steps with every instrument, on four rows of eight."""
     measured = {"norms__every": 20, "norms__effective": 20, "ledger__guide_every": 20}
     return {
         "method__type": case.method,
         **{f"method__{setting}": value for setting, value in case.settings.items()},
-        "data__dev__fraction": 0.25 if case.has_ledger else 0.34,
+        "data__dev__fraction": 0.25,
         "train__max_steps": steps,
         "train__eval_steps": steps,
         "train__logging_steps": 1,
         "train__learning_rate": rate,
         "train__lr_scheduler_type": "constant",
         "evaluate__limit": 0,
-        **({f"measure__{name}": value for name, value in measured.items()} if case.has_ledger else {}),
-        **({"data__guide__rows": 2} if case.has_ledger else {}),
+        **{f"measure__{name}": value for name, value in measured.items()},
+        "data__guide__rows": 2,
     }
 
 
@@ -99,7 +99,7 @@ QUICK = {
 def test_a_method_on_a_task(task: str, family: str, name: str, task_config, tmp_path) -> None:
     case = CASES[name]
     rate, steps = RATES.get((name, task), case.learning_rate), MORE_STEPS.get((name, task), STEPS)
-    config = task_config(task, family, 8 if case.has_ledger else 6, **settings_of(case, rate, steps))
+    config = task_config(task, family, 8, **settings_of(case, rate, steps))
     if why := REFUSED.get((name, family)):
         with pytest.raises(ConfigError, match=f"(?i){why}"):
             train(config, tmp_path / "run")
@@ -119,10 +119,9 @@ def test_a_method_on_a_task(task: str, family: str, name: str, task_config, tmp_
         assert torch.equal(losses(tuned, prepared), losses(base, prepared))
 
     assert_only_its_own_moved(case, tuned, base, head_modules(base) if kind.new_head else [])
-    if case.has_ledger:
-        assert all(row["steps_seen"] for row in run.values)
-        assert run.record["ledger"]["guide_loss_path"] > 0
-        assert {row["step"] for row in read_table(run.folder, "norms").to_pylist()} == set(range(1, steps, 20))
+    assert all(row["steps_seen"] for row in run.values)
+    assert run.record["ledger"]["guide_loss_path"] > 0
+    assert {row["step"] for row in read_table(run.folder, "norms").to_pylist()} == set(range(1, steps, 20))
     if not prompt_length(tuned):
         expected = losses(tuned, prepared)
         torch.testing.assert_close(losses(merged(tuned), prepared), expected, rtol=1e-3, atol=1e-3)
