@@ -200,6 +200,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "share_att_key": True,
     },
     "dots1": {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+    "deepseek_v2": {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
     "esm": {"vocab_size": 33, "mask_token_id": 32},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 16},
     "bert-generation": {"is_decoder": True},

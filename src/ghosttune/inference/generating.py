@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ghosttune.inference.decoding import decode, text_of
+from ghosttune.inference.padding import counts_padding
 from ghosttune.inference.sampling import GREEDY, Sampling, chooser
 from ghosttune.models.prompting import prompt_length
 
@@ -43,7 +44,9 @@ def generate(
     """
     asked = [list(prompt) for prompt in dict.fromkeys(map(tuple, prompts))] if sampling.is_greedy else list(prompts)
     written: dict[int, list[int]] = {}
-    one_length = prompt_length(model) > 0  # padding would stand between a learned prompt and the row
+    lengths = {len(prompt) for prompt in asked}
+    # padding would stand between a learned prompt and the row, or run through a recurrent state
+    one_length = prompt_length(model) > 0 or (len(lengths) > 1 and counts_padding(model))
     for positions in batches(asked, one_length):
         rows = [asked[position] for position in positions]
         new = decode(model, rows, stop_token_ids, max_new_tokens, chooser(sampling, positions))

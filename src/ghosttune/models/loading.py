@@ -17,7 +17,12 @@ from ghosttune.models.builtin import BUILTIN_MODELS, builtin_model_folder
 from ghosttune.models.modules import head_modules, targets_in
 from ghosttune.models.prompting import LEFT_OUT, can_do_without, fit_prompt, prompt_length, try_out
 from ghosttune.models.quantizing import prepared_for_training, quantized_loading
-from ghosttune.models.upstream import targets_as_named, without_upstream_reports, without_upstream_warnings
+from ghosttune.models.upstream import (
+    faults_of,
+    targets_as_named,
+    without_upstream_reports,
+    without_upstream_warnings,
+)
 from ghosttune.registry import METHODS
 
 if TYPE_CHECKING:
@@ -100,6 +105,11 @@ def load_model(settings: ModelSettings, seed: int, kind: ModelKind = CAUSAL_LM) 
         model = prepared_for_training(model)
     if kind is CAUSAL_LM:
         _require_causal(settings, model)
+    if kind.loader == "AutoModelForSeq2SeqLM" and not model.config.is_encoder_decoder:
+        raise ModelError(
+            f"{settings.name} ({model.config.model_type}) has no encoder and decoder for texts, which task.type: "
+            "seq2seq_lm needs; take a T5 or BART, or task.type: causal_lm where it writes behind a prompt"
+        )
     if kind.new_head:
         model.config.use_cache = False  # nothing is written that could go on from it
     model.load_again = partial(load_model, settings, seed, kind)
@@ -152,7 +162,7 @@ def _require_causal(settings: ModelSettings, model: PreTrainedModel) -> None:
     """Asks the model itself: what it says of a word must not depend on the words behind it."""
     import torch
 
-    with torch.no_grad():
+    with torch.no_grad(), faults_of(settings.name):
         logits = model(input_ids=torch.tensor([[0, 1, 0], [0, 1, 1]]), use_cache=False).logits[:, :2].float()
     if not torch.allclose(logits[0], logits[1], rtol=1e-3, atol=1e-4, equal_nan=True):
         raise ModelError(
@@ -219,11 +229,24 @@ def _adapted(model: PreTrainedModel, configuration: Any) -> Any:
             if configuration.is_prompt_learning:
                 try_out(adapted)
     except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
-        kind = configuration.peft_type.value.lower()
-        raise ConfigError([Problem("method.type", f"{kind} does not fit this model: {_first_line(error)}")]) from error
+        raise ConfigError([_misfit(configuration, error)]) from error
     adapted.peft_config["default"].base_model_name_or_path = model.name_or_path
     adapted.trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
     return can_do_without(adapted)
+
+
+def _misfit(configuration: Any, error: Exception) -> Problem:
+    """Why PEFT cannot adapt what the settings mean, and what to do."""
+    kind = configuration.peft_type.value.lower()
+    if "Mamba-based models" in str(error):
+        names = {name.rpartition(".")[2] for name in configuration.target_modules}
+        left = sorted(names - {"out_proj", "conv1d"})
+        message = (
+            "means out_proj as well, whose weight a Mamba layer uses without its module, so that an adapter there "
+            f"would do nothing; set it to the others: [{', '.join(left)}]"
+        )
+        return Problem("method.target_modules", message)
+    return Problem("method.type", f"{kind} does not fit this model: {_first_line(error)}")
 
 
 def save_adapter(model: Any, folder: Path) -> None:

@@ -49,8 +49,8 @@ def module_facts(model: PreTrainedModel) -> list[ModuleFacts]:
     model = _base(model)
     wrapped = [f"{name}." for name, module in model.named_modules() if hasattr(module, "base_layer")]
     ends = {
-        _name_of(model, model.get_input_embeddings()): "embedding",
-        _name_of(model, model.get_output_embeddings()): "head",
+        _name_of(model, _table(model, "input")): "embedding",
+        _name_of(model, _table(model, "output")): "head",
     }
     blocks, heads = _blocks(model), head_modules(model)  # type: ignore[arg-type]
     facts = []
@@ -236,7 +236,30 @@ def _is_linear(module: nn.Module) -> bool:
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    return isinstance(module, nn.Linear | Conv1D)
+    return isinstance(module, nn.Linear | Conv1D) and not _computes_more(module)
+
+
+def _computes_more(module: nn.Module) -> bool:
+    """Whether a model's own kind of linear layer gives something else than x W + b, such as a router its choices.
+
+    Found out by trying; those of other libraries (quantized ones) are what they are called.
+    """
+    import torch
+    from torch import nn
+
+    kind = type(module)
+    own = kind.__module__.startswith(("transformers.models.", "transformers_modules."))
+    if not own or not isinstance(module, nn.Linear) or kind.forward is nn.Linear.forward:
+        return False
+    weight = module.weight
+    row = torch.linspace(-1, 1, module.in_features, dtype=weight.dtype, device=weight.device).expand(1, 1, -1)
+    try:
+        with torch.no_grad():
+            found, wanted = module(row), nn.functional.linear(row, weight, module.bias)
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return True
+    alike = isinstance(found, torch.Tensor) and found.shape == wanted.shape
+    return not alike or not (weight.is_meta or torch.allclose(found, wanted, rtol=1e-2, atol=1e-3, equal_nan=True))
 
 
 def _blocks(model: Any) -> dict[str, int]:
@@ -244,7 +267,7 @@ def _blocks(model: Any) -> dict[str, int]:
 
     Of a model with several parts, such as one that sees, it is the part that writes.
     """
-    parts = [model.get_decoder()]
+    parts = [_writing(model)]
     if model.config.is_encoder_decoder:
         parts.insert(0, model.get_encoder())
     blocks: dict[str, int] = {}
@@ -256,21 +279,42 @@ def _blocks(model: Any) -> dict[str, int]:
     return blocks
 
 
+def _writing(model: Any) -> Any:
+    """The part of the model that writes; the whole where what it calls its decoder is only the output layer."""
+    from torch import nn
+
+    part = model.get_decoder()
+    return part if any(isinstance(module, nn.ModuleList) for module in part.modules()) else model
+
+
 def _longest_list(part: nn.Module) -> tuple[str, int]:
     from torch import nn
 
     lists = {
-        name: len(module)
+        name: module
         for name, module in part.named_modules()
-        if isinstance(module, nn.ModuleList) and len({type(child) for child in module}) == 1 and _holds_linear(module)
+        if isinstance(module, nn.ModuleList) and all(_holds_linear(child) for child in module)
     }
-    if not lists:
-        raise ModelError("the model has no list of equal layers, so that its modules have no layer numbers")
-    return max(lists.items(), key=lambda item: (item[1], -len(item[0])))
+    equal = {name: module for name, module in lists.items() if len({type(child) for child in module}) == 1}
+    counts = {name: len(module) for name, module in (equal or lists).items()}  # hybrids mix kinds of layers
+    if not counts:
+        raise ModelError(
+            "the model has no list of layers with linear layers (torch.nn.Linear or GPT-2's Conv1D) in each, so that "
+            "there is nothing an adapter could be put on; take another model of the kind"
+        )
+    return max(counts.items(), key=lambda item: (item[1], -len(item[0])))
 
 
 def _holds_linear(module: nn.Module) -> bool:
     return any(_is_linear(child) for child in module.modules())
+
+
+def _table(model: Any, which: str) -> nn.Module | None:
+    """The model's `input` or `output` embeddings; None where it has none that it names."""
+    try:
+        return getattr(model, f"get_{which}_embeddings")()
+    except NotImplementedError:
+        return None
 
 
 def _layer_of(name: str, blocks: dict[str, int]) -> tuple[int | None, str]:

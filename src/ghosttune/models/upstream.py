@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from ghosttune.errors import GhosttuneError, ModelError
+
+MODEL_CODE = ("/transformers/", "/transformers_modules/")
+"""Where the code of models lies."""
 
 
 @contextmanager
@@ -50,3 +56,28 @@ def targets_as_named() -> Iterator[None]:
         yield
     finally:
         conversion.convert_peft_config_for_transformers = before
+
+
+@contextmanager
+def faults_of(name: str) -> Iterator[None]:
+    """Turns what a model's own code raises inside into a ModelError that names the model, the place and what to do."""
+    try:
+        yield
+    except (GhosttuneError, MemoryError):
+        raise
+    except Exception as error:
+        at = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_of_a_model(frame.filename)]
+        if not at or "out of memory" in str(error):
+            raise
+        first = (str(error).strip().splitlines() or [""])[0]
+        place = f"{at[-1].filename.rpartition('/')[2]}, line {at[-1].lineno}"
+        raise ModelError(
+            f"the code of {name} cannot be trained on these rows: it fails with {type(error).__name__}: {first} "
+            f"({place}). Look whether it needs other inputs than texts or other versions of its packages, or take "
+            "another model"
+        ) from error
+
+
+def _is_of_a_model(file: str) -> bool:
+    inside = file.replace("\\", "/")
+    return "modeling_" in inside and any(part in inside for part in MODEL_CODE)

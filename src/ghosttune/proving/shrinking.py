@@ -184,6 +184,8 @@ def _smaller(name: str, value: Any, width: int, heads: int | None) -> Any:
         return UNSAID[name]
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         return value
+    if name == "num_kv_shared_layers":  # a layer of each kind keeps its own
+        return 0
     if name in WIDTHS:
         return WIDTH if value == width or not width else 2 * WIDTH if value > width else WIDTH // 2
     if name in KEY_VALUE_HEADS:

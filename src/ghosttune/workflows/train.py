@@ -31,6 +31,7 @@ from ghosttune.metrics.intervals import FEWEST_ROWS, mean_ratio, verdict
 from ghosttune.models.loading import add_adapter, device_of, load_model, longest_input, revision_of, untrained_twins
 from ghosttune.models.modules import module_facts, parameter_facts, trainable_counts
 from ghosttune.models.quantizing import weight_bytes
+from ghosttune.models.upstream import faults_of
 from ghosttune.registry import STRATEGIES
 from ghosttune.run.directory import RunDir, write_csv, write_folder, write_text
 from ghosttune.run.recording import Record
@@ -142,7 +143,8 @@ def _to_the_end(
     listen: Listener,
 ) -> Run:
     try:
-        _run_stages(run, record, prepared, model, measured, phasing, checkpoint, listen)
+        with faults_of(prepared.config.model.name):
+            _run_stages(run, record, prepared, model, measured, phasing, checkpoint, listen)
     except (Stopped, KeyboardInterrupt):
         record.end("stopped")
         raise

@@ -14,6 +14,7 @@ from ghosttune.errors import listed
 from ghosttune.models.direct import DirectModel
 from ghosttune.models.loading import device_of
 from ghosttune.models.sizing import parameter_counts
+from ghosttune.models.upstream import faults_of
 from ghosttune.training.candidates import BY_GRADIENT
 from ghosttune.training.engines import without_rule
 from ghosttune.training.memory import Sizes, fitting, free_memory, plan_of, predicted
@@ -68,11 +69,12 @@ def on_real_rows(tried: Tried, prepared: Prepared, adapted: Adapted) -> Tried:
     longest = [features[place] for place in by_length[-TRIED_ROWS:]]
     device = device_of(prepared.config.model)
     batch = {name: tensor.to(device) for name, tensor in prepared.collator(longest).items()}
-    plain = probe(prepared.task, model, facts, batch, checkpointing=False)
-    seen = checkpointed = plain
-    if model.supports_gradient_checkpointing and prepared.config.method.type != "prefix_tuning":
-        checkpointed = probe(prepared.task, model, facts, batch, checkpointing=True)
-        seen = checkpointed if prepared.config.train.activation_checkpointing else plain
+    with faults_of(prepared.config.model.name):
+        plain = probe(prepared.task, model, facts, batch, checkpointing=False)
+        seen = checkpointed = plain
+        if model.supports_gradient_checkpointing and prepared.config.method.type != "prefix_tuning":
+            checkpointed = probe(prepared.task, model, facts, batch, checkpointing=True)
+            seen = checkpointed if prepared.config.train.activation_checkpointing else plain
     trained, own = sum(adapted.counts.values()), isinstance(model, DirectModel)
     sizes = replace(
         tried.sizes,
