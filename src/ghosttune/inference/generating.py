@@ -44,10 +44,11 @@ def generate(
     """
     asked = [list(prompt) for prompt in dict.fromkeys(map(tuple, prompts))] if sampling.is_greedy else list(prompts)
     written: dict[int, list[int]] = {}
-    lengths = {len(prompt) for prompt in asked}
-    # padding would stand between a learned prompt and the row, or run through a recurrent state
-    one_length = prompt_length(model) > 0 or (len(lengths) > 1 and counts_padding(model))
-    for positions in batches(asked, one_length):
+    if len(asked) > 1 and counts_padding(model):
+        together = [[position] for position in range(len(asked))]
+    else:
+        together = batches(asked, prompt_length(model) > 0)  # padding would stand between a learned prompt and the row
+    for positions in together:
         rows = [asked[position] for position in positions]
         new = decode(model, rows, stop_token_ids, max_new_tokens, chooser(sampling, positions))
         written.update(zip(positions, new, strict=True))

@@ -11,8 +11,8 @@ _KNOWN: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 def counts_padding(model: Any) -> bool:
     """Whether positions that are masked change what the model says: RWKV's state runs through them.
 
-    Asked of the model itself, once: a mask that changes nothing is not looked at. Rows of such a model are answered
-    together only where they have one length.
+    Asked of the model itself, once: a mask that changes nothing is not looked at. Rows of such a model are answered one
+    by one; that of Transformers mixes the rows of a batch behind its first token, also where they have one length.
     """
     import torch
 

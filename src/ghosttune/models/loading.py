@@ -208,6 +208,8 @@ def add_adapter(model: Any, settings: MethodSettings, seed: int, kind: ModelKind
 
 
 def _require_tokens(model: PreTrainedModel, tokens: Sequence[int]) -> None:
+    if not tokens:
+        return
     table: Any = model.get_input_embeddings()
     beyond = [token for token in tokens if token >= len(table.weight)]
     if beyond:
