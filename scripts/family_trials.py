@@ -179,12 +179,15 @@ def _largest_error(own: OwnModel, dtype: str) -> str:
     """Of any per-row number; why there is none where the model's own code cannot take `dtype`."""
     model, task, batch = own.adapted(getattr(torch, dtype)), task_of(own.task), batch_of(own.task, VOCABULARY)
     try:
-        with torch.no_grad():
-            task.example_loss(model, batch)
+        task.example_loss(model, batch).sum().backward()
     except RuntimeError as error:
         if dtype == "float32":
             raise
         return f"- the model's own code is not made for {dtype}: {_words(error)}"
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    model.zero_grad(set_to_none=True)
+    if dtype == "float64" and not all(bool(gradient.isfinite().all()) for gradient in gradients):
+        return f"- autograd's own gradients are not numbers in {dtype}"
     return f"{max(largest_errors(model, task, batch).values()):.1e}"
 
 

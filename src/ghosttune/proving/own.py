@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 
-from ghostgrad import GradientEngine, Norms
+from ghostgrad import Norms
 from ghosttune.config.facts import ModelKind
 from ghosttune.config.loading import load_config
 from ghosttune.config.schema import RunConfig, section_class
@@ -25,6 +25,7 @@ from ghosttune.proving.rowwise import adapted, batch_of, largest_errors, micro_b
 from ghosttune.proving.shrinking import shrunken, shrunken_model
 from ghosttune.run.directory import RunDir
 from ghosttune.training import checkpoints
+from ghosttune.training.engines import row_engine
 from ghosttune.workflows.check import check
 from ghosttune.workflows.train import train
 
@@ -206,7 +207,7 @@ def frozen_is_frozen(own: OwnModel, bench: Bench) -> list[Finding]:
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-    engine = GradientEngine(model)
+    engine = row_engine(model, "exact")
     for _ in range(3):
         with engine.observe(Norms(), selected=micro_batch(task, model, batch).selected(engine)):
             task.example_loss(model, batch).sum().backward()

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ghostgrad import Dots, GradientEngine, Norms, WeightedSum
+from ghostgrad import Dots, Norms, WeightedSum
 from ghostgrad.testing import one_backward_per_example
 from ghosttune.config.facts import ModelKind
 from ghosttune.config.schema import section_class
 from ghosttune.data.encoding import IGNORED
 from ghosttune.models.loading import add_adapter
 from ghosttune.registry import TASKS
+from ghosttune.training.engines import row_engine
 from ghosttune.training.instruments import MicroBatch
 
 LENGTHS = (8, 6, 7, 3)
@@ -73,7 +74,7 @@ def largest_errors(model: Any, task: Any, batch: dict[str, Tensor]) -> dict[str,
         for name, rows in reference.items()
     }
     norms, dots, sums = Norms(), Dots(direction), WeightedSum()
-    engine = GradientEngine(model)
+    engine = row_engine(model, "exact")
     with engine.observe(norms, dots, sums, selected=micro_batch(task, model, batch).selected(engine)):
         task.example_loss(model, batch).sum().backward()
     model.zero_grad(set_to_none=True)
