@@ -417,7 +417,7 @@ def serve(
     listen(run_or_model, host, port, api_key, names, waiting, max_tokens, device, trust_remote_code)
 
 
-for _command in (studying.compare, studying.sweep, studying.prove, *rows.COMMANDS):
+for _command in (studying.compare, studying.sweep, studying.validate, studying.prove, *rows.COMMANDS):
     app.command()(_command)
 
 

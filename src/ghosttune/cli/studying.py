@@ -1,4 +1,4 @@
-"""The commands that look at more than one run, and at ghosttune itself: compare, sweep, prove."""
+"""The commands that look at more than one run, and at ghosttune itself: compare, sweep, validate, prove."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 if TYPE_CHECKING:
     from ghosttune.config.sweeps import Trial
     from ghosttune.proving.findings import Proved
+    from ghosttune.workflows.validate import Cost
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -53,6 +54,35 @@ def sweep(
         typer.echo(f"\n{len(result.finished)} runs finished, {len(result.failed)} failed, in {result.folder.path}\n")
         typer.echo(as_markdown(result.comparison) if result.comparison else "Fewer than two arms to compare.", nl=False)
     raise typer.Exit(1 if result.failed else 0)
+
+
+def validate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run with a ledger.")],
+    subsets: Annotated[int, typer.Option("--subsets", help="Random halves of the rows that are trained.")] = 32,
+    seeds: Annotated[int, typer.Option("--seeds", help="Seeds of each; from two on there is a ceiling.")] = 1,
+    drop: Annotated[float, typer.Option("--drop", help="Share of rows left out at each end, and at random.")] = 0.1,
+    processes: Annotated[int, typer.Option("--processes", min=1, help="How many are trained at once.")] = 1,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what it would cost, and train nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train the run again without some of its rows: how far values, standings and attribution agree with that."""
+    from ghosttune.workflows.validate import validate as validated
+    from ghosttune.workflows.validation_text import as_lines
+
+    def planned(cost: Cost) -> None:
+        minutes = f"about {max(1, round(cost.seconds / 60)):,} minutes in {cost.processes} processes"
+        typer.echo(f"{cost.runs} retrainings, {minutes}; what is trained already is kept", err=as_json)
+
+    def said(trial: Trial, what: str) -> None:
+        typer.echo(f"{trial.name}: {what}", err=as_json)
+
+    found = validated(
+        run, subsets=subsets, seeds=seeds, drop=drop, processes=processes, plan=plan, begin=planned, listen=said
+    )
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    elif not plan:
+        typer.echo("\n".join(as_lines(found)))
 
 
 def prove(

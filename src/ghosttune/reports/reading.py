@@ -115,6 +115,12 @@ class RunNumbers:
         ]
 
     @cached_property
+    def validation(self) -> dict[str, Any] | None:
+        """What training again without some rows showed; None where nobody did."""
+        path = self.run.validation_result
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    @cached_property
     def spans(self) -> list[Span]:
         """The phases, from the events of their beginnings; the last ends where the run stands."""
         begun = [(event["step"], event["trains"]) for event in self.events if event["event"] == "phase"]

@@ -39,6 +39,7 @@ NAMES = {
     "splits.csv",
     "store",
     "tables",
+    "validation",
 }
 """Everything that a run directory holds of its own."""
 
@@ -86,6 +87,15 @@ class RunDir:
     def report(self) -> Path:
         """The page of the run and the numbers behind its figures."""
         return self.path / "report"
+
+    @property
+    def validation(self) -> Path:
+        """The run trained again without some of its rows."""
+        return self.path / "validation"
+
+    @property
+    def validation_result(self) -> Path:
+        return self.validation / "validation.json"
 
     @property
     def checkpoints(self) -> Path:

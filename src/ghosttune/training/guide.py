@@ -36,6 +36,11 @@ class GuideRows:
         by_length = np.argsort([len(row) for row in rows], kind="stable")
         self.parts = [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
 
+    @property
+    def example_ids(self) -> list[str]:
+        """Of each row, in the order of the batches; windows of one row share its id."""
+        return [self.rows[place].example_id for part in self.parts for place in part]
+
     def batches(self) -> Iterator[Batch]:
         """One at a time: those with images are large."""
         for part in self.parts:

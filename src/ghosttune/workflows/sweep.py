@@ -90,15 +90,15 @@ def sweep(
     folder = SweepDir(Path(out) if out is not None else Path("sweeps") / Path(file).stem)
     with RunDir(folder.path).locked():
         require_contained(folder.path, NAMES)
-        _claim(folder, trials)
+        claim(folder, trials)
         result = Sweep(folder)
-        _train_all(folder, trials, processes, result, listen)
+        train_all(folder, trials, processes, result, listen)
         result.comparison = _compared(folder, trials, result)
         write_json(folder.record, _record(trials, result))
     return result
 
 
-def _claim(folder: SweepDir, trials: Sequence[Trial]) -> None:
+def claim(folder: SweepDir, trials: Sequence[Trial]) -> None:
     """Writes what each run starts with; RunError where the folder holds a run that was started with other settings."""
     texts = {trial: plain_yaml(trial.config) for trial in trials}
     changed = [
@@ -116,7 +116,8 @@ def _claim(folder: SweepDir, trials: Sequence[Trial]) -> None:
             write_text(folder.config(trial), text)
 
 
-def _train_all(folder: SweepDir, trials: Sequence[Trial], processes: int, result: Sweep, listen: Listener) -> None:
+def train_all(folder: SweepDir, trials: Sequence[Trial], processes: int, result: Sweep, listen: Listener) -> None:
+    """Trains what is not finished, at most `processes` at once, and enters in `result` how each came out."""
     waiting = list(trials)
     going: dict[Trial, subprocess.Popen[bytes]] = {}
     with _ended(going):

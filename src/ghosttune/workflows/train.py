@@ -378,7 +378,15 @@ def _write_measurements(run: RunDir, record: Record, prepared: Prepared, measure
         rows, tokens = prepared.train_records, np.fromiter(_tokens(prepared), np.int64)
         values = write_values(run, Each(range(len(rows)), lambda place: _described(rows[place], int(tokens[place]))))
         write_modules(run)
+        _write_guide_losses(run, ledger)
         record.note(ledger=ledger.account() | {"columns": separated_columns(values)})
+
+
+def _write_guide_losses(run: RunDir, ledger: Ledger) -> None:
+    """tables/guide_losses.csv: what each guide row, or window of one, adds to the guide loss at both ends."""
+    assert isinstance(ledger.guide, GuideRows) and ledger.end is not None  # a run's own, and closed
+    losses = zip(ledger.guide.example_ids, ledger.start["losses"].tolist(), ledger.end.tolist(), strict=True)
+    write_csv(run.export("guide_losses"), ["example_id", "before", "after"], losses)
 
 
 def _tokens(prepared: Prepared) -> Iterator[int]:
