@@ -130,10 +130,12 @@ def rouge_of_systems(folder: Path, most: int = 630) -> np.ndarray | None:
     return np.array([[best(row, name) for row in rows[:most]] for name in names])
 
 
-def table(rouge: np.ndarray | None, count: int, rows: tuple[int, ...]) -> tuple[list[list[str]], float]:
+def table(rouge: np.ndarray | None, count: int, rows: tuple[int, ...], match: str) -> tuple[list[list[str]], float]:
     """(lines of the table, the largest share of false verdicts)."""
     lines, worst = [], 0.0
     for name, trial in trials(rouge):
+        if match not in name:
+            continue
         line = [name]
         for n in rows:
             false, _ = rates(trial, n, count, 0.0)
@@ -150,10 +152,11 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=4000)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/e2e"))
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--match", default="", help="only cells whose name holds this")
     parser.add_argument("--quick", action="store_true", help="50 trials of 6 and 20 rows")
     given = parser.parse_args()
     count, rows = (50, (6, 20)) if given.quick else (given.trials, ROWS)
-    lines, worst = table(None if given.quick else rouge_of_systems(given.data), count, rows)
+    lines, worst = table(None if given.quick else rouge_of_systems(given.data), count, rows, given.match)
     if given.out:
         head = ["rows n", *map(str, rows)]
         page = [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines)]

@@ -68,11 +68,11 @@ class Change:
 def freedom(n: int, weights: np.ndarray | None = None) -> float:
     """Degrees of freedom of the standard error of a value over `n` rows, at least one.
 
-    Rows that count unequally tell less of each other than their number says: half of the way to the number of equal
-    rows that would know as much (Kish 1965), which keeps the error rate for lengths that differ as those of texts do.
+    Rows that count unequally tell less of each other than their number says: three quarters of the way to the number
+    of equal rows that would know as much (Kish 1965), which keeps the error rate where noise grows with the length.
     """
-    equal = n if weights is None else (n + weights.sum() ** 2 / (weights**2).sum()) / 2
-    return max(1.0, float(equal) - LOST_FREEDOM)
+    equal = n if weights is None else weights.sum() ** 2 / (weights**2).sum()
+    return max(1.0, float(n + 3 * equal) / 4 - LOST_FREEDOM)
 
 
 def quantile_of_t(share: float, freedom: float) -> float:

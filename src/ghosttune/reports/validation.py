@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ghosttune.registry import FIGURES
-from ghosttune.reports.drawing import LIGHT, Drawing, panels
+from ghosttune.reports.drawing import LIGHT, panels
 from ghosttune.reports.figures import Figure, Standing
 from ghosttune.reports.reading import RunNumbers
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
 
 Point = tuple[str, float, float]
 
@@ -52,10 +55,12 @@ def _agreement(found: dict[str, Any]) -> str:
 def _dropped(found: dict[str, Any]) -> str:
     dropped = found["dropped"]
     changes = ", ".join(
-        f"the {kind} {dropped[kind]['change']['value']:+.4f} ({dropped[kind]['verdict']})"
+        f"{kind} {dropped[kind]['change']['value']:+.4f} ({dropped[kind]['verdict']})"
         for kind in ("lowest", "highest", "random")
     )
-    return f"Without {dropped['share']:.0%} of the rows the guide loss changed by: {changes}."
+    return (
+        f"Without {dropped['share']:.0%} of the rows, by standing or at random, the guide loss changed by: {changes}."
+    )
 
 
 def _draw(points: Sequence[Point], narrow: bool) -> Drawing:
