@@ -12,7 +12,7 @@ from hostile_rows import write_rows
 from ghosttune import report, train
 from ghosttune.config.loading import load_config
 from ghosttune.reports.reading import RunNumbers
-from ghosttune.run.directory import RunDir
+from ghosttune.run.directory import RunDir, write_json
 
 OVERRIDES = {
     "model.device": "cpu",
@@ -40,6 +40,22 @@ def trained(folder: Path, model: Path, **changes: Any) -> Path:
     return train(config, folder / "run").path
 
 
+EFFECT = {"change": {"value": 0.01, "low": -0.02, "high": 0.04, "n": 6}, "verdict": "not distinguishable"}
+VALIDATION = {
+    "ceiling": None,
+    "scores": {
+        "value": {
+            "rank": {"value": 0.7, "low": 0.1, "high": 0.9, "n": 8},
+            "slope": {"value": 0.9, "low": 0.5, "high": 1.3, "n": 8},
+        },
+        "standing": {"rank": {"value": 0.6, "low": 0.0, "high": 0.9, "n": 8}, "slope": None},
+    },
+    "halves": {f"half-{k:03}": {"predicted": 0.1 * k, "measured": [0.1 * k, 0.1 * k + 0.02]} for k in range(8)},
+    "dropped": {"share": 0.1, "lowest": EFFECT, "highest": EFFECT, "random": EFFECT},
+}
+"""As `ghosttune validate` writes it, of which the figure takes this much."""
+
+
 @pytest.fixture(scope="package")
 def full_run(tmp_path_factory, tiny_model) -> Path:
     """Three phases, every norm, a ledger, and its report."""
@@ -47,6 +63,7 @@ def full_run(tmp_path_factory, tiny_model) -> Path:
     measured = {"measure.norms.effective": 2, "measure.ledger.guide_every": 2, "data.guide.rows": 6}
     measured |= {"data.online_selection.by": "value", "data.online_selection.candidates": 2}
     path = trained(folder, tiny_model, phases="both@0-4 > mlp@4-8 > attention@8-", **measured)
+    write_json(RunDir(path).validation_result, VALIDATION)
     report(path)
     return path
 

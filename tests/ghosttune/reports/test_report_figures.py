@@ -29,6 +29,7 @@ WITHOUT = {
     "tables/selection.parquet": {"kept_by_column"},
     "tables/effective.parquet": {"early_sensitivity"},
     "evaluation.json": {"evaluation"},
+    "validation/validation.json": {"validation"},
 }
 """What a run lacks -> the figures that are then missing."""
 
@@ -44,6 +45,12 @@ def floats(rows: list[dict[str, str]], column: str) -> list[float]:
 
 def test_a_run_that_measured_everything_has_every_figure(full):
     assert set(figures_of(full)) == set(FIGURES.names())
+
+
+def test_a_validation_is_drawn_half_by_half(full_run):
+    rows = rows_of(full_run / "report" / "validation.csv")
+    assert floats(rows, "predicted_drop") == pytest.approx([0.1 * k for k in range(8)])
+    assert floats(rows, "measured_drop") == pytest.approx([0.1 * k + 0.01 for k in range(8)]), "the mean over seeds"
 
 
 def test_a_run_that_measured_nothing_has_the_loss(bare_run):
