@@ -64,13 +64,19 @@ class Problem:
         return f"{self.setting}: {self.message}{place}"
 
 
+SHOWN_PROBLEMS = 100
+"""A message names so many; a file with more is not a configuration."""
+
+
 class ConfigError(InputError):
     """Settings are wrong; holds every problem found, not only the first."""
 
     def __init__(self, problems: Sequence[Problem], source: str = "the configuration"):
         self.problems = list(problems)
         count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
-        super().__init__(f"{count} in {source}:\n" + "\n".join(f"  {problem}" for problem in self.problems))
+        lines = [f"  {problem}" for problem in self.problems[:SHOWN_PROBLEMS]]
+        more = len(self.problems) - SHOWN_PROBLEMS
+        super().__init__("\n".join([f"{count} in {source}:", *lines, *([f"  … and {more:,} more"] if more > 0 else [])]))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -84,3 +90,12 @@ def listed(names: Iterable[object], limit: int = 12) -> str:
     shown = [str(name) for name in names]
     more = len(shown) - limit
     return ", ".join(shown[:limit]) + (f" and {more} more" if more > 0 else "")
+
+
+SHOWN_FAULTS = 10
+
+
+def listed_faults(title: str, faults: Sequence[str]) -> str:
+    """A title and the first faults below it; the rest is counted."""
+    more = [f"… and {len(faults) - SHOWN_FAULTS} more"] if len(faults) > SHOWN_FAULTS else []
+    return "\n  ".join([f"{title}:", *faults[:SHOWN_FAULTS], *more])

@@ -315,7 +315,7 @@ def infer(
     as_json: Json = False,
 ) -> None:
     """Answer every row of a file, in order; rows that cannot be answered are named and cost no other."""
-    from ghosttune.data.files import listed_faults
+    from ghosttune.errors import listed_faults
     from ghosttune.inference.sampling import Sampling
     from ghosttune.workflows.infer import infer as inferred
 

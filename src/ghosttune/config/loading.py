@@ -168,14 +168,25 @@ def _validate_section(name: str, section: type[Section], given: Leaves) -> tuple
             return section.model_validate(_tree(given)), problems
         except ValidationError as error:
             bad: set[SettingPath] = set()
+            below = _below(given)
             for path, details in concerned(section, error.errors()).items():
-                covered = [known for known in given if overlap(path, known)]
+                above = [path[:length] for length in range(len(path)) if path[:length] in given]
+                covered = [*above, *below.get(path, ())]
                 origin = given[max(covered, key=len)].origin if covered else ""
                 problems.append(Problem(".".join([name, *path]), explain(section, path, details), origin))
                 bad.update(covered)
             if not bad:  # a required setting is missing: there is nothing to take away and try again
                 return section_class(name)(), problems
             given = {path: leaf for path, leaf in given.items() if path not in bad}
+
+
+def _below(given: Leaves) -> dict[SettingPath, list[SettingPath]]:
+    """What is given at each path or inside of it; thousands of wrong names are not compared with each other."""
+    below: dict[SettingPath, list[SettingPath]] = {}
+    for path in given:
+        for length in range(len(path) + 1):
+            below.setdefault(path[:length], []).append(path)
+    return below
 
 
 def _without_idle_defaults(name: str, given: Leaves) -> Leaves:

@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
-from ghosttune.config.notation import Loader, fault, fault_line, parse_value, shown
+from ghosttune.config.notation import LARGEST, Loader, fault, fault_line, parse_value, shown
 from ghosttune.errors import InputError, Problem, listed, nearest
+from ghosttune.foreign import read_json, read_text
 
 SettingPath = tuple[str, ...]
 """`("train", "max_steps")`; a tuple because a key of a user's own may hold a dot."""
@@ -43,11 +44,11 @@ def read_file(path: str | Path) -> Layer:
         return _yaml_layer(text, path.name)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from error
-    except (yaml.YAMLError, ValueError) as error:
+    except yaml.YAMLError as error:
         line = fault_line(error)
         raise InputError(f"{path}{f':{line}' if line else ''}: not valid YAML: {fault(error)}") from error
-    except RecursionError:
-        raise InputError(f"{path}: nested too deeply, or an alias that contains itself") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from error
 
 
 def read_mapping(tree: dict[str, Any], origin: str) -> Layer:
@@ -82,7 +83,7 @@ def overlap(one: SettingPath, other: SettingPath) -> bool:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_text(path, LARGEST)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist{_beside(path)}. `ghosttune init > {path.name}` writes one.") from None
     except IsADirectoryError:
@@ -114,7 +115,7 @@ def _flatten(tree: dict[Any, Any], prefix: SettingPath) -> Iterator[tuple[Settin
 
 
 def _json_layer(text: str, name: str) -> Layer:
-    tree = json.loads(text)
+    tree = read_json(text, unique=False)
     layer = _yaml_layer(text.replace("\t", " "), name)  # JSON is YAML but for tabs; this finds lines and repeated keys
     values = dict(_flatten(tree, ()))
     layer.leaves = {path: Leaf(values.get(path, leaf.value), leaf.origin) for path, leaf in layer.leaves.items()}

@@ -11,10 +11,11 @@ from typing import Any
 import yaml
 
 from ghosttune.config.loading import load_config
-from ghosttune.config.notation import Loader, fault, fault_line, shown
+from ghosttune.config.notation import LARGEST, Loader, fault, fault_line, shown
 from ghosttune.config.rendering import inline
 from ghosttune.config.schema import RunConfig
 from ghosttune.errors import ConfigError, InputError, Problem, listed, nearest
+from ghosttune.foreign import read_text
 
 KEYS = ("config", "preset", "profile", "axes", "arms", "seeds")
 SEED, HOME = "train.seed", ("run.name", "run.root")
@@ -71,10 +72,10 @@ def _configured(sweep: dict[str, Any], path: Path, changes: dict[str, Any]) -> R
 
 def _mapping(path: Path) -> dict[str, Any]:
     try:
-        found = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=Loader)
+        found = yaml.load(read_text(path, LARGEST), Loader=Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    except (yaml.YAMLError, ValueError) as error:
+    except yaml.YAMLError as error:
         line = fault_line(error)
         raise InputError(f"{path}{f':{line}' if line else ''}: not valid YAML: {fault(error)}") from error
     if not isinstance(found, dict):

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import hashlib
 import io
 import json
 import re
-import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ghosttune.data.stored import Stored
-from ghosttune.errors import DataError, TooFewRows
+from ghosttune.errors import DataError, TooFewRows, listed_faults
+from ghosttune.foreign import UNREADABLE, lines_of, open_file, opened, read_json
 
 READABLE = ("jsonl", "json", "csv", "tsv", "parquet", "txt")
-SHOWN_FAULTS = 10
-
 Fields = dict[str, Any]
 Placed = tuple[str, Fields]
 """(place such as `train.jsonl:17`, the row's fields)."""
@@ -63,7 +60,7 @@ def read_unquoted(path: Path, columns: tuple[str, ...]) -> Sequence[Placed]:
     """
     if kind_of(path) != "tsv":
         return read_file(path)
-    lines = ((f"{path.name}:{number}", line.split("\t")) for number, line in enumerate(_lines(path), start=1) if line)
+    lines = ((f"{path.name}:{number}", line.split("\t")) for number, line in enumerate(lines_of(path), start=1) if line)
     faults: list[str] = []
     rows = Stored(_unquoted_rows(lines, columns, faults))
     if faults:
@@ -87,7 +84,7 @@ def _unquoted_rows(
 
 def read_text(path: Path) -> str:
     """The whole text of a file, line ends as \\n; DataError when it is empty or not UTF-8."""
-    text = "\n".join(_lines(path))
+    text = "\n".join(lines_of(path))
     if not text.strip():
         raise DataError(f"{path} is empty")
     return text
@@ -105,12 +102,6 @@ def unusable(title: str, faults: Sequence[str], remedy: str = "") -> DataError:
     """The error of faults that are written `place: reason`: the first ones in full, and the rows of all of them."""
     parts = (re.split(r"(?<=\d|\]): ", fault, maxsplit=1) for fault in faults)
     return DataError(listed_faults(title, faults) + remedy, {part[0]: part[-1] for part in parts})
-
-
-def listed_faults(title: str, faults: Sequence[str]) -> str:
-    """A title and the first faults below it; the rest is counted."""
-    more = [f"… and {len(faults) - SHOWN_FAULTS} more"] if len(faults) > SHOWN_FAULTS else []
-    return "\n  ".join([f"{title}:", *faults[:SHOWN_FAULTS], *more])
 
 
 def shown(value: Any) -> str:
@@ -134,56 +125,21 @@ def kind_of_value(value: Any) -> str:
 def fingerprint(path: Path) -> str:
     """sha256 of the bytes as stored."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """Lines without their ends; DataError lists the lines that are not UTF-8."""
-    try:
-        with _opened(path) as file:
-            for line in file:
-                yield line.rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        title = f"{path} is not UTF-8; save it as UTF-8. These lines are not"
-        raise DataError(listed_faults(title, _undecodable(path))) from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-
-
-def _opened(path: Path) -> io.TextIOBase:
-    return io.TextIOWrapper(_opened_bytes(path), encoding="utf-8-sig", newline="")
-
-
-def _opened_bytes(path: Path) -> BinaryIO:
-    return gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb")  # type: ignore[return-value]
-
-
-def _undecodable(path: Path) -> list[str]:
-    """Every line that is not UTF-8, looked for line by line because text is decoded in blocks of many lines."""
-    faults: list[str] = []
-    with _opened_bytes(path) as file:
-        for number, line in enumerate(file, start=1):
-            if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
-                return [f"{path.name}:1: the file begins like UTF-16"]
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                faults.append(f"{path.name}:{number}: byte 0x{line[error.start]:02x} at byte {error.start + 1}")
-    return faults
-
-
 def _read_jsonl(path: Path, faults: list[str]) -> Iterator[Placed]:
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(lines_of(path), start=1):
         if not line.strip():
             continue
         place = f"{path.name}:{number}"
         try:
-            fields = json.loads(line)
-        except json.JSONDecodeError as error:
-            faults.append(f"{place}: not valid JSON: {error.msg} at column {error.colno}")
+            fields = read_json(line)
+        except ValueError as error:
+            faults.append(f"{place}: not valid JSON: {_json_fault(error)}")
             continue
         yield from _object(place, fields, faults)
 
@@ -199,14 +155,21 @@ def _read_json(path: Path, faults: list[str]) -> Iterator[Placed]:
 
 def _json_documents(path: Path, faults: list[str]) -> Iterator[Any]:
     """What the file holds: one document, or none when it is empty or not JSON."""
-    text = "\n".join(_lines(path))
+    text = "\n".join(lines_of(path))
     if not text.strip():
         return
     try:
-        yield json.loads(text)
-    except json.JSONDecodeError as error:
-        hint = "; one object per line? then name the file .jsonl" if error.msg == "Extra data" else ""
-        faults.append(f"{path.name}:{error.lineno}: not valid JSON: {error.msg} at column {error.colno}{hint}")
+        document = read_json(text)
+    except ValueError as error:
+        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        hint = "; one object per line? then name the file .jsonl" if str(error).startswith("Extra data") else ""
+        faults.append(f"{path.name}{line}: not valid JSON: {_json_fault(error)}{hint}")
+        return
+    yield document
+
+
+def _json_fault(error: ValueError) -> str:
+    return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def _object(place: str, fields: Any, faults: list[str]) -> Iterator[Placed]:
@@ -229,7 +192,7 @@ def _has_half_character(value: Any) -> bool:
 
 def _read_table(path: Path, faults: list[str], delimiter: str) -> Iterator[Placed]:
     csv.field_size_limit(1 << 30)
-    reader = csv.reader((line + "\n" for line in _lines(path)), delimiter=delimiter, strict=True)
+    reader = csv.reader((line + "\n" for line in lines_of(path)), delimiter=delimiter, strict=True)
     header: list[str] = []
     for place, cells in _table_rows(reader, path, faults):
         if not header:
@@ -280,17 +243,39 @@ def _read_parquet(path: Path, faults: list[str]) -> Iterator[Placed]:
     import pyarrow as arrow
     import pyarrow.parquet as parquet
 
+    position = 0
     try:
-        with _opened_bytes(path) as file:
+        with opened(path) as file:
             read = parquet.ParquetFile(io.BytesIO(file.read()) if path.suffix.lower() == ".gz" else file)
-            rows = (fields for batch in read.iter_batches() for fields in batch.to_pylist())
-            yield from ((f"{path.name}[{position}]", fields) for position, fields in enumerate(rows))
-    except (arrow.ArrowException, OSError, EOFError, zlib.error) as error:
-        faults.append(f"{path.name}: not a Parquet file: {str(error).splitlines()[0]}")
+            names = read.schema_arrow.names
+            if len(set(names)) < len(names):
+                faults.append(f"{path.name}: column names repeat: {', '.join(names)}")
+                return
+            for batch in read.iter_batches():
+                columns = {name: _values(name, batch.column(name)) for name in names}
+                for cells in zip(*columns.values(), strict=True):
+                    yield f"{path.name}[{position}]", dict(zip(names, cells, strict=True))
+                    position += 1
+    except (arrow.ArrowException, *UNREADABLE) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
+        faults.append(f"{path.name}: not a Parquet file: {reason}")
+    except _Unreadable as error:
+        faults.append(f"{path.name}[{position}]: {error}")
+
+
+class _Unreadable(Exception):
+    """A column holds what Python has no value for."""
+
+
+def _values(name: str, column: Any) -> list[Any]:
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError) as error:  # text that is not UTF-8, dates after the year 9999, unknown time zones
+        raise _Unreadable(f"the column {name} cannot be read, in this row or a later one: {error}") from error
 
 
 def _read_text(path: Path, faults: list[str]) -> Iterator[Placed]:
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(lines_of(path), start=1):
         if line.strip():
             yield f"{path.name}:{number}", {"text": line}
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ghosttune.data.files import listed_faults, read_file
+from ghosttune.data.files import read_file
 from ghosttune.data.splitting import draw
-from ghosttune.errors import DataError, InputError
+from ghosttune.errors import DataError, InputError, listed_faults
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,14 @@ def open_source(
     return read_source(source_files(path), settings, formats, without)
 
 
+def settings_of_file(path: str | Path, columns: dict[str, str] | None) -> SourceSettings:
+    """A source that is a file or folder given outside of a configuration; DataError where its name cannot be used."""
+    try:
+        return SourceSettings(path=str(path), columns=columns)
+    except ValueError as error:
+        raise DataError(f"{str(path)!r}: a file of rows needs a name of UTF-8 text without control characters") from error
+
+
 def _in_format(source: Source, name: str, formats: Sequence[str]) -> Source:
     """The dataset as it is, or read anew from the columns it keeps beside its turns; DataError when it has neither."""
     if source.row_format in formats:
@@ -230,7 +238,7 @@ def source_files(path: Path) -> dict[str | None, Path]:
         if not path.exists():
             raise DataError(f"{path} does not exist{_beside(path)}")
         children = sorted(path.iterdir()) if path.is_dir() else []
-    except PermissionError as error:
+    except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     if not path.is_dir():
         return {None: path}

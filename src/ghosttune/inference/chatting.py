@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from ghosttune.data.files import shown
 from ghosttune.data.records import Turn
 from ghosttune.errors import DataError, InputError, listed, nearest
+from ghosttune.foreign import read_json, read_text
 from ghosttune.inference.sampling import GREEDY, Sampling
 from ghosttune.run.directory import write_json
 
@@ -22,6 +22,9 @@ READERS: dict[str, Callable[[str], Any]] = {
     "max_new_tokens": int,
 }
 """What `/set` can change, and how its value is read."""
+
+LARGEST = 1 << 24
+"""Bytes of a saved conversation."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class Conversation:
     def load(cls, path: Path) -> Conversation:
         """What `save` wrote; DataError when the file holds no conversation."""
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
+            value = read_json(read_text(path, LARGEST))
             turns = tuple(Turn(str(turn["role"]), str(turn["content"])) for turn in value["messages"])
             settings = dict(value["settings"])
             limit = int(settings.pop("max_new_tokens"))

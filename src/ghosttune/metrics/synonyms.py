@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from ghosttune.errors import DataError
+from ghosttune.foreign import lines_of
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,8 @@ def _found(folder: Path, name: str) -> Path | None:
 
 
 def _lines(path: Path) -> Iterator[list[str]]:
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            columns = line.rstrip("\n").split("\t")
-            if len(columns) < 2:
-                raise DataError(f"{path.name}:{number}: has no tab; a line is a synset or form, a tab, and its words")
-            yield columns
+    for number, line in enumerate(lines_of(path), start=1):
+        columns = line.split("\t")
+        if len(columns) < 2:
+            raise DataError(f"{path.name}:{number}: has no tab; a line is a synset or form, a tab, and its words")
+        yield columns

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
 import sqlite3
 import time
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ghosttune.errors import DataError
+from ghosttune.foreign import lines_of, read_json
 
 if TYPE_CHECKING:
     from ghosttune.metrics.sql import Query
@@ -149,15 +148,14 @@ def _read(path: Path) -> dict[str, Mapping[str, Any]]:
         raise DataError(f"evaluate.tables: {path} holds no *.tables.jsonl (or .gz)")
     known: dict[str, Mapping[str, Any]] = {}
     for file in files:
-        with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else open(file, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                known.update([_table(line, f"{file.name}:{number}")])
+        for number, line in enumerate(lines_of(file), start=1):
+            known.update([_table(line, f"{file.name}:{number}")])
     return known
 
 
 def _table(line: str, place: str) -> tuple[str, Mapping[str, Any]]:
     try:
-        fields = json.loads(line)
+        fields = read_json(line)
         complete = all(len(row) == len(fields["header"]) == len(fields["types"]) for row in fields["rows"])
         name = fields["id"]
     except (ValueError, KeyError, TypeError) as error:

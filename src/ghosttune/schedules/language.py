@@ -34,18 +34,24 @@ HALVES = ("early", "late")
 COUNTED = ("top", "bottom", "random")
 WORDS = ("all", *GROUPS, *FACTORS, *HALVES, *COUNTED, "layers")
 
+COUNT = r"\d{1,9}"
+NUMBER = rf"{COUNT}(?:\.\d+)?"
+
+SHOWN_PROBLEMS = 10
+
 Mark = tuple[int, int]
 """Where in the text something stands: from, to."""
 
 
 class PlanError(ValueError):
-    """What is wrong with a plan: every problem, then the plan with the offending parts marked."""
+    """What is wrong with a plan: the first ten problems, then the plan with all the offending parts marked."""
 
     def __init__(self, text: str, problems: Iterable[tuple[str, Mark]]):
         self.text, self.problems = text, list(problems)
         marked = {place for _, (start, stop) in self.problems for place in range(start, max(stop, start + 1))}
         arrows = "".join("^" if place in marked else " " for place in range(len(text) + 1)).rstrip()
-        said = "; ".join(message for message, _ in self.problems)
+        said = "; ".join(message for message, _ in self.problems[:SHOWN_PROBLEMS])
+        said += f"; and {more} more" if (more := len(self.problems) - SHOWN_PROBLEMS) > 0 else ""
         super().__init__(f"{said}\n      {text}\n      {arrows}")
 
 
@@ -167,7 +173,7 @@ def chosen_layers(word: str, layers: int, trained: Collection[int], draw: Collec
         return set(range(half)) if kind == "early" else set(range(half, layers))
     if kind == "layers":
         first, _, last = rest.partition("-")
-        return set(range(int(first), int(last or first) + 1))
+        return set(range(int(first), min(int(last or first) + 1, layers)))
     count = max(1, round(float(rest[:-1]) * layers / 100)) if rest.endswith("%") else int(rest)
     if kind == "random":
         drawn = np.random.default_rng(list(draw)).permutation(sorted(trained))
@@ -193,7 +199,7 @@ def _phase(text: str, mark: Mark) -> Written:
         raise PlanError(text, [("`@` and a range of updates are missing, such as mlp@300-600", mark)])
     selection = read_selection(text, mark[0], at)
     behind = _stripped(text[at + 1 : mark[1]], at + 1)
-    match = re.match(r"((?:\d+(?:\.\d+)?)?%?)\s*-\s*((?:\d+(?:\.\d+)?)?%?)(?=\s|$)", text[slice(*behind)])
+    match = re.match(rf"((?:{NUMBER})?%?)\s*-\s*((?:{NUMBER})?%?)(?=\s|$)", text[slice(*behind)])
     if match is None or "%" in (match[1], match[2]):
         said = text[slice(*behind)]
         raise PlanError(text, [(f"{said!r} is no range of updates; write 300-600, 30-60% or 600-", behind)])
@@ -212,7 +218,9 @@ def _boundary(text: str, percent: bool) -> Boundary | None:
 def _options(text: str, mark: Mark) -> tuple[float, str | None]:
     """(learning-rate factor, what becomes of the state of entering tensors) behind a range."""
     said, factor, entry = text[slice(*mark)], 1.0, None
-    pattern = r"\s*(?:lr\s+(?P<lr>\d+(?:\.\d*)?(?:e-?\d+)?)|(?P<entry>keep|reset|rewarm\s+[1-9]\d*))(?=\s|$)"
+    pattern = (
+        rf"\s*(?:lr\s+(?P<lr>{COUNT}(?:\.\d*)?(?:e-?\d\d?)?)|(?P<entry>keep|reset|rewarm\s+[1-9]\d{{0,8}}))(?=\s|$)"
+    )
     place = 0
     while place < len(said):
         match = re.compile(pattern).match(said, place)
@@ -230,7 +238,8 @@ def _options(text: str, mark: Mark) -> tuple[float, str | None]:
 
 def _words(text: str, mark: Mark) -> tuple[str, ...]:
     pattern = re.compile(
-        r"\s*(?:(?P<layers>layers?\s+\d+(?:\s*-\s*\d+)?)|(?P<counted>(?:top|bottom|random)\s+\d+(?:\.\d+)?%?)"
+        rf"\s*(?:(?P<layers>layers?\s+{COUNT}(?:\s*-\s*{COUNT})?)"
+        rf"|(?P<counted>(?:top|bottom|random)\s+(?:{COUNT}|{NUMBER}%))"
         r"|(?P<word>[A-Za-z_][\w.]*))(?=\s|$)"
     )
     said, words, place = text[slice(*mark)], [], 0

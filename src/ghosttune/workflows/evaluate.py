@@ -13,7 +13,7 @@ from ghosttune.config.schema import RunConfig
 from ghosttune.config.sections import SourceSettings
 from ghosttune.data.questions import Question, questions_of
 from ghosttune.data.records import Record, Records
-from ghosttune.data.sources import BUILTIN_ROWS, open_source
+from ghosttune.data.sources import BUILTIN_ROWS, open_source, settings_of_file
 from ghosttune.data.splitting import sample
 from ghosttune.errors import DataError, InputError, RunError, listed
 from ghosttune.inference.pipeline import Pipeline
@@ -160,7 +160,7 @@ def _given_rows(config: RunConfig, data: str, split: str | None) -> Rows:
     """Rows of a file, a folder or a known dataset, all of them where they name no splits."""
     is_known = not Path(data).exists() and data != BUILTIN_ROWS and data in DATASETS.names()
     columns = config.data.train.columns
-    settings = SourceSettings(name=data) if is_known else SourceSettings(path=data, columns=columns)
+    settings = SourceSettings(name=data) if is_known else settings_of_file(data, columns)
     source = open_source(settings, task_of(config).formats)
     if split is None and source.splits:
         if "dev" not in source.splits:

@@ -14,6 +14,7 @@ from ghosttune.data.files import fingerprint, shown
 from ghosttune.data.labelled import LABELLED_COLUMNS, SAID
 from ghosttune.data.records import ID_COLUMNS, prompt_of
 from ghosttune.errors import DataError, ModelError, RunError, listed
+from ghosttune.foreign import open_file, read_json
 from ghosttune.inference.pipeline import Pipeline, record_of
 from ghosttune.inference.sampling import GREEDY, Sampling
 from ghosttune.run.directory import explained, write_json
@@ -79,7 +80,8 @@ def infer(
 def _read(source: Path) -> Iterator[_Asked]:
     """Every line that is not blank, as a question or as what is wrong with it."""
     try:
-        lines = source.read_bytes().splitlines()
+        with open_file(source) as file:
+            lines = file.read().splitlines()
     except OSError as error:
         raise DataError(f"{source} cannot be read: {error.strerror}; --input takes a JSONL file") from error
     if not any(line.strip() for line in lines):
@@ -91,8 +93,8 @@ def _read(source: Path) -> Iterator[_Asked]:
 
 def _asked(line: bytes, place: str) -> _Asked:
     try:
-        fields = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+        fields = read_json(line.decode("utf-8-sig"))
+    except ValueError as error:
         return _Asked(place, {}, f"not valid JSON: {error}")
     if not isinstance(fields, dict):
         return _Asked(place, {}, f"must be an object, is {shown(fields)}")

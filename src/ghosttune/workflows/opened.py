@@ -15,10 +15,9 @@ from ghostgrad import Sketcher, SketchOptions
 from ghostgrad.store import GradientStore, StoreError
 from ghosttune.config.facts import ParameterFacts
 from ghosttune.config.loading import load_config
-from ghosttune.config.sections import SourceSettings
 from ghosttune.data.encoding import Encoded, RowFeatures
 from ghosttune.data.records import Record, Records
-from ghosttune.data.sources import read_source, source_files
+from ghosttune.data.sources import read_source, settings_of_file, source_files
 from ghosttune.errors import DataError, RunError, listed
 from ghosttune.models.loading import device_of
 from ghosttune.run.directory import RunDir
@@ -123,7 +122,7 @@ class OpenedRun:
         if path.is_dir():
             raise DataError(f"{data} is a folder; give one file of it: {listed(file.name for file in files.values())}")
         train = self.config.data.train
-        settings = SourceSettings(path=str(path), columns=train.columns)
+        settings = settings_of_file(path, train.columns)
         records = read_source(files, settings, self.task.formats).records
         if not records:
             raise DataError(f"{data} holds no rows")

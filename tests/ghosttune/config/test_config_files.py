@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 
 import pytest
 
@@ -87,7 +89,99 @@ def test_yaml_that_cannot_be_built_is_refused_without_a_traceback(write, text):
 
 
 def test_an_alias_of_itself_is_refused(write):
-    assert "alias that contains itself" in refusal(write("train: &a {seed: *a}"))
+    assert "an alias stands inside of what it repeats" in refusal(write("train: &a {seed: *a}"))
+
+
+def levels(first: str, line: str, count: int = 9) -> str:
+    """Lines that each repeat the one before nine times."""
+    names = "abcdefghij"[: count + 1]
+    return f"a: &a {first}\n" + "".join(
+        line.format(new=new, old=f"*{old}") + "\n" for old, new in zip(names, names[1:], strict=False)
+    )
+
+
+BOMBS = {
+    "lists": levels("[x, x]", "{new}: &{new} [{old}, {old}, {old}, {old}, {old}, {old}, {old}, {old}, {old}]"),
+    "mappings": levels(
+        "{x: 1}",
+        "{new}: &{new} {{a: {old}, b: {old}, c: {old}, d: {old}, e: {old}, f: {old}, g: {old}, h: {old}, i: {old}}}",
+    ),
+    "merges": levels("{x: 1}", "{new}: &{new} {{<<: [{old}, {old}, {old}, {old}, {old}, {old}, {old}, {old}, {old}]}}"),
+    "values": "train: [" + "a, " * 50_000 + "]",
+    "names": "train:\n" + "".join(f"  a{number}: 1\n" for number in range(20_000)),
+    "characters": "# " + "x" * 1_000_000 + "\n",
+    "levels": "train: " + "[" * 3000 + "]" * 3000,
+    "levels by aliases": "a: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 60)),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_file_that_unfolds_into_millions_of_values_is_refused_at_once(write, name):
+    started = time.process_time()
+    said = refusal(write(BOMBS[name]))
+    assert "more than" in said or "too many" in said or "cannot be read: it has more than" in said
+    assert time.process_time() - started < 2  # 0.05 to 0.6 s on an idle core; the mappings took over 40 s
+
+
+def test_as_many_values_as_are_accepted_are_judged_in_seconds(write):
+    started = time.process_time()
+    said = refusal(write("train:\n" + "".join(f"  a{number}: 1\n" for number in range(4_900))))
+    assert said.startswith("4901 problems") or "4900 problems" in said and "… and 4,80" in said
+    assert time.process_time() - started < 4
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "-" + "9" * 5000, "!!int foo", "!!bool foo", "!!float foo"])
+def test_a_number_that_is_none_is_named_with_its_line(write, value):
+    said = refusal(write(f"train:\n  max_steps: {value}"))
+    assert "run.yaml:2: not valid YAML: a value is no " in said
+    assert ("has 5,00" in said and "4,300" in said) == ("999" in value) and "sys." not in said
+
+
+@pytest.mark.parametrize("tag", ["!!timestamp foo", "!!timestamp 2020-99-99", "!!set {a, b}", "!!binary a", "!x y"])
+def test_other_tags_are_refused_by_name(write, tag):
+    assert f"run.yaml:1: not valid YAML: the tag {tag.split()[0]} means nothing here" in refusal(write(f"train: {tag}"))
+
+
+def test_a_control_character_is_named_with_its_line(write):
+    assert "run.yaml:2: not valid YAML: the control character #x0007" in refusal(write("train: {}\nrun: \a"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"train": {"max_steps": ' + "9" * 5000 + "}}", "a whole number of more than 4,300 digits"),
+        ('{"train": ' + "[" * 3000 + "]" * 3000 + "}", "nested too deeply"),
+        ('{"train": ' + "[" * 101 + "]" * 101 + "}", "nested too deeply"),
+        ('{"train": {"learning_rate": NaN}}', "NaN is no number"),
+        ('{"train": {"learning_rate": 1e999}}', "1e999 is no number"),
+    ],
+)
+def test_json_that_no_program_could_read_back_is_refused(write, text, said):
+    assert f"not valid JSON: {said}" in refusal(write(text, "run.json")) or said in refusal(write(text, "run.json"))
+
+
+@pytest.mark.parametrize("text", ["train.max_steps={a: 1}", "train.max_steps={}", "train.max_steps=[1]"])
+def test_a_mapping_for_a_number_is_a_problem_like_any_other(text):
+    with pytest.raises(ConfigError, match=r"train.max_steps: must be a whole number \(got"):
+        load_config(ROWS, overrides=[text])
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["9" * 5000, "[" * 3000 + "]" * 3000, "{a: " * 3000 + "}" * 3000, "&a {b: *a}", "&a [*a]", "!!timestamp x", "\udc80"],
+)
+def test_set_refuses_what_a_file_may_not_hold(value):
+    with pytest.raises(ConfigError, match=r"train.max_steps: .* is not a YAML value"):
+        load_config(ROWS, overrides=[f"train.max_steps={value}"])
+
+
+@pytest.mark.parametrize("name", ["run.yaml", "run.json"])
+def test_pipes_and_devices_are_refused_without_waiting(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    assert "it is a pipe or a device" in refusal(tmp_path / name)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("/dev/zero")
+    assert "it is a pipe or a device" in refusal(tmp_path / name)
 
 
 def test_anchors_may_be_used(write):
