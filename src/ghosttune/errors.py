@@ -76,7 +76,9 @@ class ConfigError(InputError):
         count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
         lines = [f"  {problem}" for problem in self.problems[:SHOWN_PROBLEMS]]
         more = len(self.problems) - SHOWN_PROBLEMS
-        super().__init__("\n".join([f"{count} in {source}:", *lines, *([f"  … and {more:,} more"] if more > 0 else [])]))
+        super().__init__(
+            "\n".join([f"{count} in {source}:", *lines, *([f"  … and {more:,} more"] if more > 0 else [])])
+        )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -108,12 +108,14 @@ def read_json(text: str, unique: bool = True) -> Any:
     `unique` refuses an object in which a key stands twice, of which most programs would silently use the last.
     """
     try:
-        value = json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_object if unique else None)
+        value = json.loads(
+            text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_object if unique else None
+        )
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     except ValueError as error:
         if str(error).startswith("Exceeds the limit"):
-            raise ValueError(f"holds a whole number of more than {LONGEST_NUMBER:,} digits") from None
+            raise ValueError(f"a whole number of more than {LONGEST_NUMBER:,} digits") from None
         raise
     if text.count("[") + text.count("{") > DEEPEST and _is_deeper(value):
         raise ValueError(_TOO_DEEP)

@@ -12,7 +12,7 @@ from ghosttune.config.facts import ParameterFacts
 from ghosttune.config.loading import load_config
 from ghosttune.errors import ConfigError
 from ghosttune.registry import STRATEGIES
-from ghosttune.schedules.language import PlanError, read_selection
+from ghosttune.schedules.language import PlanError, chosen_layers, read_selection
 from ghosttune.schedules.phases import Schedule, active_names, names_of, scheduled
 from ghosttune.schedules.rates import phase_rates
 
@@ -137,6 +137,11 @@ BAD = {
     "both@0- > mlp@-": "one of the two must say where",
     "both@0-10.5 > mlp@-": "whole numbers",
     "both@0-9 rewarm 10 > mlp@9-": "longer than the phase",
+    "top 0.5@0-": "needs a number",
+    "mlp@0-" + "9" * 5000: "no range of updates",
+    "layers 0-99999999999@0-": "needs layer numbers",
+    "mlp@0- rewarm " + "9" * 5000: "is none of",
+    "mlp@0- lr 1e999": "is none of",
 }
 
 
@@ -297,6 +302,16 @@ def test_every_update_belongs_to_one_phase(cuts, data):
         index = schedule.index(step)
         assert ends[index] < step <= ends[index + 1]
         assert schedule.name(index) == words[index].replace(",", ", ")
+
+
+def test_layers_beyond_every_model_cost_no_memory():
+    assert chosen_layers("layers 1-999999999", 4, set(), ()) == {1, 2, 3}
+
+
+def test_of_many_problems_ten_are_told():
+    with pytest.raises(PlanError) as error:
+        scheduled("both@0-1 > " * 1000 + "mlp@1-", 900, "keep")
+    assert "and 989 more" in str(error.value) and len(error.value.problems) == 999
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)

@@ -11,6 +11,9 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from ghosttune.cli.terminal import on_one_line, visible
+from ghosttune.run.tables import VALUE_COLUMNS
+
 LINE_SECONDS = 5.0
 """Least time between two progress lines where there is no terminal."""
 
@@ -19,7 +22,7 @@ class Display:
     """Follows a run by its events and prints results; `quiet` leaves standard output to JSON."""
 
     def __init__(self, quiet: bool = False):
-        self.console = Console(stderr=quiet, highlight=False, markup=False)
+        self.console = Console(stderr=quiet, highlight=False, markup=False, emoji=False)
         self.bar: Progress | None = None
         self.loss = ""
         self.last_line = 0.0
@@ -34,7 +37,7 @@ class Display:
 
     def line(self, text: str = "", style: str = "") -> None:
         """One line, never broken by us, so that paths and commands can be copied."""
-        self.console.print(text, style=style, soft_wrap=True)
+        self.console.print(visible(text), style=style, soft_wrap=True)
 
     def recipe(self, title: str, text: str) -> None:
         """The configuration of a run, before it starts."""
@@ -70,7 +73,7 @@ class Display:
         )
         self.line(f"rows       {counted}, {source.name or source.format}")
         if prepared.metadata_columns:
-            self.line(f"           not shown to the model: {', '.join(prepared.metadata_columns)}")
+            self.line(f"           not shown to the model: {', '.join(map(on_one_line, prepared.metadata_columns))}")
         for reason, count in prepared.left_out.items():
             self.line(f"           {count:,} left out: {reason}")
         self.line(f"trains     {sum(counts.values()):,} parameters ({groups})")
@@ -169,12 +172,12 @@ class Display:
         for name, found in account["columns"].items():
             auroc = found["auroc"]
             self.line(
-                f"{name:<10} {found['rows']} rows: {found['verdict']} by their standing, AUROC {auroc['value']:.2f} "
-                f"(95 % interval {auroc['low']:.2f} to {auroc['high']:.2f})"
+                f"{on_one_line(name):<10} {found['rows']} rows: {found['verdict']} by their standing, "
+                f"AUROC {auroc['value']:.2f} (95 % interval {auroc['low']:.2f} to {auroc['high']:.2f})"
             )
         for title, rows in (("harmful", run.lowest_rows(3)), ("helpful", run.highest_rows(1))):
             for row in rows:
-                self.line(f"{title}    {row['standing']:+.2f} {row['example_id']}{_extras(row)}")
+                self.line(f"{title}    {row['standing']:+.2f} {on_one_line(row['example_id'])}{_extras(row)}")
 
     def evaluation(self, name: str, result: dict[str, Any]) -> None:
         """Every number with its interval, and what it is against the baselines."""
@@ -188,7 +191,7 @@ class Display:
         for system, found in result.get("degenerate", {}).items():
             if found["faults"]:
                 counted = ", ".join(f"{count} {fault}" for fault, count in found["faults"].items())
-                shown = ", ".join(example["example_id"] for example in found["examples"])
+                shown = ", ".join(on_one_line(example["example_id"]) for example in found["examples"])
                 style = "yellow" if found["alarm"] and system != "base" else ""
                 self.line(f"degenerate {found['share']['value']:.0%} of {system}: {counted} (such as {shown})", style)
         if "forgetting" in result:
@@ -201,9 +204,10 @@ class Display:
         shown = {label: row[key] for label, key in said.items()} | {"expected": row["references"][0]}
         text = Text()
         for label, words in shown.items():
-            text.append(f"{label:<9}", style="bold").append(f"{words}\n")
+            text.append(f"{label:<9}", style="bold").append(f"{visible(words)}\n")
         text.rstrip()
-        self.console.print(Panel(text, title=f"dev row {row['example_id']}", title_align="left"))
+        title = Text(f"dev row {on_one_line(row['example_id'])}")  # of text, rich would take [words] for styles
+        self.console.print(Panel(text, title=title, title_align="left"))
 
     def report(self, report: Any) -> None:
         """What `check` found, then the plan."""
@@ -230,10 +234,12 @@ class Display:
         for row in rows:
             trained = sum(flag for _, flag in row.tokens)
             target = f", predicts {row.target}" if row.target else ""
-            self.line(f"{row.example_id}: {len(row.tokens)} tokens, {trained} trained (in ⟦ ⟧){target}", "bold")
+            self.line(
+                f"{on_one_line(row.example_id)}: {len(row.tokens)} tokens, {trained} trained (in ⟦ ⟧){target}", "bold"
+            )
             text = Text()
             for token, flag in row.tokens:
-                text.append(f"⟦{token}⟧" if flag else token, style="bold green" if flag else "dim")
+                text.append(f"⟦{visible(token)}⟧" if flag else visible(token), style="bold green" if flag else "dim")
             self.console.print(text, soft_wrap=True)
             self.line()
 
@@ -279,8 +285,8 @@ def _plain(value: Any) -> str:
 
 def _extras(row: dict[str, Any]) -> str:
     """The row's own columns, those that say something."""
-    own = {name: value for name, value in row.items() if name not in ("example_id", "value", "standing", "steps_seen")}
-    texts = {name: str(value) for name, value in own.items() if value not in (None, "", False)}
+    own = {name: value for name, value in row.items() if name not in {*VALUE_COLUMNS} - {"tokens"}}
+    texts = {on_one_line(name): on_one_line(value) for name, value in own.items() if value not in (None, "", False)}
     said = ", ".join(f"{name}: {text if len(text) <= 60 else text[:59] + '…'}" for name, text in texts.items())
     return f" ({said})" if said else ""
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ghosttune.cli.terminal import say
 from ghosttune.errors import InputError
 
 SPARE = 111
@@ -53,7 +54,7 @@ def listen(
         raise InputError(f"{host}:{port} cannot be listened at; give another --port or --host") from None
     opened.listen(QUEUED)  # from here on nobody is turned away
     address = f"http://{f'[{host}]' if ':' in host else host}:{opened.getsockname()[1]}"
-    print(f"{name} answers at {address} (OpenAI clients: {address}/v1). Ctrl-C ends.", flush=True)  # noqa: T201
+    say(f"{name} answers at {address} (OpenAI clients: {address}/v1). Ctrl-C ends.")
     gc.collect()
     gc.freeze()  # a look through the model's half a million objects takes a third of a second
     sys.setswitchinterval(SWITCH_SECONDS)

@@ -16,6 +16,7 @@ import typer
 
 from ghosttune.cli import rows, studying
 from ghosttune.cli.rows import Trust
+from ghosttune.cli.terminal import say
 from ghosttune.errors import GhosttuneError, InputError
 
 app = typer.Typer(
@@ -61,7 +62,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from ghosttune.version import __version__
 
-        typer.echo(f"ghosttune {__version__}")
+        say(f"ghosttune {__version__}")
         raise typer.Exit
 
 
@@ -114,10 +115,10 @@ def init(
         else ["data.train.path=builtin:rows"]
     )
     config = load_config(profile=profile, overrides=[f"task.type={task}", *chosen])
-    typer.echo(
+    say(
         "# ghosttune train run.yaml\n# To make it your own, change model.name and data.train.path.\n"
         + commented_yaml(config),
-        nl=False,
+        end="",
     )
 
 
@@ -132,7 +133,7 @@ def show(
     from ghosttune.workflows.show import show as described
 
     text, value = described(kind, name, run)
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text)
+    say(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text)
 
 
 @app.command()
@@ -170,14 +171,14 @@ def check(
     except InputError as error:  # what `check` was asked to find, so that it is its result
         if _debug():
             raise
-        typer.echo(json.dumps({"errors": [str(error)]}, indent=2, ensure_ascii=False) if as_json else str(error))
+        say(json.dumps({"errors": [str(error)]}, indent=2, ensure_ascii=False) if as_json else str(error))
         raise typer.Exit(error.exit_code) from error
     from ghosttune.cli.display import Display
     from ghosttune.workflows.check import check as checked
 
     report = checked(loaded, problems, out, resume, fix)
     if as_json:
-        typer.echo(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
+        say(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
     else:
         Display().report(report)
     raise typer.Exit(report.exit_code)
@@ -200,7 +201,7 @@ def preview(
 
     shown = previewed(loaded, rows)
     if as_json:
-        typer.echo(json.dumps([vars(row) for row in shown], indent=2, ensure_ascii=False, default=str))
+        say(json.dumps([vars(row) for row in shown], indent=2, ensure_ascii=False, default=str))
     else:
         Display().preview(shown)
 
@@ -256,7 +257,7 @@ def report(
     from ghosttune.workflows.report import report as reported
 
     pages = {str(run): str(reported(run, trust_remote_code=trust_remote_code)) for run in runs}
-    typer.echo(json.dumps(pages, indent=2, ensure_ascii=False) if as_json else "\n".join(pages.values()))
+    say(json.dumps(pages, indent=2, ensure_ascii=False) if as_json else "\n".join(pages.values()))
 
 
 @app.command()
@@ -294,7 +295,7 @@ def evaluate(
         trust_remote_code=trust_remote_code,
     )
     if as_json:
-        typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
+        say(json.dumps(result, indent=2, ensure_ascii=False))
     else:
         for name, found in result.items():
             Display().evaluation(name, found)
@@ -320,7 +321,7 @@ def infer(
     from ghosttune.workflows.infer import infer as inferred
 
     sampling = Sampling(temperature, top_p, top_k, seed)
-    progress = (lambda done, rows: None) if as_json else lambda done, rows: typer.echo(f"{done} of {rows} rows")
+    progress = (lambda done, rows: None) if as_json else lambda done, rows: say(f"{done} of {rows} rows")
     done = inferred(
         run_or_model,
         source,
@@ -332,12 +333,12 @@ def infer(
         progress=progress,
     )
     if as_json:
-        typer.echo(json.dumps(vars(done), ensure_ascii=False))
+        say(json.dumps(vars(done), ensure_ascii=False))
     else:
-        typer.echo(f"{done.output}: {done.rows} rows, {done.already} of them already there")
+        say(f"{done.output}: {done.rows} rows, {done.already} of them already there")
         if done.faults:
             title = f"{len(done.faults)} of {done.rows} rows could not be answered"
-            typer.echo(listed_faults(title, done.faults), err=True)
+            say(listed_faults(title, done.faults), err=True)
     raise typer.Exit(1 if done.faults else 0)
 
 
@@ -352,7 +353,7 @@ def merge(
     from ghosttune.workflows.merge import merge as merged
 
     done = merged(run, out, trust_remote_code=trust_remote_code)
-    typer.echo(
+    say(
         json.dumps(done)
         if as_json
         else f"{done['merged']}: logits moved by {done['moved']:.1e} of the largest (accepted {done['tolerance']:.0e})"
@@ -388,7 +389,7 @@ def chat(
         Talk(pipeline, run_or_model, talk, device, trust_remote_code).run()
         return
     answer = pipeline.generate([talk.asking(prompt)], max_new_tokens=talk.max_new_tokens, sampling=sampling)[0]
-    typer.echo(json.dumps(vars(answer), ensure_ascii=False) if as_json else answer.text)
+    say(json.dumps(vars(answer), ensure_ascii=False) if as_json else answer.text)
 
 
 @app.command()
@@ -449,9 +450,7 @@ def _finish(run: Any, display: Any, as_json: bool) -> None:
     if as_json:
         record = run.record
         kept = {name: record.get(name) for name in ("status", "step", "best_step", "verdict")}
-        typer.echo(
-            json.dumps({"run": str(run.path), **kept, "evaluation": run.evaluation}, indent=2, ensure_ascii=False)
-        )
+        say(json.dumps({"run": str(run.path), **kept, "evaluation": run.evaluation}, indent=2, ensure_ascii=False))
     else:
         display.summary(run)
 
@@ -468,7 +467,7 @@ def main() -> None:
     except SystemExit as end:
         if end.code != INTERRUPTED:
             raise
-        typer.echo(
+        say(
             "interrupted; a run that had started continues with `ghosttune train --resume --out RUN`, "
             "and `infer` when it is given again",
             err=True,
@@ -477,12 +476,12 @@ def main() -> None:
     except GhosttuneError as error:
         if debug:
             raise
-        typer.echo(str(error), err=True)
+        say(str(error), err=True)
         sys.exit(error.exit_code)
     except Exception as error:
         if debug:
             raise
         first = (str(error).strip().splitlines() or [""])[0]
         what = f"this should not have happened ({type(error).__name__}: {first})"
-        typer.echo(f"{what}. Run again with --debug and report what it prints.", err=True)
+        say(f"{what}. Run again with --debug and report what it prints.", err=True)
         sys.exit(1)

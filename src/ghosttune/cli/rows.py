@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ghosttune.cli.terminal import on_one_line, say
+
 if TYPE_CHECKING:
     from ghosttune.workflows.attribute import Attribution, Influence
     from ghosttune.workflows.neighbours import Neighbour
@@ -107,7 +109,7 @@ def index(
         kept = "whole gradients" if store.exact else "projections"
         size_mib = store.bytes / (1 << 20)
         error = f", cosines within ±{store.error['cosine']:.3f}" if store.error else ""
-        typer.echo(
+        say(
             f"step {store.step}: {store.rows:,} rows ({store.added:,} new), {kept} of {store.numbers_per_row:,} numbers"
             f"{error}, {size_mib:.1f} MiB in {store.folder}"
         )
@@ -149,7 +151,7 @@ def attribute(
         _print_json(asdict(found))
         return
     for line in attribution_lines(found):
-        typer.echo(line)
+        say(line)
 
 
 def similar(
@@ -178,7 +180,7 @@ def similar(
         _print_json([asdict(row) for row in found])
         return
     for row in found:
-        typer.echo(f"{row.cosine:+.4f}  {_row(row)}")
+        say(f"{row.cosine:+.4f}  {_row(row)}")
 
 
 def dedupe(
@@ -200,11 +202,11 @@ def dedupe(
         _print_json([asdict(group) for group in groups])
         return
     for group in groups:
-        typer.echo(f"{group.cosine:.4f}")
+        say(f"{group.cosine:.4f}")
         for row in group.rows:
-            typer.echo(f"  {row.cosine:+.4f}  {_row(row)}")
+            say(f"  {row.cosine:+.4f}  {_row(row)}")
     extra = sum(len(group.rows) - 1 for group in groups)
-    typer.echo(f"{len(groups)} groups, {extra} rows more than one of each")
+    say(f"{len(groups)} groups, {extra} rows more than one of each")
 
 
 def cluster(
@@ -243,17 +245,17 @@ def cluster(
         _print_json(asdict(found))
         return
     nowhere = f", {found.nowhere:,} without a gradient in none" if found.nowhere else ""
-    typer.echo(f"{found.rows:,} rows at step {found.checkpoint} in {len(found.clusters)} clusters{nowhere}")
+    say(f"{found.rows:,} rows at step {found.checkpoint} in {len(found.clusters)} clusters{nowhere}")
     for group in found.clusters:
-        makeup = ", ".join(f"{value} {count}" for value, count in group.makeup.items())
-        typer.echo(
+        makeup = ", ".join(f"{on_one_line(value)} {count}" for value, count in group.makeup.items())
+        say(
             f"cluster {group.number}: {group.size:,} rows, mean cosine {group.cosine:.3f}"
             + (f"; {by}: {makeup}" if makeup else "")
         )
         for row in group.rows:
-            typer.echo(f"  {row.cosine:+.4f}  {_row(row)}")
+            say(f"  {row.cosine:+.4f}  {_row(row)}")
     if found.file:
-        typer.echo(f"cluster and cosine of every row in {found.file}")
+        say(f"cluster and cosine of every row in {found.file}")
 
 
 def select(
@@ -301,9 +303,9 @@ def select(
     if as_json:
         _print_json({"by": chosen.by, "kept": len(chosen.kept), "dropped": len(chosen.dropped), "file": chosen.file})
         return
-    typer.echo(f"{len(chosen.kept):,} rows kept by {chosen.by} in {chosen.file}")
-    typer.echo(f"{len(chosen.dropped):,} rows dropped, with reasons, in {chosen.dropped_file}")
-    typer.echo(f"train on them with the same data and --set data.train.keep={chosen.file}")
+    say(f"{len(chosen.kept):,} rows kept by {chosen.by} in {chosen.file}")
+    say(f"{len(chosen.dropped):,} rows dropped, with reasons, in {chosen.dropped_file}")
+    say(f"train on them with the same data and --set data.train.keep={chosen.file}")
 
 
 COMMANDS = (index, attribute, similar, dedupe, cluster, select)
@@ -324,8 +326,10 @@ def attribution_lines(found: Attribution) -> list[str]:
 
 def _row(row: Influence | Neighbour) -> str:
     said = " → ".join(" ".join(str(value).split()) for value in row.content.values())
-    extra = ", ".join(f"{name}: {value}" for name, value in row.metadata.items())
-    return f"{row.example_id}  {shorten(said, LONGEST, placeholder=' …')}" + (f"  ({extra})" if extra else "")
+    extra = ", ".join(f"{on_one_line(name)}: {on_one_line(value)}" for name, value in row.metadata.items())
+    return f"{on_one_line(row.example_id)}  {shorten(said, LONGEST, placeholder=' …')}" + (
+        f"  ({extra})" if extra else ""
+    )
 
 
 def _progress() -> Any:
@@ -335,10 +339,10 @@ def _progress() -> Any:
         nonlocal last
         if time.monotonic() - last >= LINE_SECONDS:
             last = time.monotonic()
-            typer.echo(f"{done:,} of {rows:,} rows", err=True)
+            say(f"{done:,} of {rows:,} rows", err=True)
 
     return tell
 
 
 def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    say(json.dumps(value, indent=2, ensure_ascii=False, default=str))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ghosttune.cli.terminal import say
+
 if TYPE_CHECKING:
     from ghosttune.config.sweeps import Trial
     from ghosttune.proving.findings import Proved
@@ -30,7 +32,10 @@ def compare(
     from ghosttune.workflows.comparison_text import as_markdown
 
     result = compared(runs, out)
-    typer.echo(json.dumps(result, indent=2, ensure_ascii=False) if as_json else as_markdown(result), nl=as_json)
+    say(
+        json.dumps(result, indent=2, ensure_ascii=False) if as_json else as_markdown(result),
+        end="\n" if as_json else "",
+    )
 
 
 def sweep(
@@ -44,15 +49,15 @@ def sweep(
     from ghosttune.workflows.sweep import sweep as swept
 
     def said(trial: Trial, what: str) -> None:
-        typer.echo(f"{trial.name}: {what}", err=as_json)
+        say(f"{trial.name}: {what}", err=as_json)
 
     result = swept(file, out, processes=processes, listen=said)
     if as_json:
         told = {"folder": str(result.folder.path), "failed": result.failed, "comparison": result.comparison}
-        typer.echo(json.dumps(told, indent=2, ensure_ascii=False))
+        say(json.dumps(told, indent=2, ensure_ascii=False))
     else:
-        typer.echo(f"\n{len(result.finished)} runs finished, {len(result.failed)} failed, in {result.folder.path}\n")
-        typer.echo(as_markdown(result.comparison) if result.comparison else "Fewer than two arms to compare.", nl=False)
+        say(f"\n{len(result.finished)} runs finished, {len(result.failed)} failed, in {result.folder.path}\n")
+        say(as_markdown(result.comparison) if result.comparison else "Fewer than two arms to compare.", end="")
     raise typer.Exit(1 if result.failed else 0)
 
 
@@ -105,14 +110,14 @@ def prove(
         raise InputError("--method says how the model of --model is tuned; give that too")
     if model is not None and quick:
         raise InputError("--quick goes without --model, whose proofs have no slow variants")
-    said = (lambda proved: None) if as_json else (lambda proved: typer.echo(_proof(proved)))
+    said = (lambda proved: None) if as_json else (lambda proved: say(_proof(proved)))
     found = tried(numbers or (), quick=quick, model=model, method=method or "lora", listen=said)
     passed = sum(proved.passed for proved in found)
     if as_json:
         proofs = [vars(proved) | {"passed": proved.passed} for proved in found]
-        typer.echo(json.dumps({"passed": passed == len(found), "proofs": proofs}, indent=2, default=vars))
+        say(json.dumps({"passed": passed == len(found), "proofs": proofs}, indent=2, default=vars))
     else:
-        typer.echo(f"{passed} of {len(found)} proofs passed in {sum(proved.seconds for proved in found):.0f} s")
+        say(f"{passed} of {len(found)} proofs passed in {sum(proved.seconds for proved in found):.0f} s")
     raise typer.Exit(0 if passed == len(found) else 1)
 
 

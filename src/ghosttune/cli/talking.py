@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ghosttune.cli.rows import attribution_lines
+from ghosttune.cli.terminal import say
 from ghosttune.errors import GhosttuneError, InputError, nearest
 from ghosttune.inference.chatting import Conversation
 from ghosttune.inference.pipeline import Pipeline
@@ -84,8 +85,7 @@ class Talk:
         with _interruptible() as interrupted:
 
             def tell(piece: str) -> bool:
-                sys.stdout.write(piece)
-                sys.stdout.flush()
+                say(piece, end="")
                 return interrupted()
 
             reply = pipeline.reply(
@@ -115,7 +115,7 @@ class Talk:
 
     def say(self, text: str) -> None:
         """A line that is not part of an answer."""
-        print(text, flush=True)  # noqa: T201
+        say(text)
 
 
 def _help(talk: Talk, argument: str) -> None:
@@ -231,13 +231,13 @@ def _line() -> str | None:
     try:
         return input("> ")
     except KeyboardInterrupt:
-        print()  # noqa: T201
+        say()
         return ""
     except EOFError:
-        print()  # noqa: T201
+        say()
         return None
     except UnicodeDecodeError as error:
-        print(f"this line is not {error.encoding}")  # noqa: T201
+        say(f"this line is not {error.encoding}")
         return ""
 
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from ghosttune.config.checking import conflicts, unchosen
 from ghosttune.config.layers import Leaves, merge, read_layers, shipped
-from ghosttune.config.reading import Leaf, SettingPath, overlap
+from ghosttune.config.reading import Leaf, SettingPath
 from ghosttune.config.schema import (
     ALTERNATIVES,
     DEFAULT,

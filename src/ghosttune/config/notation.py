@@ -26,7 +26,7 @@ LARGEST = 1 << 18
 """Characters of a document, or bytes of its file; PyYAML reads half a million in a second."""
 
 MOST = 10_000
-"""Values of a document, each counted as often as its aliases repeat it: nine times nine, eight times over, is a line."""
+"""Values of a document, each as often as aliases repeat it: ten lines of nine aliases each make 400 million of them."""
 
 DEEPEST = 50
 """Values inside each other."""
@@ -50,7 +50,7 @@ class Loader(yaml.SafeLoader):
             super().__init__(text)
         except yaml.reader.ReaderError as error:
             line = text.count("\n", 0, error.position)
-            mark = yaml.Mark(None, error.position, line, 0, None, 0)
+            mark = yaml.Mark("", error.position, line, 0, None, 0)
             raise _fault(f"the control character #x{ord(text[error.position]):04x} stands here", mark) from None
         self._count = self._depth = self._deepest = 0
         self._sizes: dict[int, tuple[int, int]] = {}
@@ -70,7 +70,9 @@ class Loader(yaml.SafeLoader):
             self._count, self._deepest = before + count, self._depth + height
             self._require_bounds(mark)
         if node is not None and node.tag not in TAGS:
-            raise _fault(f"the tag {node.tag.replace('tag:yaml.org,2002:', '!!')} means nothing here; leave it out", mark)
+            raise _fault(
+                f"the tag {node.tag.replace('tag:yaml.org,2002:', '!!')} means nothing here; leave it out", mark
+            )
         self._sizes[id(node)] = self._count - before, self._deepest - self._depth
         self._depth, self._deepest = self._depth - 1, max(self._deepest, outside)
         return node

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -257,10 +258,21 @@ def _read_parquet(path: Path, faults: list[str]) -> Iterator[Placed]:
                     yield f"{path.name}[{position}]", dict(zip(names, cells, strict=True))
                     position += 1
     except (arrow.ArrowException, *UNREADABLE) as error:
-        reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
+        reason, *_ = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()
         faults.append(f"{path.name}: not a Parquet file: {reason}")
     except _Unreadable as error:
         faults.append(f"{path.name}[{position}]: {error}")
+
+
+def without_nan(value: Any) -> Any:
+    """A value of a table with null for NaN, which stands there for what is not known; ValueError for infinite ones."""
+    if isinstance(value, float) and not math.isfinite(value):
+        if math.isnan(value):
+            return None
+        raise ValueError(f"{value} is no number that JSON has")
+    if isinstance(value, list | tuple):
+        return [without_nan(each) for each in value]
+    return {name: without_nan(each) for name, each in value.items()} if isinstance(value, dict) else value
 
 
 class _Unreadable(Exception):
@@ -269,8 +281,11 @@ class _Unreadable(Exception):
 
 def _values(name: str, column: Any) -> list[Any]:
     try:
-        return column.to_pylist()
-    except (ValueError, OverflowError) as error:  # text that is not UTF-8, dates after the year 9999, unknown time zones
+        return [without_nan(value) for value in column.to_pylist()]
+    except (
+        ValueError,
+        OverflowError,
+    ) as error:  # text that is not UTF-8, dates beyond the year 9999
         raise _Unreadable(f"the column {name} cannot be read, in this row or a later one: {error}") from error
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ghosttune.data.files import Fields, Placed
+from ghosttune.data.files import Fields, Placed, without_nan
 from ghosttune.data.stored import Stored
 from ghosttune.errors import DataError
 
@@ -67,9 +67,12 @@ def _split(name: str, split: str, rows: Iterable[Fields]) -> HubSplit:
     digest = hashlib.sha256()
 
     def placed() -> Iterator[Placed]:
-        for place, fields in enumerate(rows):
+        for place, fields in enumerate(map(without_nan, rows)):
             digest.update(json.dumps(fields, sort_keys=True, ensure_ascii=False, default=str).encode() + b"\n")
             yield f"{name} {split}[{place}]", fields
 
-    stored = Stored(placed())
+    try:
+        stored = Stored(placed())
+    except (ValueError, OverflowError) as error:  # infinite numbers, and dates that Python does not have
+        raise DataError(f"{name} {split} cannot be read: {error}") from error
     return HubSplit(stored, digest.hexdigest())

@@ -87,7 +87,7 @@ def settings_of_file(path: str | Path, columns: dict[str, str] | None) -> Source
     try:
         return SourceSettings(path=str(path), columns=columns)
     except ValueError as error:
-        raise DataError(f"{str(path)!r}: a file of rows needs a name of UTF-8 text without control characters") from error
+        raise DataError(f"{str(path)!r}: a file of rows needs a name of UTF-8 without control characters") from error
 
 
 def _in_format(source: Source, name: str, formats: Sequence[str]) -> Source:

@@ -8,8 +8,8 @@ from typing import Any
 
 from ghosttune.reports.markup import Markup, joined, said, shown, tag
 from ghosttune.reports.reading import RunNumbers
-from ghosttune.reports.values import OWN_COLUMNS, scored
-from ghosttune.run.tables import read_table
+from ghosttune.reports.values import scored
+from ghosttune.run.tables import VALUE_COLUMNS, read_table
 
 EXTREMES = 10
 """Rows at either end that are shown."""
@@ -52,7 +52,7 @@ def extreme_rows(numbers: RunNumbers, texts: Texts, why_no_texts: str) -> Markup
 
 
 def _row_card(row: Mapping[str, Any], text: Sequence[tuple[str, str]], parts: Iterable[str]) -> Markup:
-    own = {name: value for name, value in row.items() if name not in OWN_COLUMNS and value not in (None, "")}
+    own = {name: value for name, value in row.items() if name not in VALUE_COLUMNS and value not in (None, "")}
     facts = [
         f"value {row['value']:+.4g} nats per target",
         f"visits: {row['steps_seen']}",

@@ -14,7 +14,7 @@ import numpy as np
 
 from ghosttune.errors import RunError
 from ghosttune.reports.drawing import Span, in_order
-from ghosttune.run.directory import RunDir
+from ghosttune.run.directory import RunDir, read_csv
 from ghosttune.run.tables import read_table
 
 MOST_STEPS = 600
@@ -173,10 +173,7 @@ class RunNumbers:
     def export(self, name: str) -> list[dict[str, str]]:
         """A CSV of `tables/`, row by row; empty when the run has none."""
         path = self.run.export(name)
-        if not path.is_file():
-            return []
-        with open(path, encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
+        return read_csv(path) if path.is_file() else []
 
     @cached_property
     def ledger(self) -> dict[str, Any] | None:

@@ -7,13 +7,14 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shlex
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ghosttune.errors import GhosttuneError, RunError, listed
 
@@ -354,15 +355,51 @@ def write_file(path: Path, fill: Callable[[Path], None]) -> None:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A CSV file with a header; None is an empty cell."""
+    """A CSV file with a header; None is an empty cell, and text that a spreadsheet would run is marked (`_marked`)."""
 
     def fill(partial: Path) -> None:
         with open(partial, "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(columns)
-            writer.writerows(rows)
+            writer = csv.writer(_LineFeeds(file), lineterminator="\r\n")  # it quotes a cell with either of the two
+            writer.writerow(map(_marked, columns))
+            writer.writerows(map(_marked, row) for row in rows)
 
     write_file(path, fill)
+
+
+class _LineFeeds:
+    """Where `csv.writer` writes its lines, each ending in a line feed alone."""
+
+    def __init__(self, file: TextIO):
+        self.file = file
+
+    def write(self, line: str) -> None:
+        self.file.write(line.removesuffix("\r\n") + "\n")
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a file that `write_csv` wrote, with the text that was given to it."""
+    with open(path, encoding="utf-8", newline="") as file:
+        header, *rows = [[cell.removeprefix(MARK) for cell in row] for row in csv.reader(file)] or [[]]
+    return [dict(zip(header, row, strict=False)) for row in rows]
+
+
+MARK = "'"
+"""In front of a cell it says to a spreadsheet that text follows."""
+
+RUN_BY_SPREADSHEETS = re.compile(r"[=+\-@\t\n\r＝＋－＠']")
+"""How a cell begins that some program runs, or that would lose its first character when marks are removed."""
+
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+def _marked(cell: Any) -> Any:
+    """The cell, or, of text that a spreadsheet would run, the text behind an apostrophe; one less gives it back.
+
+    Numbers stay numbers, also those that are text (`-0.5`): they do nothing.
+    """
+    if isinstance(cell, str) and RUN_BY_SPREADSHEETS.match(cell) and not NUMBER.fullmatch(cell):
+        return MARK + cell
+    return cell
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -370,7 +407,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    """A line of JSON per row; what JSON has no notation for, such as a date, is text."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:

@@ -6,7 +6,7 @@ again and written again, so that no row is lost and none is there twice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,22 @@ if TYPE_CHECKING:
 ROWS_IN_MEMORY = 200_000
 """A part is written when so many rows wait: bounds memory between two checkpoints."""
 
+VALUE_COLUMNS = ("example_id", "value", "standing", "steps_seen", "tokens")
+"""Columns of tables/values that are ours; the others came with the rows."""
+
 PART = "part-{:09d}.parquet"
+
+
+def name_beside(name: str, ours: Collection[str]) -> str:
+    """What a row's own column is called beside columns of ours: `row_` stands before a name that is taken.
+
+    It also stands before a name that already looks like that (`row_value`), so that no two columns become one, and one
+    `row_` less gives the own name back.
+    """
+    bare = name
+    while bare.startswith("row_"):
+        bare = bare.removeprefix("row_")
+    return f"row_{name}" if bare in ours else name
 
 
 class Table:

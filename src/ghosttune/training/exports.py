@@ -9,7 +9,7 @@ import numpy as np
 
 from ghosttune.metrics.ranking import auroc, separation
 from ghosttune.run.directory import RunDir, write_csv, write_file, write_json
-from ghosttune.run.tables import read_table
+from ghosttune.run.tables import VALUE_COLUMNS, name_beside, read_table
 from ghosttune.training.rotation import standard_errors
 
 GROUP_NAMES = {"embedding": "embed", "attention": "attention", "mlp": "mlp", "head": "lm_head"}
@@ -19,11 +19,13 @@ ROWS_TOGETHER = 10_000
 """Rows of a table that are written at once."""
 
 
-def write_values(run: RunDir, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def write_values(
+    run: RunDir, rows: Sequence[tuple[str, Mapping[str, Any]]], tokens: Sequence[int] | None = None
+) -> list[dict[str, Any]]:
     """tables/values.parquet and .csv: what every training row did over the run.
 
-    `rows`: (example_id, `tokens` and the row's other columns). Returns `standing` and the yes/no columns of the rows
-    that were scored. `value` is the sum of the row's entries in the ledger.
+    `rows`: (example_id, the row's own columns, named by `name_beside`); `tokens` of each, where known. Returns
+    `standing` and the yes/no columns of the rows that were scored. `value` is the sum of the row's entries in the ledger.
     `standing` is for ranking: the row's value over the root mean square of the values of its step, averaged over the
     times it was scored. It takes out when a row came: early steps move the loss a thousand times more than late ones.
     A row that was never scored has neither.
@@ -42,7 +44,8 @@ def write_values(run: RunDir, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> 
             "standing": pa.array(standing, pa.float64()),
             "steps_seen": pa.array(seen, pa.int64()),
         }
-        | {_column(name): _cells([row.get(name) for _, row in rows]) for name in names}
+        | ({} if tokens is None else {"tokens": pa.array(tokens, pa.int64())})
+        | {name_beside(name, VALUE_COLUMNS): _cells([row.get(name) for _, row in rows]) for name in names}
     )
     for part in run.table("values").glob("part-*"):
         part.unlink()
@@ -211,17 +214,14 @@ def _summary(squares: Mapping[int, Mapping[str, float]], names: Sequence[str]) -
     return summary
 
 
-def _column(name: str) -> str:
-    """Metadata must not take the name of one of our own columns."""
-    return f"row_{name}" if name in ("example_id", "value", "standing", "steps_seen") else name
-
-
 def _listed(column: Any) -> list[Any]:
     return column.to_pylist()
 
 
 def _cells(values: list[Any]) -> list[Any]:
-    """The values as one column: as they are where they are of one simple type, else as text."""
+    """The values as one column: as they are where they are of one simple type that Arrow has, else as text."""
     kinds = {type(value) for value in values if value is not None}
     simple = len(kinds) <= 1 and kinds <= {bool, int, float, str}
+    if kinds == {int}:
+        simple = all(value is None or -(1 << 63) <= value < 1 << 63 for value in values)
     return values if simple else [None if value is None else str(value) for value in values]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from ghosttune.metrics.judging import labels_of
 from ghosttune.metrics.pooling import pooled
 from ghosttune.metrics.scoring import Corpus, Item, Score, of_hits, of_mean, of_sums, ratio
 from ghosttune.registry import METRICS
+from ghosttune.run.directory import read_csv
 from ghosttune.tasks.sequence import SMALLEST
 from ghosttune.workflows.runs import Run, open_run
 
@@ -189,8 +189,7 @@ def _losses(run: Run) -> dict[str, tuple[float, float]]:
     path = run.folder.export("dev_losses")
     if not path.is_file():
         raise RunError(f"{path} is missing, without which runs cannot be compared row by row; train the run again")
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = sorted(csv.DictReader(file), key=lambda row: row["example_id"])
+    rows = sorted(read_csv(path), key=lambda row: row["example_id"])
     return {row["example_id"]: (float(row["nats"]), float(row["targets"])) for row in rows}
 
 

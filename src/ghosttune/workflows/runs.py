@@ -53,7 +53,8 @@ class Run:
     def predictions(self) -> list[dict[str, Any]]:
         """The answered dev rows."""
         path = self.folder.predictions("dev")
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []  # text may hold other line ends
+        return [json.loads(line) for line in lines if line]
 
     @property
     def values(self) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from ghosttune.data.records import Record
 from ghosttune.data.selecting import Decision, drawn, keep_best, keep_beyond
 from ghosttune.errors import DataError, InputError, listed
 from ghosttune.run.directory import write_jsonl
-from ghosttune.run.tables import read_table
+from ghosttune.run.tables import name_beside, read_table
 from ghosttune.training.guide import GuideRows, guide_losses
 from ghosttune.workflows.attribute import By, scored
 from ghosttune.workflows.opened import OpenedRun, Rows
@@ -147,4 +147,6 @@ def _losses(opened: OpenedRun, rows: Rows, step: int) -> dict[str, float | None]
 
 def _line(record: Record, decision: Decision) -> dict[str, Any]:
     found = {"example_id": decision.example_id, "score": decision.score, "reason": decision.reason}
-    return record.metadata | content(record) | found
+    said = content(record)
+    own = {name_beside(name, (*said, *found)): value for name, value in record.metadata.items()}
+    return own | said | found

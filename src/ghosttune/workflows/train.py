@@ -22,7 +22,6 @@ from ghosttune.config.resolve import Refuse, refuse
 from ghosttune.config.schema import RunConfig
 from ghosttune.data.encoding import RowFeatures
 from ghosttune.data.images import ImageEncoder
-from ghosttune.data.records import Record as RowRecord
 from ghosttune.data.records import Records
 from ghosttune.data.stored import Each
 from ghosttune.data.templates import Template
@@ -375,8 +374,8 @@ def _write_measurements(run: RunDir, record: Record, prepared: Prepared, measure
         write_gradient_analysis(run, prepared.config.measure.norms.layers)
     ledger = instrument_of(measured, Ledger)
     if ledger is not None:
-        rows, tokens = prepared.train_records, np.fromiter(_tokens(prepared), np.int64)
-        values = write_values(run, Each(range(len(rows)), lambda place: _described(rows[place], int(tokens[place]))))
+        rows = Each(prepared.train_records, lambda record: (record.example_id, record.metadata))
+        values = write_values(run, rows, list(_tokens(prepared)))
         write_modules(run)
         _write_guide_losses(run, ledger)
         record.note(ledger=ledger.account() | {"columns": separated_columns(values)})
@@ -399,10 +398,6 @@ def _tokens(prepared: Prepared) -> Iterator[int]:
             example_id, own = next(windows, (None, iter(())))
         else:
             yield 0
-
-
-def _described(record: RowRecord, tokens: int) -> tuple[str, dict[str, Any]]:
-    return record.example_id, {"tokens": tokens, **record.metadata}
 
 
 def _write_phases(run: RunDir, record: Record, prepared: Prepared, phasing: Phasing, watch: Watch, steps: int) -> None:

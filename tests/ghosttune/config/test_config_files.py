@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -96,7 +97,7 @@ def levels(first: str, line: str, count: int = 9) -> str:
     """Lines that each repeat the one before nine times."""
     names = "abcdefghij"[: count + 1]
     return f"a: &a {first}\n" + "".join(
-        line.format(new=new, old=f"*{old}") + "\n" for old, new in zip(names, names[1:], strict=False)
+        line.format(new=new, old=f"*{old}") + "\n" for old, new in itertools.pairwise(names)
     )
 
 
@@ -126,7 +127,7 @@ def test_a_file_that_unfolds_into_millions_of_values_is_refused_at_once(write, n
 def test_as_many_values_as_are_accepted_are_judged_in_seconds(write):
     started = time.process_time()
     said = refusal(write("train:\n" + "".join(f"  a{number}: 1\n" for number in range(4_900))))
-    assert said.startswith("4901 problems") or "4900 problems" in said and "… and 4,80" in said
+    assert said.startswith("4901 problems") or ("4900 problems" in said and "… and 4,80" in said)
     assert time.process_time() - started < 4
 
 
@@ -168,7 +169,15 @@ def test_a_mapping_for_a_number_is_a_problem_like_any_other(text):
 
 @pytest.mark.parametrize(
     "value",
-    ["9" * 5000, "[" * 3000 + "]" * 3000, "{a: " * 3000 + "}" * 3000, "&a {b: *a}", "&a [*a]", "!!timestamp x", "\udc80"],
+    [
+        "9" * 5000,
+        "[" * 3000 + "]" * 3000,
+        "{a: " * 3000 + "}" * 3000,
+        "&a {b: *a}",
+        "&a [*a]",
+        "!!timestamp x",
+        "\udc80",
+    ],
 )
 def test_set_refuses_what_a_file_may_not_hold(value):
     with pytest.raises(ConfigError, match=r"train.max_steps: .* is not a YAML value"):

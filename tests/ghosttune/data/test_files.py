@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ghosttune.data.files import Placed, fingerprint, kind_of, read_file
+from ghosttune.data.sources import settings_of_file, source_files
 from ghosttune.errors import DataError
 
 ROWS: list[dict[str, Any]] = [
@@ -196,6 +198,100 @@ def test_parquet_faults(tmp_path: Path) -> None:
     assert "a.parquet: not a Parquet file" in fault(tmp_path, "a.parquet", b"")
     assert "a.parquet: not a Parquet file" in fault(tmp_path, "a.parquet", b"PAR1" + b"x" * 50)
     assert fault(tmp_path, "a.parquet", parquet([{"text": "x"}])[:-20])
+
+
+def with_column(cells: Any) -> bytes:
+    import io
+
+    import pyarrow
+    import pyarrow.parquet
+
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b"], "m": cells}), buffer)
+    return buffer.getvalue()
+
+
+def test_values_of_parquet_that_python_does_not_have_are_refused_by_column(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    not_utf8 = pa.Array.from_buffers(
+        pa.string(), 2, [None, pa.py_buffer(struct.pack("<iii", 0, 1, 2)), pa.py_buffer(b"\xff\xfe")]
+    )
+    for cells in (
+        pa.array([1 << 62, 1], pa.timestamp("us")),
+        pa.array([2**31 - 1, 0], pa.int32()).cast(pa.date32()),
+        pa.array([1 << 62, 1], pa.duration("s")),
+        not_utf8,
+        pa.array([float("inf"), 1.0]),
+    ):
+        assert "a.parquet[0]: the column m cannot be read" in fault(tmp_path, "a.parquet", with_column(cells))
+
+
+def test_what_is_no_number_in_parquet_is_null(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    cells = pa.array([[float("nan"), 1.0], [2.0]])
+    assert [row["m"] for _, row in read(tmp_path, "a.parquet", with_column(cells))] == [[None, 1.0], [2.0]]
+
+
+def test_parquet_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), buffer)
+    assert "column names repeat: text, text" in fault(tmp_path, "a.parquet", buffer.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("9" * 5000, "a whole number of more than 4,300 digits"),
+        ("[" * 101 + "]" * 101, "nested too deeply"),
+        ('{"a": ' * 5000 + "1" + "}" * 5000, "nested too deeply"),
+        ("NaN", "NaN is no number"),
+        ("-Infinity", "-Infinity is no number"),
+        ("1e999", "1e999 is no number"),
+        ("-1e" + "9" * 5000, "-1e9999999999999999… is no number"),
+        ('{"b": 1, "b": 2}', '"b" stands twice in one object'),
+    ],
+)
+def test_json_that_no_program_could_read_back_is_refused(tmp_path: Path, value: str, said: str) -> None:
+    row = f'{{"text": "x", "m": {value}}}'
+    assert f"a.jsonl:2: not valid JSON: {said}" in fault(tmp_path, "a.jsonl", f'{{"text": "y"}}\n{row}\n'.encode())
+    assert f"a.json: not valid JSON: {said}" in fault(tmp_path, "a.json", f"[{row}]".encode())
+
+
+def test_as_deep_as_is_accepted_comes_back(tmp_path: Path) -> None:
+    value = "[" * 99 + "]" * 99
+    [(_, fields)] = read(tmp_path, "a.jsonl", f'{{"text": "x", "m": {value}}}'.encode())
+    assert json.dumps(fields["m"]) == value
+
+
+def test_a_damaged_archive_that_is_not_utf8_either(tmp_path: Path) -> None:
+    whole = gzip.compress(b"caf\xe9\n" * 3 + os.urandom(20_000).hex().encode())
+    for content in (whole[:-9], whole[:-8] + b"\0" * 8, whole[:5000]):
+        message = fault(tmp_path, "a.jsonl.gz", content)
+        assert "a.jsonl.gz:1: byte 0xe9" in message and "the archive is damaged here" in message
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.txt", "a.parquet", "a.jsonl.gz"])
+def test_pipes_and_devices_are_refused_without_waiting(tmp_path: Path, name: str) -> None:
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+        make(tmp_path / name)
+        with pytest.raises(DataError, match="a pipe or a device"):
+            read_file(tmp_path / name)
+        (tmp_path / name).unlink()
+
+
+def test_names_that_no_file_can_have(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read: File name too long"):
+        source_files(tmp_path / ("x" * 300 + ".jsonl"))
+    for name in ("a\nb.jsonl", "\udcff.jsonl", "a\0.jsonl"):
+        with pytest.raises(DataError, match="needs a name of UTF-8"):
+            settings_of_file(tmp_path / name, None)
 
 
 def test_unknown_kinds_are_refused_with_what_is_readable(tmp_path: Path) -> None:
