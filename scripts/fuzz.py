@@ -4,8 +4,8 @@
     python scripts/fuzz.py TARGET [--seconds 600] [--seed 0] [--out FOLDER]
 
 TARGET is config, rows, phases or requests (`fuzz_targets.py`). Mutation starts from the inputs in
-tests/ghosttune/fuzzing/inputs/TARGET, which `make test` replays. What fails is written to FOLDER once per place that it fails
-at, and the mutation goes on; the last line counts the inputs, the slowest and the findings. Exit code 1 with findings.
+tests/ghosttune/fuzzing/inputs/TARGET, which `make test` replays. What fails is written to FOLDER once per place that it
+fails at, and the mutation goes on; the last line counts the inputs, the slowest and the findings. Exit code 1: some.
 """
 
 from __future__ import annotations

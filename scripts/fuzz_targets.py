@@ -11,17 +11,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+
 from ghosttune.config.facts import ParameterFacts
 from ghosttune.config.loading import load_config
 from ghosttune.config.rendering import plain_yaml
 from ghosttune.config.sections import SourceSettings
+from ghosttune.data.content import content
+from ghosttune.data.files import read_file
 from ghosttune.data.labelled import LABELLED_COLUMNS
-from ghosttune.data.records import TURN_FORMATS
+from ghosttune.data.records import TURN_FORMATS, Records
 from ghosttune.data.sources import open_source
 from ghosttune.errors import InputError
 from ghosttune.inference.protocol import ChatRequest, CompletionRequest, RequestError, parsed
+from ghosttune.run.directory import read_csv, write_csv, write_jsonl
+from ghosttune.run.tables import VALUE_COLUMNS, name_beside
 from ghosttune.schedules.language import PlanError, matching, read_plan
 from ghosttune.schedules.phases import scheduled
+from ghosttune.training.exports import cells_of
 
 SECONDS = 5.0
 """Longest time that one input may take."""
@@ -56,14 +63,26 @@ def config(data: bytes, folder: Path) -> None:
 
 
 def rows(data: bytes, folder: Path) -> None:
-    """A file of rows, its kind by the first byte, read as every format."""
+    """A file of rows, its kind by the first byte, read as every format; what is read is written, and reads again."""
     kind = ROW_FILES[(data[0] if data else 0) % len(ROW_FILES)]
     file = folder / f"rows.{kind}"
     file.write_bytes(data[1:])
     for name in ("auto", *FORMATS):
         with contextlib.suppress(InputError):
-            open_source(SourceSettings(path=str(file), format=name), FORMATS)
+            written(open_source(SourceSettings(path=str(file), format=name), FORMATS).records, folder)
             break
+
+
+def written(records: Records, folder: Path) -> None:
+    """The rows as tables, CSV and JSON lines, as a run and `select` write them."""
+    names = list(dict.fromkeys(name for record in records for name in record.metadata))
+    columns = {name: cells_of([record.metadata.get(name) for record in records]) for name in names}
+    pyarrow.table({name_beside(name, VALUE_COLUMNS): pyarrow.array(cells) for name, cells in columns.items()})
+    csv = folder / "written.csv"
+    write_csv(csv, ["id", *names], zip((record.example_id for record in records), *columns.values(), strict=True))
+    assert [row["id"] for row in read_csv(csv)] == [r.example_id for r in records] or "id" in names, "CSV lost an id"
+    write_jsonl(folder / "written.jsonl", ({**record.metadata, **content(record)} for record in records))
+    assert len(read_file(folder / "written.jsonl")) == len(records), "JSON lines that are no rows"
 
 
 def phases(data: bytes, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +34,9 @@ class Clusters:
     centres: Tensor
 
 
-def spherical_clusters(store: GradientStore, centres: Tensor) -> Clusters:
+def spherical_clusters(
+    store: GradientStore, centres: Tensor, tell: Callable[[int, int], None] | None = None
+) -> Clusters:
     """Every row with the centre it is nearest to by cosine, centres and rows in turn until no row moves.
 
     Each pass reads the store once and raises the sum of the cosines, so that it ends (Dhillon and Modha 2001, Machine
@@ -42,6 +44,7 @@ def spherical_clusters(store: GradientStore, centres: Tensor) -> Clusters:
 
     Args:
         centres: [k, size] directions to start from; one that loses all its rows stays where it was.
+        tell: called after each pass, with its number from 1 and how many rows moved.
 
     Raises:
         ValueError: centres of another size.
@@ -50,9 +53,11 @@ def spherical_clusters(store: GradientStore, centres: Tensor) -> Clusters:
         raise ValueError(f"centres have shape {list(centres.shape)}; expected [k, {store.size}]")
     centres = torch.nn.functional.normalize(centres.float(), dim=1)
     labels = torch.full((len(store),), NOWHERE)
-    for _ in range(PASSES):
+    for number in range(1, PASSES + 1):
         before = labels
         labels, cosines, sums = _assigned(store, centres)
+        if tell is not None:
+            tell(number, int((labels != before).sum()))
         if torch.equal(labels, before):
             break
         used = sums.any(1)

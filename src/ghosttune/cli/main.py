@@ -17,7 +17,7 @@ import typer
 from ghosttune.cli import rows, studying
 from ghosttune.cli.rows import Trust
 from ghosttune.cli.terminal import say
-from ghosttune.errors import GhosttuneError, InputError
+from ghosttune.errors import GhosttuneError, InputError, listed
 
 app = typer.Typer(
     name="ghosttune",
@@ -226,7 +226,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a run and judge it against the untouched base."""
-    if resume and (config or preset or profile or set_ or out is None):
+    if resume and (config or preset or profile or set_ or strict or out is None):
         raise typer.BadParameter("continues a run with its own config.yaml: --resume --out RUN", param_hint="--resume")
     loaded = None if resume else _load(config, preset, profile, set_, strict, trust_remote_code)
     if processes > 1 and "RANK" not in os.environ:
@@ -321,6 +321,7 @@ def infer(
     from ghosttune.workflows.infer import infer as inferred
 
     sampling = Sampling(temperature, top_p, top_k, seed)
+    _require_drawn(sampling)
     progress = (lambda done, rows: None) if as_json else lambda done, rows: say(f"{done} of {rows} rows")
     done = inferred(
         run_or_model,
@@ -383,6 +384,8 @@ def chat(
     from ghosttune.inference.sampling import Sampling
 
     sampling = Sampling(temperature, top_p, top_k, seed)
+    if prompt is not None:  # in a conversation, /set can raise the temperature later
+        _require_drawn(sampling)
     pipeline = Pipeline.open(run_or_model, device, trust_remote_code)
     talk = Conversation(sampling, max_new_tokens or pipeline.max_new_tokens, system)
     if prompt is None:
@@ -440,6 +443,16 @@ def _load(
         strict=strict,
         trust_remote_code=trust_remote_code,
     )
+
+
+def _require_drawn(sampling: Any) -> None:
+    """InputError for options of drawing where nothing is drawn."""
+    from ghosttune.inference.sampling import GREEDY
+
+    names = {"top_p": "--top-p", "top_k": "--top-k", "seed": "--seed"}
+    idle = [option for name, option in names.items() if getattr(sampling, name) != getattr(GREEDY, name)]
+    if sampling.is_greedy and idle:
+        raise InputError(f"{listed(idle)} would do nothing: at --temperature 0 the likeliest token is taken; raise it")
 
 
 def _debug() -> bool:

@@ -98,7 +98,7 @@ def index(
         batch_size=batch_size,
         device=device,
         trust_remote_code=trust_remote_code,
-        tell=_progress(),
+        tell=_progress("{:,} of {:,} rows"),
     )
     if os.environ.get("RANK", "0") != "0":  # one of several processes speaks for all
         return
@@ -123,8 +123,11 @@ def attribute(
     top: Annotated[int, typer.Option("--top", min=1, help="How many rows of each side.")] = 10,
     by: Annotated[str, typer.Option("--by", help="cosine, dot, adamw or preconditioned.")] = "cosine",
     damping: Annotated[
-        float, typer.Option("--damping", help="Of `preconditioned`, in units of the mean squared gradient.")
-    ] = 0.1,
+        float | None,
+        typer.Option(
+            "--damping", help="Of `preconditioned` alone, in units of the mean squared gradient; 0.1 if unset."
+        ),
+    ] = None,
     data: Data = None,
     checkpoint: Checkpoints = None,
     device: Device = "auto",
@@ -240,6 +243,7 @@ def cluster(
         out=out,
         device=device,
         trust_remote_code=trust_remote_code,
+        tell=_progress("pass {:,}: {:,} rows changed their cluster"),
     )
     if as_json:
         _print_json(asdict(found))
@@ -272,7 +276,9 @@ def select(
     query: Annotated[
         Path | None, typer.Option("--query", help="Rows to be similar to; the run's guide rows if not given.")
     ] = None,
-    similarity: Annotated[str, typer.Option("--similarity", help="cosine, dot, adamw or preconditioned.")] = "cosine",
+    similarity: Annotated[
+        str | None, typer.Option("--similarity", help="cosine (if unset), dot, adamw or preconditioned.")
+    ] = None,
     data: Data = None,
     checkpoint: Checkpoints = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of `random`; the run's if not given.")] = None,
@@ -294,7 +300,7 @@ def select(
         stratify=stratify,
         query=query,
         similarity=similarity,  # type: ignore[arg-type]
-        checkpoints=checkpoint or ["best"],
+        checkpoints=checkpoint,
         data=data,
         seed=seed,
         device=device,
@@ -332,14 +338,15 @@ def _row(row: Influence | Neighbour) -> str:
     )
 
 
-def _progress() -> Any:
+def _progress(line: str) -> Any:
+    """Says the line with what it is called with, every few seconds."""
     last = time.monotonic()
 
-    def tell(done: int, rows: int) -> None:
+    def tell(*counts: int) -> None:
         nonlocal last
         if time.monotonic() - last >= LINE_SECONDS:
             last = time.monotonic()
-            say(f"{done:,} of {rows:,} rows", err=True)
+            say(line.format(*counts), err=True)
 
     return tell
 

@@ -25,7 +25,9 @@ def write_values(
     """tables/values.parquet and .csv: what every training row did over the run.
 
     `rows`: (example_id, the row's own columns, named by `name_beside`); `tokens` of each, where known. Returns
-    `standing` and the yes/no columns of the rows that were scored. `value` is the sum of the row's entries in the ledger.
+    `standing` and the yes/no columns of the rows that were scored.
+
+    `value` is the sum of the row's entries in the ledger.
     `standing` is for ranking: the row's value over the root mean square of the values of its step, averaged over the
     times it was scored. It takes out when a row came: early steps move the loss a thousand times more than late ones.
     A row that was never scored has neither.
@@ -45,7 +47,7 @@ def write_values(
             "steps_seen": pa.array(seen, pa.int64()),
         }
         | ({} if tokens is None else {"tokens": pa.array(tokens, pa.int64())})
-        | {name_beside(name, VALUE_COLUMNS): _cells([row.get(name) for _, row in rows]) for name in names}
+        | {name_beside(name, VALUE_COLUMNS): cells_of([row.get(name) for _, row in rows]) for name in names}
     )
     for part in run.table("values").glob("part-*"):
         part.unlink()
@@ -218,7 +220,7 @@ def _listed(column: Any) -> list[Any]:
     return column.to_pylist()
 
 
-def _cells(values: list[Any]) -> list[Any]:
+def cells_of(values: list[Any]) -> list[Any]:
     """The values as one column: as they are where they are of one simple type that Arrow has, else as text."""
     kinds = {type(value) for value in values if value is not None}
     simple = len(kinds) <= 1 and kinds <= {bool, int, float, str}

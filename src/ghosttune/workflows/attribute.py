@@ -79,20 +79,22 @@ def attribute(
     by: By = "cosine",
     checkpoints: Sequence[str] = ("best",),
     data: str | Path | None = None,
-    damping: float = DAMPING,
+    damping: float | None = None,
     top: int = 10,
     device: str = "auto",
     trust_remote_code: bool = False,
 ) -> Attribution:
     """The `top` most helpful and most harmful rows for the rows of a file, or for a prompt and its completion.
 
-    The rows are the training rows, or those of `data`, and must have been indexed at the checkpoints. Raises
-    InputError where anything of this is missing.
+    The rows are the training rows, or those of `data`, and must have been indexed at the checkpoints. `damping` is for
+    `preconditioned` alone, DAMPING if not given. Raises InputError where anything of this is missing or does nothing.
     """
+    if damping is not None and by != "preconditioned":
+        raise InputError(f"--damping does nothing for --by {by}; it is for --by preconditioned")
     opened = run if isinstance(run, OpenedRun) else OpenedRun(run, device, trust_remote_code)
     asked = _asked(opened, query, prompt, completion)
     rows, steps = opened.rows(data), opened.steps(checkpoints)
-    found = scored(opened, rows, asked, steps, by, damping)
+    found = scored(opened, rows, asked, steps, by, DAMPING if damping is None else damping)
     order = torch.argsort(found.scores, descending=True, stable=True).tolist()
 
     def influence(place: int) -> Influence:

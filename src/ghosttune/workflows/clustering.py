@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +71,7 @@ def cluster(
     out: str | Path | None = None,
     device: str = "auto",
     trust_remote_code: bool = False,
+    tell: Callable[[int, int], None] | None = None,
 ) -> Clustering:
     """The rows in so many groups by the direction of their gradients, the largest group first.
 
@@ -81,6 +83,7 @@ def cluster(
         top: rows nearest to the centre that are returned of each cluster.
         seed: of the sample and the starts; the run's if not given.
         out: a .jsonl or .csv file for COLUMNS of every row, in the order of the data.
+        tell: called after each pass over the store, with its number and how many rows changed their cluster.
 
     Raises InputError where anything asked for cannot be had.
     """
@@ -94,7 +97,7 @@ def cluster(
     (step,) = opened.steps([checkpoint])
     store = opened.store(rows, step)
     starts = _starts(store, rows.ids, clusters, opened.config.train.seed if seed is None else seed)
-    numbers, cosines = _in_order_of_size(spherical_clusters(store, starts), store, rows)
+    numbers, cosines = _in_order_of_size(spherical_clusters(store, starts, tell), store, rows)
     found = [
         _cluster(rows, number, np.flatnonzero(numbers == number), cosines, values, top)
         for number in range(1, numbers.max(initial=0) + 1)

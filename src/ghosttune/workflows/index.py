@@ -20,6 +20,10 @@ Tell = Callable[[int, int], None]
 """Called with how many rows of how many are stored."""
 
 
+PROJECTED = {"kind": "--projection", "split": "--split", "seed": "--seed"}
+"""Options that whole gradients do without -> what they are called on the command line."""
+
+
 @dataclass(frozen=True)
 class Indexed:
     """A complete store."""
@@ -68,6 +72,9 @@ def index(
     rows, steps = opened.rows(data), opened.steps(checkpoints)
     meet(on_cpu=opened.config.model.device == "cpu")
     sketcher = sketcher_of(opened.row_facts, opened.parameters, len(rows.ids), kind, changes)
+    idle = [option for name, option in PROJECTED.items() if name in (changes or {})]
+    if idle and is_exact(sketcher):
+        raise InputError(f"{listed(idle)} would do nothing: whole gradients are kept; lower --size, or leave them out")
     if rank():
         for step in steps:
             _help(opened, rows, step, sketcher, batch_size)

@@ -13,7 +13,7 @@ from ghosttune.data.columns import RowFault, list_of, text_of
 from ghosttune.data.files import fingerprint, shown
 from ghosttune.data.labelled import LABELLED_COLUMNS, SAID
 from ghosttune.data.records import ID_COLUMNS, prompt_of
-from ghosttune.errors import DataError, ModelError, RunError, listed
+from ghosttune.errors import DataError, InputError, ModelError, RunError, listed
 from ghosttune.foreign import open_file, read_json
 from ghosttune.inference.pipeline import Pipeline, record_of
 from ghosttune.inference.sampling import GREEDY, Sampling
@@ -64,6 +64,12 @@ def infer(
     done = _begun(output, {"input": fingerprint(source), "rows": len(rows), **settings})
     if len(done) < len(rows):
         pipeline = Pipeline.open(run_or_model, device, trust_remote_code)
+        if pipeline.task is not None and (max_new_tokens is not None or sampling != GREEDY):
+            _note(output).unlink()
+            raise InputError(
+                f"{run_or_model} does not write behind prompts: the settings of an answer (--max-new-tokens, "
+                "--temperature and so on) do nothing for it; leave them out"
+            )
         for start in range(len(done), len(rows), ROWS_TOGETHER):
             block = rows[start : start + ROWS_TOGETHER]
             drawn = Sampling(**{**asdict(sampling), "seed": sampling.seed + start})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from ghostgrad.influence import norms
 from ghosttune.data.content import content
@@ -43,8 +43,8 @@ def select(
     lowest: bool = False,
     stratify: str | None = None,
     query: str | Path | None = None,
-    similarity: By = "cosine",
-    checkpoints: Sequence[str] = ("best",),
+    similarity: By | None = None,
+    checkpoints: Sequence[str] | None = None,
     data: str | Path | None = None,
     seed: int | None = None,
     device: str = "auto",
@@ -59,7 +59,9 @@ def select(
             (nats per target), `gradient_norm`, `random`.
         lowest: with `keep`, the lowest scores in place of the highest.
         stratify: a column of the rows; each of its values keeps the same share.
-        checkpoints: where similarity is taken; loss and gradient norm take the last of them.
+        similarity: how rows are compared with the query (`attribute`); cosine if not given.
+        checkpoints: where similarity is taken, the best if not given; loss and gradient norm take the last of them.
+        seed: of `random`; the run's if not given.
         data: a file to select from, in place of the training rows.
 
     The file trains as `data.train.keep` of the same data, with the dev and guide rows it had, or as `data.train.path`.
@@ -69,9 +71,10 @@ def select(
         raise InputError("give one of: how much to keep, above which score, below which score")
     if keep is None and (lowest or stratify):
         raise InputError("a threshold has its side and is the same for every row; use lowest and stratify with keep")
+    _require_effect(by, query=query, similarity=similarity, checkpoint=checkpoints, seed=seed)
     opened = run if isinstance(run, OpenedRun) else OpenedRun(run, device, trust_remote_code)
     rows = opened.rows(data)
-    scores, named = _scores(opened, rows, by, query, similarity, checkpoints, seed)
+    scores, named = _scores(opened, rows, by, query, similarity or "cosine", checkpoints or ("best",), seed)
     if keep is not None:
         kinds = {name: f"{stratify}={value}" for name, value in rows.column(stratify).items()} if stratify else None
         decisions = keep_best(scores, keep, named, lowest=lowest, kinds=kinds)
@@ -89,6 +92,26 @@ def select(
     return Selection(by, kept, dropped, str(out), str(aside))
 
 
+EFFECTIVE: dict[SelectBy, tuple[str, ...]] = {
+    "value": (),
+    "similarity": ("query", "similarity", "checkpoint"),
+    "loss": ("checkpoint",),
+    "gradient_norm": ("checkpoint",),
+    "random": ("seed",),
+}
+"""What a selection reads beside the rows."""
+
+
+def _require_effect(by: SelectBy, **given: Any) -> None:
+    """InputError for what is not known, and for what is given and would do nothing."""
+    if by not in EFFECTIVE:
+        raise InputError(f"rows cannot be selected by {by!r}; known are {listed(EFFECTIVE)}")
+    for name, value in given.items():
+        if value is not None and name not in EFFECTIVE[by]:
+            users = [other for other, names in EFFECTIVE.items() if name in names]
+            raise InputError(f"--{name} does nothing for a selection by {by}; it is for {listed(users)}")
+
+
 def _scores(
     opened: OpenedRun,
     rows: Rows,
@@ -99,10 +122,6 @@ def _scores(
     seed: int | None,
 ) -> tuple[dict[str, float | None], str]:
     """(the score of each row, what it is)."""
-    if by not in get_args(SelectBy):
-        raise InputError(f"rows cannot be selected by {by!r}; known are {listed(get_args(SelectBy))}")
-    if query is not None and by != "similarity":
-        raise InputError(f"a query does nothing for a selection by {by}; it is for similarity")
     if by == "random":
         seed = opened.config.train.seed if seed is None else seed
         return dict(drawn(rows.ids, seed)), f"draw of seed {seed}"

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import NASTY, OBEYED
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from odd_rows import NASTY, OBEYED
 
 import ghosttune.cli
 from ghosttune.cli.terminal import on_one_line, visible

@@ -121,6 +121,8 @@ def test_why_takes_a_run_a_path_or_a_conversation(opened, indexed):
         ({"prompt": "a", "completion": " "}, "the completion is empty"),
         ({"prompt": "a", "completion": "b", "by": "bm25"}, "cannot be scored by 'bm25'; known are cosine, dot"),
         ({"prompt": "a", "completion": "b", "by": "preconditioned", "damping": 0.0}, "damping is 0.0; it must be"),
+        ({"prompt": "a", "completion": "b", "damping": 0.1}, "--damping does nothing for --by cosine"),
+        ({"prompt": "a", "completion": "b", "by": "adamw", "damping": 0.5}, "--damping does nothing for --by adamw"),
         ({"prompt": "a", "completion": "b", "checkpoints": ["9"]}, "no checkpoint 9"),
         ({"query": "/nowhere/x.jsonl"}, "does not exist"),
     ],

@@ -101,6 +101,13 @@ def test_as_many_clusters_as_rows_and_one(opened):
     assert len(many.clusters) == 24 and [group.size for group in many.clusters][:3] == [3, 2, 1]  # copies are one
 
 
+def test_each_pass_is_told(opened):
+    told: list[tuple[int, int]] = []
+    cluster(opened, 3, tell=lambda number, moved: told.append((number, moved)))
+    assert [number for number, _ in told] == list(range(1, len(told) + 1))
+    assert told[0][1] == 27 and told[-1][1] == 0, "all find a cluster, and in the end none moves"
+
+
 def test_rows_without_a_gradient_are_in_no_cluster(own_indexed, tmp_path):
     """As a store of half precision can hold them."""
     folder = own_indexed / "store" / "train" / "step-6"

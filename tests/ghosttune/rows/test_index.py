@@ -172,6 +172,7 @@ def test_changed_training_rows_are_refused(own_indexed, tmp_path):
         ({"changes": {"size": 4, "side": 3}}, "side 3 must be at least 1 and its square at most size 4"),
         ({"changes": {"kind": "gauss"}}, "kind is 'gauss'; accepted are gaussian"),
         ({"data": "/nowhere/rows.jsonl"}, "does not exist"),
+        ({"kind": "exact@1", "changes": {"seed": 3, "kind": "gaussian"}}, "--projection, --seed would do nothing"),
     ],
 )
 def test_wrong_requests(trained, options, message):

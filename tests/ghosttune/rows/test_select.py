@@ -137,7 +137,12 @@ def test_rows_of_a_file_can_be_selected_from(opened, tmp_path):
         ({"above": 0.0, "stratify": "kind"}, "a threshold has its side"),
         ({"keep": 5, "by": "beauty"}, "cannot be selected by 'beauty'; known are value, similarity"),
         ({"keep": 5, "stratify": "colour"}, "no row has a column 'colour'; there are kind"),
-        ({"keep": 5, "query": "x.jsonl"}, "a query does nothing for a selection by value"),
+        ({"keep": 5, "query": "x.jsonl"}, "--query does nothing for a selection by value; it is for similarity"),
+        ({"keep": 5, "similarity": "dot"}, "--similarity does nothing for a selection by value"),
+        ({"keep": 5, "by": "loss", "similarity": "cosine"}, "--similarity does nothing for a selection by loss"),
+        ({"keep": 5, "checkpoints": ["last"]}, "--checkpoint does nothing .* by value; it is for similarity, loss"),
+        ({"keep": 5, "by": "random", "checkpoints": ["last"]}, "--checkpoint does nothing for a selection by random"),
+        ({"keep": 5, "seed": 1}, "--seed does nothing for a selection by value; it is for random"),
         ({"keep": 5, "by": "similarity", "similarity": "bm25"}, "cannot be scored by 'bm25'"),
     ],
 )

@@ -13,7 +13,7 @@ from task_cases import CASES, MATRIX
 
 from ghostgrad.store import GradientStore
 from ghosttune.data.labelled import SAID
-from ghosttune.errors import RunError
+from ghosttune.errors import InputError, RunError
 from ghosttune.models.loading import load_adapter, load_model
 from ghosttune.run.tables import read_table
 from ghosttune.training import checkpoints
@@ -95,6 +95,9 @@ def test_the_commands_say_what_the_run_learned(measured, tmp_path) -> None:
         expected = said[record.example_id]
         assert line["output"] == (pytest.approx(expected, rel=1e-4) if isinstance(expected, float) else expected)
     assert len(lines) == len(rows) + 1 and len(done.faults) == 1 and "strange" in lines[-1]["error"]
+    with pytest.raises(InputError, match=r"the settings of an answer .* do nothing for it"):
+        infer(str(run.path), source, tmp_path / "never.jsonl", max_new_tokens=4, device="cpu")
+    assert not list(tmp_path.glob("*never*"))
     with pytest.raises(RunError, match=r"Pipeline\.predict"):
         run.pipeline().generate(["who"])
     if case == "pairs":
