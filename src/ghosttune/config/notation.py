@@ -77,6 +77,12 @@ class Loader(yaml.SafeLoader):
         self._depth, self._deepest = self._depth - 1, max(self._deepest, outside)
         return node
 
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:  # its name in PyYAML
+        """The next `[` or `{`; past the bound already here, because the scanner looks ahead, at all that are open."""
+        if self.flow_level >= DEEPEST:
+            raise _fault(f"more than {DEEPEST} values inside each other", self.get_mark())
+        super().fetch_flow_collection_start(TokenClass)
+
     def _require_bounds(self, mark: yaml.Mark) -> None:
         if self._count > MOST:
             raise _fault(f"more than {MOST:,} values, each counted as often as aliases repeat it", mark)

@@ -52,7 +52,7 @@ class RunDir:
     """A run directory: where each file is, and how it is written."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = _nameable(Path(path))
 
     @property
     def config(self) -> Path:
@@ -295,6 +295,19 @@ def _strange(path: Path) -> Iterator[Path]:
             yield from _strange(path / entry)
     elif not stat.S_ISREG(mode):
         yield path
+
+
+def _nameable(path: Path) -> Path:
+    """The path; RunError where no file can be called so, or none of ours could say so."""
+    try:
+        str(path).encode()
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):  # it may be new, or the name of a model on the hub
+        pass
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it must be UTF-8 without NUL"
+        raise RunError(f"{str(path)!r} cannot be the name of a folder here: {reason}") from error
+    return path
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""An option that would do nothing beside the others is refused, before anything is opened."""
+"""Options that would do nothing beside the others, and names that no folder can have, are refused before any work."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from ghosttune.cli.main import app
-from ghosttune.errors import InputError
+from ghosttune.errors import InputError, RunError
+from ghosttune.run.directory import RunDir
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,12 @@ def test_an_option_without_effect_is_refused(command, said, tmp_path, monkeypatc
     with pytest.raises(InputError, match=said) as caught:
         CliRunner().invoke(app, command.split(), catch_exceptions=False)
     assert caught.value.exit_code == 2 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["odd\udcffrun", "x" * 300, "a\0b"])
+def test_a_folder_that_nothing_could_name_is_refused_before_training(name, tmp_path):
+    with pytest.raises(RunError, match="cannot be the name of a folder here"):
+        RunDir(tmp_path / name)
 
 
 def test_strict_judges_settings_that_resuming_does_not_take(tmp_path):
