@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import random
 import re
 import socket
@@ -164,68 +165,88 @@ ATTACKS: dict[str, Callable[[int, Again], None]] = {
 
 @dataclass(frozen=True)
 class Health:
-    """Seconds that each question after the server's health took; infinite where it was not answered by 200."""
+    """What each question after the server's health took; infinite where it was not answered by 200."""
 
     seconds: list[float]
+    own: list[float]
+    """Without the time in which the server or the one who asked had work to do and no processor (Linux only)."""
 
     def __str__(self) -> str:
-        middle = statistics.median(self.seconds)
-        return (
-            f"{len(self.seconds):4} asked, median {middle * 1000:6.1f} ms, longest {max(self.seconds) * 1000:6.1f} ms"
-        )
+        middle, longest, own = (1000 * s for s in (statistics.median(self.seconds), max(self.seconds), max(self.own)))
+        return f"{len(self.own):4} asked, median {middle:6.1f} ms, longest {longest:6.1f} ms, of its own {own:5.1f} ms"
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """A server, and the process that it is."""
+
+    port: int
+    process: int
 
 
 @contextlib.contextmanager
-def watched(port: int) -> Iterator[list[Health]]:
+def watched(server: Attacked) -> Iterator[list[Health]]:
     """Asks in a process of its own, so that the attackers' threads do not count; the list has one entry at the end."""
     found: list[Health] = []
-    command = [sys.executable, __file__, "--watch", "--port", str(port)]
+    command = [sys.executable, __file__, "--watch", "--port", str(server.port), "--process", str(server.process)]
     watcher = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert watcher.stdout is not None
         watcher.stdout.readline()
         yield found
-        found.append(Health(json.loads(watcher.communicate(timeout=90)[0])))
+        found.append(Health(**json.loads(watcher.communicate(timeout=90)[0])))
     finally:
         watcher.kill()
         watcher.wait(30)
 
 
-def watch(port: int) -> None:
+def starved(*processes: int) -> float:
+    """Seconds for which threads of these processes have waited for a processor so far."""
+    waited = 0
+    for process in processes:
+        for thread in Path(f"/proc/{process}/task").glob("*/schedstat"):
+            with contextlib.suppress(OSError):  # ended meanwhile
+                waited += int(thread.read_text().split()[1])
+    return waited / 1e9
+
+
+def watch(server: Attacked) -> None:
     """Asks until the input ends, then writes what each question took."""
     ended = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
-    seconds: list[float] = []
+    health = Health([], [])
     print("ready", flush=True)  # noqa: T201
     while not ended.wait(0.05):
-        began = time.perf_counter()
+        began, before = time.perf_counter(), starved(server.process, os.getpid())
         try:
-            with contextlib.closing(HTTPConnection(HOST, port, timeout=60)) as connection:
+            with contextlib.closing(HTTPConnection(HOST, server.port, timeout=60)) as connection:
                 connection.request("GET", "/health")
                 answer = connection.getresponse()
                 is_well = answer.status == 200 and bool(answer.read())
         except OSError:
             is_well = False
-        seconds.append(time.perf_counter() - began if is_well else float("inf"))
-    print(json.dumps(seconds))  # noqa: T201
+        took = time.perf_counter() - began if is_well else float("inf")
+        health.seconds.append(took)
+        health.own.append(max(0.0, took - (starved(server.process, os.getpid()) - before)))
+    print(json.dumps(vars(health)))  # noqa: T201
 
 
-def attacked(port: int, attack: Callable[[int, Again], None], seconds: float) -> Health:
+def attacked(server: Attacked, attack: Callable[[int, Again], None], seconds: float) -> Health:
     """The server's health while it is attacked for so long."""
-    with watched(port) as found:
+    with watched(server) as found:
         end = time.monotonic() + seconds
-        attack(port, lambda: time.monotonic() < end)
+        attack(server.port, lambda: time.monotonic() < end)
         time.sleep(0.3)
     return found[0]
 
 
-def fuzzed(port: int, seed: int, count: int) -> tuple[Health, dict[int, int], list[bytes]]:
+def fuzzed(server: Attacked, seed: int, count: int) -> tuple[Health, dict[int, int], list[bytes]]:
     """Health while so many broken bodies are sent, how often each status was answered, and the bodies with 5xx."""
     draw, statuses, broke = random.Random(seed), {}, []
-    with watched(port) as found:
+    with watched(server) as found:
         for number in range(count):
             body = mutated(draw, MODEL)
-            status = post(port, body, ("/v1/chat/completions", "/v1/completions")[number % 2])[0]
+            status = post(server.port, body, ("/v1/chat/completions", "/v1/completions")[number % 2])[0]
             statuses[status] = statuses.get(status, 0) + 1
             if status >= 500:
                 broke.append(body)
@@ -233,8 +254,8 @@ def fuzzed(port: int, seed: int, count: int) -> tuple[Health, dict[int, int], li
 
 
 @contextlib.contextmanager
-def started(log: Path, *options: str) -> Iterator[int]:
-    """The port of a `ghosttune serve` of its own, whose output goes to `log`."""
+def started(log: Path, *options: str) -> Iterator[Attacked]:
+    """A `ghosttune serve` of its own, whose output goes to `log`."""
     code = "from ghosttune.cli.main import main; main()"
     command = [sys.executable, "-c", code, "serve", MODEL, "--port", "0", "--device", "cpu", *options]
     with open(log, "wb") as output:
@@ -244,7 +265,7 @@ def started(log: Path, *options: str) -> Iterator[int]:
         while not (address := re.search(r"http://[\d.]+:(\d+) ", log.read_text())):
             assert process.poll() is None and time.monotonic() < end, log.read_text()
             time.sleep(0.1)
-        yield int(address[1])
+        yield Attacked(int(address[1]), process.pid)
         assert process.poll() is None, log.read_text()
     finally:
         process.terminate()
@@ -257,6 +278,7 @@ def started(log: Path, *options: str) -> Iterator[int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int)
+    parser.add_argument("--process", type=int, default=0, help="of the server at --port")
     parser.add_argument("--watch", action="store_true", help="only ask for the health until the input ends")
     parser.add_argument("--only", help="the attacks whose names have this in them")
     parser.add_argument("--seconds", type=float, default=4)
@@ -264,16 +286,18 @@ def main() -> None:
     parser.add_argument("--bodies", type=int, default=3000)
     given = parser.parse_args()
     if given.watch:
-        watch(given.port)
+        watch(Attacked(given.port, given.process))
         return
     log = Path("attacked.log")
-    with contextlib.nullcontext(given.port) if given.port else started(log) as port:
+    running = Attacked(given.port, given.process)
+    with contextlib.nullcontext(running) if given.port else started(log) as server:
         for name, attack in ATTACKS.items():
             if (given.only or "") in name:
-                print(f"{name:34} {attacked(port, attack, given.seconds)}", flush=True)  # noqa: T201
-                assert post(port, asking(QUESTION))[0] == 200
+                print(f"{name:34} {attacked(server, attack, given.seconds)}", flush=True)  # noqa: T201
+                while post(server.port, asking(QUESTION))[0] != 200:
+                    time.sleep(0.2)
         if given.bodies:
-            health, statuses, broke = fuzzed(port, given.seed, given.bodies)
+            health, statuses, broke = fuzzed(server, given.seed, given.bodies)
             print(f"{given.bodies} broken bodies, seed {given.seed}: {health}; {statuses}")  # noqa: T201
             for body in broke[:10]:
                 print(body[:500])  # noqa: T201

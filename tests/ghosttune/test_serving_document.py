@@ -106,8 +106,8 @@ def test_schemathesis_finds_no_difference(tmp_path, monkeypatch) -> None:
     """
     pytest.importorskip("schemathesis")
     monkeypatch.setenv("GHOSTTUNE_API_KEY", "key")
-    with started(tmp_path / "log", "--max-tokens", "2") as port:
-        command = f"""{sys.executable} -m schemathesis.cli --no-color run http://127.0.0.1:{port}/openapi.json
+    with started(tmp_path / "log", "--max-tokens", "2") as server:
+        command = f"""{sys.executable} -m schemathesis.cli --no-color run http://127.0.0.1:{server.port}/openapi.json
             --phases coverage,fuzzing --max-examples 40 --seed 1 --generation-deterministic --no-shrink
             --exclude-checks positive_data_acceptance --request-timeout 30"""
         words = [*command.split(), "-H", "Authorization: Bearer key"]

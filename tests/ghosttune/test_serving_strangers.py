@@ -32,7 +32,7 @@ from ghosttune.inference.queueing import Full, Job, Worker
 from ghosttune.inference.serving import Limits
 
 ASKED = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
-FOUND = Path(__file__).parent / "broken_bodies"
+FOUND = Path(__file__).parent / "found_bodies"
 """Bodies that once got a 500, or held the server."""
 
 
@@ -376,15 +376,12 @@ def test_hundreds_of_broken_bodies_never_break_the_server(server) -> None:
 
 @pytest.mark.slow(seconds=100)
 def test_under_every_attack_others_are_heard(tmp_path) -> None:
-    """Half a second is for an idle machine; one that shares its processors has the worst of three tries."""
-    with started(tmp_path / "log") as port:
+    """Half a second, without the time in which a laden machine had no processor for the server."""
+    with started(tmp_path / "log") as server:
         for name, attack in ATTACKS.items():
-            tries = (attacked(port, attack, 2) for _ in range(3))
-            healths = [next(tries)]
-            while max(healths[-1].seconds) >= 0.5 and len(healths) < 3:
-                healths.append(next(tries))
-            assert max(healths[-1].seconds) < 0.5, f"{name}: {'; '.join(map(str, healths))}"
-            until(lambda: post(port, json.dumps({**ASKED, "model": "builtin:tiny"}).encode())[0] == 200)
-        health, statuses, broke = fuzzed(port, seed=1, count=3000)
-        assert not broke and set(statuses) <= {200, 400, 404} and max(health.seconds) < 5, (health, statuses, broke)
+            health = attacked(server, attack, 2)
+            assert max(health.own) < 0.5, f"{name}: {health}"
+            until(lambda: post(server.port, json.dumps({**ASKED, "model": "builtin:tiny"}).encode())[0] == 200)
+        health, statuses, broke = fuzzed(server, seed=1, count=3000)
+        assert not broke and set(statuses) <= {200, 400, 404} and max(health.own) < 0.5, (health, statuses, broke)
     assert "Traceback" not in (tmp_path / "log").read_text()

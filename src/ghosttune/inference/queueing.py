@@ -46,10 +46,15 @@ class Worker:
     def waiting(self) -> int:
         return len(self._waiting)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether another job would have no place; the one to be done next waits for nobody."""
+        return len(self._waiting) + self.busy > self.places
+
     def submit(self, job: Job) -> None:
         """Puts the job at the end of the line; Full when there is no place."""
         with self._changed:
-            if len(self._waiting) + self.busy > self.places:  # the one to be done next waits for nobody
+            if self.is_full:
                 raise Full
             self._waiting.append(job)
             self._changed.notify()

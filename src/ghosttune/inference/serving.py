@@ -51,9 +51,6 @@ PAGE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 
-LOOK_SECONDS = 0.1
-"""How often a request that waits looks whether its client is still there."""
-
 
 @dataclass(frozen=True)
 class Limits:
@@ -143,17 +140,21 @@ class Told:
 
     async def result(self, request: HttpRequest) -> Any:
         """What the job gives; raises its error, and ClientDisconnect as soon as nobody waits for it."""
-        while True:
-            try:
-                kind, value = await asyncio.wait_for(self.next(), LOOK_SECONDS)
-            except TimeoutError:
-                if await request.is_disconnected():
-                    raise ClientDisconnect from None
-                continue
-            if kind == "error":
-                raise value
-            if kind == "result":
-                return value
+        leaving = asyncio.create_task(self._hear_leaving(request))
+        try:
+            while True:
+                kind, value = await self.next()
+                if kind == "error":
+                    raise value
+                if kind == "result":
+                    return value
+        finally:
+            leaving.cancel()
+
+    async def _hear_leaving(self, request: HttpRequest) -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        self._heard.put_nowait(("error", ClientDisconnect()))
 
 
 class Server:
@@ -197,6 +198,8 @@ class Server:
     async def _asked(self, request: HttpRequest, kind: type[Request]) -> Asked:
         """The request, read in a thread of its own: whatever it holds, others are heard meanwhile."""
         self.access.require_key(request)
+        if self.reader.is_full:  # a body that is not read costs nothing
+            raise self._busy
         told = Told(partial(self._read, await self._body(request), kind))
         try:
             async with asyncio.timeout(self.limits.reading_seconds):
@@ -268,7 +271,11 @@ class Server:
         try:
             worker.submit(job)
         except Full:
-            raise RequestError(f"{self.limits.waiting} requests wait already; try again", 429, kind="busy") from None
+            raise self._busy from None
+
+    @property
+    def _busy(self) -> RequestError:
+        return RequestError(f"{self.limits.waiting} requests wait already; try again", 429, kind="busy")
 
     async def _events(self, told: Told, response: Response, with_usage: bool) -> AsyncIterator[str]:
         """A client that leaves ends this generator, and with it the job."""
