@@ -489,10 +489,10 @@ def newest_message_dropped(patch: pytest.MonkeyPatch) -> None:
     """A long conversation loses its newest message."""
     from ghosttune.data import encoding
 
-    def make(without: Any) -> Any:
-        return lambda turns: turns[:-2] if len(turns) > 2 else turns
+    def make(last_exchanges: Any) -> Any:
+        return lambda turns, count: turns[: len(last_exchanges(turns, count))]
 
-    swap(patch, encoding, "_without_oldest_exchange", make)
+    swap(patch, encoding, "_last_exchanges", make)
 
 
 @bug("R-003-09b", "ghosttune/test_evaluate.py::test_the_pipeline_is_greedy")

@@ -27,6 +27,9 @@ TOKENISED_TOGETHER = 2048
 REMEMBERED = 1 << 21
 """Characters of tokenised prompts that are remembered, because many come again and again."""
 
+LIKELY = 8
+"""Exchanges of a conversation that usually fit."""
+
 
 @dataclass(frozen=True)
 class RowFeatures:
@@ -188,10 +191,7 @@ class Encoder:
         DataError when what must stay does not fit by itself.
         """
         turns = tuple(record_or_turns.prompt if isinstance(record_or_turns, Record) else record_or_turns)
-        parts, ids = self._prompt(turns)
-        if len(ids) + room > self.max_length:
-            turns = self.recent_turns(turns, room)
-            parts, ids = self._prompt(turns)
+        turns, parts, ids = self._recent(turns, room)
         excess = len(ids) + room - self.max_length
         if excess > 0:
             ids = ids[self._kept(turns, parts, excess, asks=True)]
@@ -204,12 +204,27 @@ class Encoder:
 
     def recent_turns(self, turns: tuple[Turn, ...], room: int = 0) -> tuple[Turn, ...]:
         """The turns without the oldest exchanges that do not fit; the system message and the last question stay."""
-        while self.prompt_length(turns) + room > self.max_length:
-            shorter = _without_oldest_exchange(turns)
-            if len(shorter) == len(turns):
-                break
-            turns = shorter
-        return turns
+        return self._recent(turns, room)[0]
+
+    def _recent(self, turns: tuple[Turn, ...], room: int) -> tuple[tuple[Turn, ...], list[Part], np.ndarray]:
+        """The recent turns, and their prompt.
+
+        A conversation may be far longer than what fits, and rendering it grows with its square: what fits is looked for
+        from its end, by doubling and then halving.
+        """
+        exchanges = _exchanges(turns)
+        fits, fails = 0, exchanges + 1
+        found = None
+        while fits + 1 < fails:
+            tried = (fits + fails) // 2 if fails <= exchanges else min(exchanges, max(LIKELY, 2 * fits))
+            recent = _last_exchanges(turns, tried)
+            parts, ids = self._prompt(recent)
+            if len(ids) + room <= self.max_length or tried == 1:
+                fits, found = tried, (recent, parts, ids)
+            else:
+                fails = tried
+        assert found is not None
+        return found
 
     def prompt_length(self, turns: Sequence[Turn]) -> int:
         """Tokens of the whole prompt, before anything is cut."""
@@ -348,11 +363,15 @@ def _place(record: Record) -> str:
     return record.place or record.example_id
 
 
-def _without_oldest_exchange(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
-    """The turns without the first question and its answer; unchanged when only one question is left."""
+def _exchanges(turns: tuple[Turn, ...]) -> int:
+    """Questions with their answers, the last one with or without; at least one."""
+    return max(1, (len(turns) - (turns[0].role == "system") + 1) // 2)
+
+
+def _last_exchanges(turns: tuple[Turn, ...], count: int) -> tuple[Turn, ...]:
+    """The last `count` exchanges, below the system message."""
     kept = turns[:1] if turns[0].role == "system" else ()
-    rest = turns[len(kept) :]
-    return (*kept, *rest[2:]) if len(rest) > 2 else turns
+    return (*kept, *turns[len(kept) + 2 * (_exchanges(turns) - count) :])
 
 
 def padding_token(tokenizer: Any) -> int:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 import re
+import time
 
 import pytest
 from making import encoder_for, question, record
 
 from ghosttune.data.encoding import Encoder
+from ghosttune.data.records import Turn
 from ghosttune.errors import DataError
 
 DIALOGUE = "### Dialogue:\n" + " ".join(f"word{number}" for number in range(60)) + "\n\n### Summary:\n"
@@ -141,6 +144,36 @@ def test_prompts_lose_whole_exchanges_first() -> None:
     assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n")
     assert text.endswith("<|im_start|>user\nthe last question<|im_end|>\n<|im_start|>assistant\n")
     assert "question 0" not in text and "answer 0" not in text
+
+
+def conversation(exchanges: int, system: bool, lengths: random.Random) -> list[Turn]:
+    turns = [("system", "Be brief.")] * system
+    for number in range(exchanges):
+        turns += [
+            ("user", f"question {number} " * lengths.randrange(1, 4)),
+            ("assistant", "yes " * lengths.randrange(4)),
+        ]
+    return list(record(*turns[:-1]).turns)
+
+
+@pytest.mark.parametrize("system", [False, True])
+def test_as_many_exchanges_stay_as_dropping_them_one_by_one_would_leave(system: bool) -> None:
+    lengths = random.Random(3)
+    for limit in (20, 130, 700):
+        encoder = encoder_for("small-chatml", "chat", limit)
+        for exchanges in (1, 2, 8, 9, 30):
+            turns = conversation(exchanges, system, lengths)
+            left = list(turns)
+            while encoder.prompt_length(left) + 5 > limit and len(left) > 1 + system:
+                del left[system : system + 2]
+            assert encoder.recent_turns(tuple(turns), room=5) == tuple(left)
+
+
+def test_the_end_of_a_conversation_without_end_is_found_at_once() -> None:
+    encoder = encoder_for("small-chatml", "chat", 400)
+    began = time.process_time()
+    ids = encoder.prompt_ids(conversation(1500, True, random.Random(3)), room=5)
+    assert 350 < len(ids) <= 395 and time.process_time() - began < 5
 
 
 def test_a_prompt_that_cannot_be_cut_enough_is_refused() -> None:
