@@ -61,7 +61,7 @@ class GradientEngine:
             they are and under random weights, with autograd's own gradient, and raise with the names of the parameters
             that differ. With `unsupported="exact"` these are differentiated one example at a time from then on. Costs
             one more backward pass, or two with "exact". "sums" leaves out the weights and the pass, for observers that
-            only add rows up; False verifies nothing.
+            only add rows up, to which it does not matter whose a position is; False verifies nothing.
 
     Attributes:
         parameters: those that are shown, by name.

@@ -99,13 +99,15 @@ class Observation:
             observer.begin(engine.parameters)
 
     def _start(self, examples: int | Tensor, axes: int | None = None, length: int | None = None) -> None:
+        sums = self.engine.verification.level == "sums"
         if isinstance(examples, int):
-            self.layout = Layout(examples, axes=axes, length=length)
+            self.layout = Layout(examples, axes=axes, length=length, only_sums=sums)
         else:
             # The only wait for the device: the number of examples must be known to size the results.
             count = int(examples.max()) + 1 if examples.numel() else 0
-            self.layout = Layout(count, examples)
-        self.layouts = {name: Layout(self.layout.examples, index) for name, index in self.selected.items()}
+            self.layout = Layout(count, examples, only_sums=sums)
+        count = self.layout.examples
+        self.layouts = {name: Layout(count, index, only_sums=sums) for name, index in self.selected.items()}
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -298,6 +300,7 @@ class Observation:
     def _arrived(self, outputs: list[Tensor], grads: tuple[Tensor | None, ...]) -> None:
         """Compares, and makes rows alone, while the graph is whole: before the backward pass enters the model."""
         assert self.layout is not None
+        self.delivered = True
         verification, compared = self.engine.verification, sorted(self.signalled)
         parameters = [self.engine.parameters[name] for name in compared]
         indices = [*self.selected.values(), *([] if self.layout.index is None else [self.layout.index])]
@@ -362,11 +365,11 @@ class Observation:
         if not inside_backward():
             self.forms.add(_form(site.name, output.shape, layout))
             self.uses.update(site.parameters.values())
-        if output.shape[0] == 1 != layout.leading:
+        if output.shape[0] == 1 != layout.leading and not layout.only_sums:
             # Computed once for all examples (position embeddings): each must get a gradient of its own.
             self.expanded |= set(site.parameters.values())
-        if output.shape[0] == 1 != layout.leading and self.expanding:
-            output = output.expand(layout.leading, *output.shape[1:])
+            if self.expanding:
+                output = output.expand(layout.leading, *output.shape[1:])
         kept, fill = _kept(site.entry.keep(site.parameters), args, kwargs)
 
         def deliver(grad_output: Tensor, tensors: tuple[Tensor, ...]) -> None:
@@ -459,7 +462,7 @@ class Observation:
             with _plainly(self.engine.parameters[name]):
                 for observer in [*self.piecewise, *self.whole]:
                     observer.see(name, gradient)
-        if not self.delivered and not self.alone:
+        if not self.delivered:
             raise RuntimeError("observe() saw no backward pass: run forward and backward inside it")
         if self.faults:
             raise UnsupportedLayer(self.engine.explained(self.faults))

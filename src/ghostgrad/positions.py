@@ -103,13 +103,22 @@ class Layout:
             that holds the example of each position (packed rows, or positions selected before the layer), -1 for none.
         axes: dimensions of the model's own input, where examples were counted on it.
         length: its second dimension.
+        only_sums: whether examples are added up whatever they are: positions that cannot be assigned go to the first.
     """
 
-    def __init__(self, examples: int, index: Tensor | None = None, axes: int | None = None, length: int | None = None):
+    def __init__(
+        self,
+        examples: int,
+        index: Tensor | None = None,
+        axes: int | None = None,
+        length: int | None = None,
+        only_sums: bool = False,
+    ):
         self.examples = examples
         self.index = index
         self.axes = axes
         self.length = length
+        self.only_sums = only_sums
         self.leading = examples if index is None else index.shape[0]
         self._known: dict[tuple[int, ...], Positions] = {}
 
@@ -121,7 +130,13 @@ class Layout:
         """
         shape = tuple(shape)
         if shape not in self._known:
-            self._known[shape] = self._resolve(shape)
+            try:
+                self._known[shape] = self._resolve(shape)
+            except ValueError:
+                if not self.only_sums:
+                    raise
+                nobodys = torch.zeros(torch.Size(shape).numel(), dtype=torch.long)
+                self._known[shape] = Positions(self.examples, index=nobodys)
         return self._known[shape]
 
     def _resolve(self, shape: tuple[int, ...]) -> Positions:

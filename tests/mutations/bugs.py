@@ -730,6 +730,65 @@ def values_without_rate(patch: pytest.MonkeyPatch) -> None:
     swap(patch, InRunValues, "_directions", make)
 
 
+# --- 100: numbers that were silently wrong in this engine ---
+
+WRONG = "ghostgrad/test_verifying.py::test_what_would_be_silently_wrong_is_refused_by_name"
+
+
+@bug("R-100-01", "ghostgrad/families/test_unusual_families.py::test_zeros_are_never_given", "probe")
+def zeros_stored(patch: pytest.MonkeyPatch) -> None:
+    """A probe gives zeros for a weight that is used outside its module."""
+    from ghostgrad import verifying
+
+    def make(fault_of: Any) -> Any:
+        return lambda gradient, *rest: None if gradient is None else fault_of(gradient, *rest)
+
+    swap(patch, verifying, "fault_of", make)
+
+
+@bug("R-100-02a", WRONG, "positions and first")
+def rows_not_compared(patch: pytest.MonkeyPatch) -> None:
+    """A leading size that happens to be the number of examples is taken for it: only sums are compared."""
+    from ghostgrad import verifying
+
+    def make(fault_of: Any) -> Any:
+        return lambda gradient, grad, reference, *rest: fault_of(gradient, grad, None, *rest)
+
+    swap(patch, verifying, "fault_of", make)
+
+
+@bug("R-100-02b", WRONG, "another and order")
+def equal_weights(patch: pytest.MonkeyPatch) -> None:
+    """Rows are compared under equal weights, which rows in another order pass."""
+    from ghostgrad import verifying
+
+    swap(patch, verifying, "row_weights", lambda weights: lambda *given: weights(*given).fill_(1))
+
+
+@bug("R-100-03", "ghostgrad/test_verifying.py::test_what_is_wrong_only_in_a_later_batch_is_found_there")
+def verified_once(patch: pytest.MonkeyPatch) -> None:
+    """What held for the first batch is believed of a batch with as many positions as examples."""
+    from ghostgrad.verifying import Verification
+
+    swap(patch, Verification, "needed", lambda needed: lambda self, *given: not self.forms and needed(self, *given))
+
+
+@bug("R-100-04", "ghostgrad/test_verifying.py::test_a_row_whose_loss_is_not_a_number_is_named")
+def not_a_number_passes(patch: pytest.MonkeyPatch) -> None:
+    """A row whose loss is not a number has numbers that are none."""
+    from ghostgrad.observation import Observation
+
+    swap(patch, Observation, "_look", lambda look: lambda self, io: None)
+
+
+@bug("R-100-05", "ghostgrad/test_verifying.py::test_the_exact_way_is_right_for_each", "outside and trained")
+def failing_rows_kept(patch: pytest.MonkeyPatch) -> None:
+    """Parameters that fail their rehearsal are shown as they are."""
+    from ghostgrad.verifying import Verification
+
+    swap(patch, Verification, "take_out", lambda take_out: lambda self, faults: None)
+
+
 NOT_PLANTED = {
     "R-000-07": "a call of a method that a dictionary lacks: no such code; types are checked",
     "R-000-13": "half-precision weights without loss scaling: float16 is not among the values of the schema's type",
