@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from silent import SILENT, UNRULED, inputs, made, row_losses
 from torch import Tensor, nn
 
-from ghostgrad import GradientEngine, Kept, Norms, NotFinite, UnsupportedLayer, verifying
+from ghostgrad import GradientEngine, Kept, Norms, NotFinite, UnsupportedLayer, WeightedSum, verifying
 from ghostgrad.testing import compare, one_backward_per_example
 from ghostgrad.tiny import Switches, losses, padded, tiny
 
@@ -216,6 +216,23 @@ def test_frozen_weights_are_verified_in_a_training_step_and_keep_no_gradient(lev
         row_losses(model, inputs()).sum().backward()
     assert model[0].table.weight.grad is held and not held.any() and not model[0].table.weight.requires_grad
     assert model[0].table.weight._post_accumulate_grad_hooks in (None, {})
+
+
+@pytest.mark.parametrize("name", ["positions first", "rows in another order", "experts by value", "expanded later"])
+def test_for_sums_it_does_not_matter_whose_a_position_is(name: str) -> None:
+    """The sums of weights below adapters, in a family that has its positions first."""
+    model, values, total = made(name), inputs(3), WeightedSum()
+    row_losses(model, values).sum().backward()
+    expected = {name: p.grad for name, p in model.named_parameters()}
+    model.requires_grad_(False)
+    first = nn.Linear(6, 6).double()
+    nn.init.eye_(first.weight)
+    nn.init.zeros_(first.bias)
+    model = nn.Sequential(first, model)
+    with GradientEngine(model, select=["1.*"], verify="sums").observe(total, frozen=True):
+        row_losses(model, values).sum().backward()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(total.values[f"1.{name}"], gradient)
 
 
 @pytest.mark.parametrize("selected", [["*"], ["head.*"], ["words.*", "blocks.0.mix.weight"]])
