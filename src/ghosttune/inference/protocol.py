@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.config import JsonDict
 
 from ghosttune.data.records import Turn
+from ghosttune.foreign import read_json
 from ghosttune.inference.sampling import SMALLEST, Sampling
 
 MAX_STOPS = 16
@@ -145,9 +146,9 @@ AnyRequest = TypeVar("AnyRequest", bound=Request)
 def parsed(body: bytes, kind: type[AnyRequest]) -> AnyRequest:
     """The request in a body; RequestError says everything that is wrong with it. Milliseconds at most."""
     try:
-        fields = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+        fields = read_json(body.decode("utf-8"))
         json.dumps(fields, ensure_ascii=False).encode("utf-8")  # half of a surrogate pair is text to JSON only
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise RequestError(f"the body is not valid JSON: {error}") from error
     if sum(1 for _ in islice(_values(fields), MAX_VALUES + 1)) > MAX_VALUES:
         raise RequestError(
@@ -169,7 +170,3 @@ def _values(fields: Any) -> Iterator[Any]:
         value = left.pop()
         yield value
         left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number in JSON")
