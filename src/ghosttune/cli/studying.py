@@ -76,18 +76,18 @@ def validate(
 
     def planned(cost: Cost) -> None:
         minutes = f"about {max(1, round(cost.seconds / 60)):,} minutes in {cost.processes} processes"
-        typer.echo(f"{cost.runs} retrainings, {minutes}; what is trained already is kept", err=as_json)
+        say(f"{cost.runs} retrainings, {minutes}; what is trained already is kept", err=as_json)
 
     def said(trial: Trial, what: str) -> None:
-        typer.echo(f"{trial.name}: {what}", err=as_json)
+        say(f"{trial.name}: {what}", err=as_json)
 
     found = validated(
         run, subsets=subsets, seeds=seeds, drop=drop, processes=processes, plan=plan, begin=planned, listen=said
     )
     if as_json:
-        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        say(json.dumps(found, indent=2, ensure_ascii=False))
     elif not plan:
-        typer.echo("\n".join(as_lines(found)))
+        say("\n".join(as_lines(found)))
 
 
 def prove(
