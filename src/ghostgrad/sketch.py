@@ -69,7 +69,16 @@ class SketchOptions:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> SketchOptions:
-        """The options that `as_json` wrote."""
+        """The options that `as_json` wrote; ValueError where it did not write them."""
+        kinds = {"size": int, "side": int, "layers": list, "embeddings": bool, "kind": str, "split": str, "seed": int}
+        kinds |= {"dtype": str}
+        if not isinstance(values, Mapping) or values.keys() != kinds.keys():
+            raise ValueError(f"a sketch has the options {', '.join(kinds)}")
+        wrong = [name for name, kind in kinds.items() if type(values[name]) is not kind]
+        if wrong or not all(isinstance(name, str) for name in values["layers"]):
+            raise ValueError(f"options of another type: {', '.join(wrong) or 'layers'}")
+        if not 0 <= values["seed"] < 1 << 63:
+            raise ValueError("seed must be from 0 to 2^63 - 1")
         return cls(**{**values, "layers": tuple(values["layers"]), "dtype": getattr(torch, values["dtype"])})
 
 

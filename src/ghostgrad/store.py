@@ -25,6 +25,10 @@ from torch import Tensor
 FORMAT = 1
 SEAL = "seal.json"
 SEALED = ("manifest.json", "rows.bin", "ids.txt")
+LARGEST = 1 << 44
+"""Numbers in a row: more than the parameters of any model."""
+LONGEST = 200
+"""Characters that a message shows of a value."""
 SHOWN = 5
 """Differences that a message names; the rest is counted."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -103,11 +107,17 @@ class GradientStore:
             sealed = json.loads((folder / SEAL).read_bytes())
             changed = [name for name in SEALED if _digest(folder / name) != sealed["sha256"][name]]
             notes = dict(sealed["notes"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise StoreError(f"{folder} is damaged: {type(error).__name__}: {error}") from error
         if changed:
             raise StoreError(f"{folder} is damaged: {', '.join(changed)} changed since it was sealed")
         store = cls.read(folder)
+        rows = (folder / "rows.bin").stat().st_size
+        if rows != len(store) * store.bytes_per_row:
+            raise StoreError(
+                f"{folder} is damaged: rows.bin has {rows:,} bytes, and {len(store):,} rows of {store.size:,} "
+                f"{store.manifest['dtype']} numbers have {len(store) * store.bytes_per_row:,}"
+            )
         store.notes = notes
         return store
 
@@ -216,10 +226,16 @@ class GradientStore:
         self.close()
 
     def _committed(self) -> list[str]:
-        """Ids whose line is complete and whose row is there."""
-        text = (self.folder / "ids.txt").read_bytes()
-        complete = text[: text.rfind(b"\n") + 1].decode().split("\n")[:-1]
-        return complete[: (self.folder / "rows.bin").stat().st_size // self.bytes_per_row]
+        """Ids whose line is complete and whose row is there; StoreError where they cannot be read or come twice."""
+        try:
+            text = (self.folder / "ids.txt").read_bytes()
+            complete = text[: text.rfind(b"\n") + 1].decode().split("\n")[:-1]
+            found = complete[: (self.folder / "rows.bin").stat().st_size // self.bytes_per_row]
+        except (OSError, UnicodeDecodeError) as error:
+            raise StoreError(f"{self.folder} is damaged: {error}") from error
+        if len(set(found)) < len(found):
+            raise StoreError(f"{self.folder} is damaged: ids.txt holds an id twice")
+        return found
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -227,11 +243,30 @@ def _manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads((folder / "manifest.json").read_text())
     except FileNotFoundError:
         raise StoreError(f"{folder} holds no store (no manifest.json)") from None
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"{folder}/manifest.json is damaged: {error}") from error
-    if manifest.get("format") != FORMAT:
-        raise StoreError(f"{folder} has format {manifest.get('format')}; this version reads {FORMAT}")
+    if fault := _fault(manifest):
+        raise StoreError(f"{folder}/manifest.json is damaged: {fault}")
     return manifest
+
+
+def _fault(manifest: Any) -> str:
+    """What is wrong with a manifest; empty where nothing is."""
+    if not isinstance(manifest, dict):
+        return f"it holds a {type(manifest).__name__}"
+    if manifest.get("format") != FORMAT:
+        return f"it has format {_short(manifest.get('format'))}; this version reads {FORMAT}"
+    size, dtype, meaning = (manifest.get(name) for name in ("size", "dtype", "meaning"))
+    if type(size) is not int or not 1 <= size <= LARGEST:
+        return f"size is {_short(size)}; it must be a whole number from 1 to {LARGEST:,}"
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        return f"dtype is {_short(dtype)}; it must be one of {', '.join(DTYPES)}"
+    return "" if isinstance(meaning, dict) else f"meaning is {_short(meaning)}; it must be an object"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def _replace(path: Path, value: Any) -> None:
@@ -261,7 +296,7 @@ def _differences(stored: Any, asked: Any, path: str = "") -> list[str]:
             for key in {**stored, **asked}
             for line in _differences(stored.get(key), asked.get(key), f"{path}.{key}".lstrip("."))
         ]
-    return [] if stored == asked else [f"{path} is {stored!r}, asked for {asked!r}"]
+    return [] if stored == asked else [f"{path} is {_short(stored)}, asked for {_short(asked)}"]
 
 
 def _cut(path: Path, size: int) -> None:

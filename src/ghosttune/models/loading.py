@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -13,6 +14,17 @@ from ghosttune.config.facts import CAUSAL_LM, ModelKind
 from ghosttune.config.sections import ModelSettings
 from ghosttune.config.setting import MethodSettings
 from ghosttune.errors import ConfigError, ModelError, Problem, listed
+from ghosttune.models.adapter_files import (
+    CONFIGURATION,
+    MODEL_INDEX,
+    MODEL_WEIGHTS,
+    WEIGHTS,
+    adapter_configuration,
+    require_fit,
+    require_own_shards,
+    require_safetensors,
+    stored_shapes,
+)
 from ghosttune.models.builtin import BUILTIN_MODELS, builtin_model_folder
 from ghosttune.models.modules import head_modules, targets_in
 from ghosttune.models.prompting import LEFT_OUT, can_do_without, fit_prompt, prompt_length, try_out
@@ -28,6 +40,8 @@ from ghosttune.registry import METHODS
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ghosttune.models.direct import DirectModel
 
 
 TWIN_DISTANCE = 1e-2
@@ -295,23 +309,56 @@ def untrained_twins(model: PreTrainedModel, token_ids: Iterable[int]) -> dict[in
 
 
 def load_adapter(model: Any, folder: Path) -> Any:
-    """The model with the adapter of a folder that `save_adapter` wrote; ModelError when it does not fit the model.
+    """The model with the adapter of a folder that `save_adapter` wrote.
 
-    Where the folder holds a model, tuned as a whole, that model in its place.
+    Where the folder holds a model, tuned as a whole, that model in its place. ModelError when its weights are pickled,
+    damaged or not there, and, with their names, when tensors are missing, left over or of another shape.
     """
-    import peft
-    from safetensors import SafetensorError
+    try:
+        with without_upstream_warnings():
+            if not (folder / CONFIGURATION).exists() and (folder / "config.json").exists():
+                return _tuned(model, folder)
+            return _with_adapter(model, folder)
+    except ModelError:
+        raise
+    except Exception as error:  # the files are anybody's, and PEFT's own checks raise what they please
+        raise ModelError(
+            f"the adapter in {folder} cannot be loaded: {type(error).__name__}: {_first_line(error)}"
+        ) from error
 
+
+def _with_adapter(model: Any, folder: Path) -> Any:
+    import peft
+
+    configuration = adapter_configuration(folder)
+    stored = stored_shapes(require_safetensors(folder, WEIGHTS))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning)  # what PEFT says of names and shapes is refused below
+        adapted = peft.PeftModel.from_pretrained(
+            model, str(folder), config=configuration, is_trainable=False, ignore_mismatched_sizes=True
+        )
+    expected: Any = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    require_fit(f"the adapter in {folder}", stored, {name: tuple(tensor.shape) for name, tensor in expected.items()})
+    return can_do_without(adapted)
+
+
+def _tuned(model: Any, folder: Path) -> DirectModel:
     from ghosttune.models.direct import DirectModel
 
-    try:
-        with without_upstream_warnings(), targets_as_named():
-            if not (folder / "adapter_config.json").exists() and (folder / "config.json").exists():
-                tuned = type(model).from_pretrained(str(folder), dtype=model.dtype, use_safetensors=True)
-                return DirectModel(tuned.to(model.device).train(model.training), [], model.load_again)
-            return can_do_without(peft.PeftModel.from_pretrained(model, str(folder), is_trainable=False))
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ModelError(f"the adapter in {folder} cannot be loaded: {_first_line(error)}") from error
+    file = require_safetensors(folder, MODEL_WEIGHTS, MODEL_INDEX)
+    if file.name == MODEL_INDEX:
+        require_own_shards(file)
+    with without_upstream_reports():
+        tuned, found = type(model).from_pretrained(
+            str(folder), dtype=model.dtype, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    read = {name: tuple(tensor.shape) for name, tensor in tuned.state_dict().items()}
+    require_fit(f"the model in {folder}", read, own)
+    wrong = [*found["missing_keys"], *found["unexpected_keys"], *(name for name, *_ in found["mismatched_keys"])]
+    if wrong:
+        raise ModelError(f"the weights in {folder} are not of its model: {listed(sorted(wrong), 3)}")
+    return DirectModel(tuned.to(model.device).train(model.training), [], model.load_again)
 
 
 def device_of(settings: ModelSettings) -> torch.device:

@@ -28,7 +28,7 @@ from ghosttune.data.encoding import RowFeatures
 from ghosttune.data.records import TURN_FORMATS, Record, Turn
 from ghosttune.errors import DataError, InputError, listed
 from ghosttune.training.sketching import over_second_moments
-from ghosttune.workflows.opened import OpenedRun, Rows
+from ghosttune.workflows.opened import OpenedRun, Rows, sketch_error
 
 By = Literal["cosine", "dot", "adamw", "preconditioned"]
 
@@ -154,9 +154,10 @@ def _direction(
 
 def _errors(store: GradientStore, towards: Tensor, by: By) -> Tensor:
     """[n] the standard error of each score: of a cosine as it was measured, of a product that times the lengths."""
-    if store.notes["error"] is None:
+    error = sketch_error(store)
+    if error is None:
         return torch.zeros(len(store))
-    cosine = store.notes["error"]["cosine"]
+    cosine = error["cosine"]
     return torch.full((len(store),), cosine) if by == "cosine" else cosine * towards.norm() * norms(store)
 
 

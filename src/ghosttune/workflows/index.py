@@ -14,7 +14,7 @@ from ghosttune.errors import InputError, RunError, listed
 from ghosttune.training.dealing import dealt_sketches, send_sketches
 from ghosttune.training.processes import agreed, meet, rank
 from ghosttune.training.sketching import AUTO, is_exact, sketcher_of
-from ghosttune.workflows.opened import OpenedRun, Rows
+from ghosttune.workflows.opened import OpenedRun, Rows, sketch_error
 
 Tell = Callable[[int, int], None]
 """Called with how many rows of how many are stored."""
@@ -117,7 +117,7 @@ def _index(opened: OpenedRun, rows: Rows, step: int, sketcher: Sketcher, batch_s
         is_exact(sketcher),
         store.size,
         len(store) * store.bytes_per_row,
-        store.notes["error"],
+        sketch_error(store),
     )
 
 

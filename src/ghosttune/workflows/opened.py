@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ghostgrad import Sketcher, SketchOptions
+from ghostgrad.sketch import ErrorBar
 from ghostgrad.store import GradientStore, StoreError
 from ghosttune.config.facts import ParameterFacts
 from ghosttune.config.loading import load_config
@@ -204,16 +205,43 @@ class OpenedRun:
         try:
             store = GradientStore.read_sealed(folder)
             store.require(self.meaning(rows, step))
+            if set(store.ids) != set(rows.ids):
+                raise StoreError(f"{folder} does not hold the {len(rows.ids):,} {rows.name} rows")
         except StoreError as error:
             raise RunError(f"{error}. Complete it with {again}; delete the folder first where it is damaged") from error
         return store
 
     def sketcher(self, store: GradientStore) -> Sketcher:
         """The projections a store was made with; RunError where they come out otherwise here."""
-        written = store.manifest["meaning"]["sketch"]
-        sketcher = sketcher_for(self.row_facts, self.parameters, SketchOptions.from_json(written["options"]))
+        written = store.manifest["meaning"].get("sketch")
+        stored: Any = written.get("options") if isinstance(written, dict) else None
         try:
+            options = SketchOptions.from_json(stored)
+            sketcher = sketcher_for(self.row_facts, self.parameters, options)
             store.require({"sketch": sketcher.manifest()})
         except StoreError as error:
             raise RunError(str(error)) from error
+        except ValueError as error:
+            raise RunError(
+                f"{store.folder}/manifest.json is damaged: {error}; delete the folder and index again"
+            ) from None
+        if (store.size, store.dtype) != (sketcher.size, options.dtype):
+            raise RunError(
+                f"{store.folder} is damaged: its rows are not those of its sketch; delete the folder and index again"
+            )
         return sketcher
+
+
+def sketch_error(store: GradientStore) -> dict[str, float] | None:
+    """How far sketches are from whole gradients (`ghostgrad.sketch.ErrorBar`), as the seal says; None for whole ones.
+
+    RunError where it says something else.
+    """
+    error = store.notes.get("error", "nothing")
+    if error is not None and not (
+        isinstance(error, dict)
+        and error.keys() == {field.name for field in fields(ErrorBar)}
+        and all(isinstance(value, int | float) for value in error.values())
+    ):
+        raise RunError(f"{store.folder}/seal.json is damaged: error is {error!r}; delete the folder and index again")
+    return error

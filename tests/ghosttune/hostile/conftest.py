@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -29,18 +25,3 @@ def copied(finished, tmp_path) -> Path:
     """A copy of it, as it would come from somebody else."""
     shutil.copytree(finished, tmp_path / "run")
     return tmp_path / "run"
-
-
-def command(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`ghosttune` with these arguments, in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "ghosttune", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | environment,
-    )
-
-
-def changed_json(path: Path, **changes: object) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
