@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ghosttune.cli.rows import Trust
 from ghosttune.cli.terminal import say
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def validate(
     drop: Annotated[float, typer.Option("--drop", help="Share of rows left out at each end, and at random.")] = 0.1,
     processes: Annotated[int, typer.Option("--processes", min=1, help="How many are trained at once.")] = 1,
     plan: Annotated[bool, typer.Option("--plan", help="Say what it would cost, and train nothing.")] = False,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Train the run again without some of its rows: how far values, standings and attribution agree with that."""
@@ -82,7 +84,15 @@ def validate(
         say(f"{trial.name}: {what}", err=as_json)
 
     found = validated(
-        run, subsets=subsets, seeds=seeds, drop=drop, processes=processes, plan=plan, begin=planned, listen=said
+        run,
+        subsets=subsets,
+        seeds=seeds,
+        drop=drop,
+        processes=processes,
+        plan=plan,
+        begin=planned,
+        listen=said,
+        trust_remote_code=trust_remote_code,
     )
     if as_json:
         say(json.dumps(found, indent=2, ensure_ascii=False))

@@ -21,7 +21,7 @@ class Run:
 
     def __init__(self, folder: RunDir, trust_remote_code: bool = False):
         self.folder = folder.open()
-        self._trusted = trust_remote_code
+        self.trust_remote_code = trust_remote_code
 
     @property
     def path(self) -> Path:
@@ -36,7 +36,7 @@ class Run:
     def config(self) -> RunConfig:
         """As it was trained; without `trust_remote_code` it asks for no code, so that it can be given to `train`."""
         config = load_config(self.folder.config, trust_remote_code=True)
-        return config if self._trusted else with_values(config, {TRUST: False})
+        return config if self.trust_remote_code else with_values(config, {TRUST: False})
 
     @property
     def events(self) -> list[dict[str, Any]]:
@@ -82,7 +82,7 @@ class Run:
 
     def pipeline(self, which: str = "adapter") -> Pipeline:
         """The run's model, ready to answer."""
-        return Pipeline.from_run(self.path, which, trust_remote_code=self._trusted)
+        return Pipeline.from_run(self.path, which, trust_remote_code=self.trust_remote_code)
 
 
 def open_run(path: str | Path, *, trust_remote_code: bool = False) -> Run:

@@ -65,6 +65,7 @@ def validate(
     plan: bool = False,
     begin: Callable[[Cost], None] = lambda cost: None,
     listen: Listener = lambda trial, what: None,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Trains the run again and says how far its values, standings and indexed gradients agree with what comes out.
 
@@ -75,12 +76,13 @@ def validate(
         processes: retrainings at once.
         plan: say what it would cost, and train nothing.
         begin: is told the cost before anything is trained.
+        trust_remote_code: whether code that comes with the run's model may run.
 
     What was trained stays in RUN/validation, and is not trained again by a second call; more subsets or seeds are
     added to it. Returns the contents of validation.json. Raises InputError or RunError where the run cannot be
     validated, and RunError, after all else was trained, where a retraining failed.
     """
-    opened = _required(open_run(run), subsets, seeds, drop)
+    opened = _required(open_run(run, trust_remote_code=trust_remote_code), subsets, seeds, drop)
     arms = _arms(opened, subsets, drop)
     cost = Cost(
         len(arms.every) * seeds,
@@ -167,7 +169,8 @@ def _trials(run: Run, folder: SweepDir, arms: Arms, seeds: int) -> list[Trial]:
                 "run.trackers": [],
             }
             overrides = [f"{setting}={inline(value)}" for setting, value in changes.items()]
-            trials.append(Trial(name, seed, load_config(run.folder.config, overrides=overrides)))
+            again = load_config(run.folder.config, overrides=overrides, trust_remote_code=run.trust_remote_code)
+            trials.append(Trial(name, seed, again))
     return trials
 
 
@@ -225,7 +228,7 @@ def _predictions(run: Run, arms: Arms) -> dict[str, np.ndarray]:
     standings = {name: _number(row["standing"]) for name, row in rows.items()}
     found = {"value": _predictions_by_value(run, arms), "standing": _sums(standings, arms)}
     if _index_steps(run):
-        opened = OpenedRun(run.path)
+        opened = OpenedRun(run.path, trust_remote_code=run.trust_remote_code)
         for by in get_args(By):
             towards = opened.prepared.guide.features
             scores = scored(opened, opened.train, towards, _index_steps(run), by).scores.tolist()
