@@ -212,6 +212,23 @@ def test_a_client_that_leaves_frees_its_place(slow) -> None:
         until(lambda: not server.health()["answering"], 5)
 
 
+def test_a_server_that_ends_says_so_to_whoever_waits(slow) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        with served(slow, Limits(waiting=2)) as server:
+            body = {"model": "tiny", "messages": ASKED, "max_tokens": 300}
+            first = pool.submit(server.post, "/v1/chat/completions", {**body, "stream": True})
+            until(lambda: server.health()["answering"])
+            waits = [pool.submit(server.post, "/v1/chat/completions", body) for _ in range(2)]
+            until(lambda: server.health()["waiting"] == 2)
+            began = time.monotonic()
+        assert time.monotonic() - began < 10
+        status, told = first.result(SECONDS)
+        assert status == 200 and '"finish_reason": "interrupted"' in told and told.endswith("data: [DONE]\n\n")
+        for one in waits:
+            status, refused = one.result(SECONDS)
+            assert status == 503 and refused["error"]["message"] == "the server is being ended"
+
+
 def leaving(server: Served) -> socket.socket:
     """A client that has asked for a long answer and can be closed at any time."""
     body = json.dumps({"model": "tiny", "messages": ASKED, "max_tokens": 300}).encode()

@@ -285,6 +285,15 @@ def test_half_a_request_is_ended(hasty, log, texts) -> None:
     assert hasty.health()["status"] == "ok" and not log
 
 
+def test_half_a_request_does_not_keep_a_server_alive(pipeline, log) -> None:
+    with served(pipeline) as server:
+        half, nothing = sent(server, HEAD, "Content-Length: 50\r\n\r\n{"), sent(server, "GET /hea")
+        until(lambda: server.health()["status"] == "ok")
+        began = time.monotonic()
+    assert time.monotonic() - began < 5
+    assert heard(half).startswith(b"HTTP/1.1 503 Service Unavailable") and heard(nothing) == b"" and not log
+
+
 def test_dripping_does_not_help(hasty) -> None:
     connection = sent(hasty, HEAD, "Content-Length: 5000\r\n\r\n")
     began = time.monotonic()
@@ -374,12 +383,12 @@ def test_hundreds_of_broken_bodies_never_break_the_server(server) -> None:
 # --- all of it, against a process of its own ---
 
 
-@pytest.mark.slow(seconds=100)
+@pytest.mark.slow(seconds=45)
 def test_under_every_attack_others_are_heard(tmp_path) -> None:
     """Half a second, without the time in which a laden machine had no processor for the server."""
     with started(tmp_path / "log") as server:
         for name, attack in ATTACKS.items():
-            health = attacked(server, attack, 2)
+            health = attacked(server, attack, 1)
             assert max(health.own) < 0.5, f"{name}: {health}"
             until(lambda: post(server.port, json.dumps({**ASKED, "model": "builtin:tiny"}).encode())[0] == 200)
         health, statuses, broke = fuzzed(server, seed=1, count=3000)

@@ -14,6 +14,7 @@ from typing import Any
 
 import h11
 import uvicorn
+from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ghosttune.inference.answers import error_body
@@ -77,6 +78,12 @@ class Connection(H11Protocol):
         if self._takes is not None:
             self._takes.cancel()
 
+    def shutdown(self) -> None:
+        if self.conn.their_state is h11.SEND_BODY:
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "the server is being ended")
+        else:
+            super().shutdown()
+
     def _watch(self) -> None:
         """Runs the time to send in while there is something to be sent."""
         if self.conn.their_state not in UNSENT:
@@ -121,7 +128,8 @@ class Connection(H11Protocol):
 class Listener(uvicorn.Server):
     """Hears an application's clients until it is told to end; at most so many at once."""
 
-    def __init__(self, app: Any, most: int, **settings: Any):
+    def __init__(self, app: Starlette, most: int, **settings: Any):
+        self._close = app.state.close
         client = type("Client", (Connection,), {"most": most})
         quiet = {
             "log_level": "error",
@@ -130,6 +138,10 @@ class Listener(uvicorn.Server):
         }  # what clients do wrong they hear
         config = uvicorn.Config(app, loop="asyncio", http=client, ws="none", backlog=TAKEN_AT_ONCE, **quiet, **settings)
         super().__init__(config)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await asyncio.to_thread(self._close)  # first: whoever waits for an answer keeps its connection open
+        await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

@@ -12,6 +12,10 @@ class Full(Exception):
     """Nobody else can wait."""
 
 
+class Closed(Exception):
+    """The worker does nothing more."""
+
+
 class Job:
     """Something to be done by the worker; `tell` hears what it tells, and last its result or its exception."""
 
@@ -52,8 +56,10 @@ class Worker:
         return len(self._waiting) + self.busy > self.places
 
     def submit(self, job: Job) -> None:
-        """Puts the job at the end of the line; Full when there is no place."""
+        """Puts the job at the end of the line; Full when there is no place, Closed when it would never be done."""
         with self._changed:
+            if self._closing:
+                raise Closed
             if self.is_full:
                 raise Full
             self._waiting.append(job)
@@ -67,9 +73,11 @@ class Worker:
                 self._waiting.remove(job)
 
     def close(self, seconds: float = 10) -> None:
-        """Ends the job at hand early, forgets the others, and waits for the thread at most so long."""
+        """Ends the job at hand early, tells the others Closed, and waits for the thread at most so long."""
         with self._changed:
             self._closing = True
+            for job in self._waiting:
+                job.tell("error", Closed())
             self._waiting.clear()
             if self._current is not None:
                 self._current.leave()

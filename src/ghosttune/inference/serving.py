@@ -6,7 +6,7 @@ import asyncio
 import re
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -30,7 +30,7 @@ from ghosttune.inference.answers import Response, error_body, event, model_list,
 from ghosttune.inference.openapi import document
 from ghosttune.inference.pipeline import Pipeline
 from ghosttune.inference.protocol import ChatRequest, CompletionRequest, Request, RequestError, parsed
-from ghosttune.inference.queueing import Full, Job, Worker
+from ghosttune.inference.queueing import Closed, Full, Job, Worker
 from ghosttune.inference.sampling import Sampling
 from ghosttune.inference.streaming import Reply
 
@@ -81,13 +81,8 @@ class Asked:
 def create_app(
     pipeline: Pipeline, name: str, limits: Limits = DEFAULT_LIMITS, access: Access | None = None
 ) -> Starlette:
-    """The application; `name` is what clients call the model."""
+    """The application; `name` is what clients call the model. `app.state.close()` ends its work."""
     server = Server(pipeline, name, limits, access or Access())
-
-    @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        yield
-        await asyncio.to_thread(server.close)
 
     app = Starlette(
         routes=[
@@ -100,9 +95,9 @@ def create_app(
         ],
         exception_handlers={RequestError: _refused, HTTPException: _no_such_call, ClientDisconnect: _left},
         middleware=[Middleware(Guarded, access=server.access)],
-        lifespan=lifespan,
     )
     app.router.redirect_slashes = False
+    app.state.close = server.close
     return app
 
 
@@ -205,6 +200,8 @@ class Server:
             async with asyncio.timeout(self.limits.reading_seconds):
                 self._submit(self.reader, told.job)
                 return await told.result(request)
+        except Closed as error:
+            raise _failed(error) from None
         except TimeoutError:
             seconds = self.limits.reading_seconds
             raise RequestError(f"the request was not read within {seconds:g} s", 503, kind="busy") from None
@@ -244,7 +241,10 @@ class Server:
 
     async def _answer(self, request: HttpRequest, asked: Asked) -> HttpResponse:
         told = Told(partial(self._write, asked))
-        self._submit(self.writer, told.job)
+        try:
+            self._submit(self.writer, told.job)
+        except Closed as error:
+            raise _failed(error) from None
         response = Response(self.name, isinstance(asked.request, ChatRequest))
         if asked.request.stream:
             events = self._events(told, response, asked.request.wants_usage)
@@ -297,4 +297,6 @@ class Server:
 
 
 def _failed(error: Exception) -> RequestError:
+    if isinstance(error, Closed):
+        return RequestError("the server is being ended", 503, kind="server_error")
     return RequestError(f"the answer failed: {type(error).__name__}: {error}", 500, kind="server_error")
