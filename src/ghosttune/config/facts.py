@@ -33,7 +33,7 @@ class ParameterFacts:
     group: str
     """attention, mlp, embedding, head, norm or other."""
     factor: str
-    """A, B, weight, bias, magnitude, scale, rotation or prompt."""
+    """A, B, weight, bias, magnitude, scale, rotation, update (numbers of the update itself) or prompt."""
     role: str | None = None
     """Of its module: q, k, v, o, qkv, or the module's own last name."""
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 
-def _require_plain(method: str, targets: Targets) -> None:
+def require_plain(method: str, targets: Targets) -> None:
     """ConfigError for layers that PEFT adapts with other methods only."""
     if targets.transposed:
         message = f"{method} does not work on layers that keep their weights transposed, as GPT-2's do; use lora"
@@ -60,7 +60,7 @@ def loha(settings: LohaSettings, targets: Targets) -> peft.LoHaConfig:
     """Element-wise product of two low-rank matrices (arXiv 2108.06098): a higher rank for the same parameters."""
     import peft
 
-    _require_plain("loha", targets)
+    require_plain("loha", targets)
     return peft.LoHaConfig(
         r=settings.r, alpha=settings.alpha, module_dropout=settings.module_dropout, target_modules=targets.linear
     )
@@ -114,7 +114,7 @@ def lokr(settings: LokrSettings, targets: Targets) -> peft.LoKrConfig:
     """Kronecker product of two small matrices (arXiv 2108.06098, 2212.10650): the fewest parameters at full rank."""
     import peft
 
-    _require_plain("lokr", targets)
+    require_plain("lokr", targets)
     return peft.LoKrConfig(
         r=settings.r,
         alpha=settings.alpha,
@@ -150,7 +150,7 @@ def oft(settings: OftSettings, targets: Targets) -> peft.OFTConfig:
     """Rotations of each layer's inputs, in blocks (arXiv 2306.07280, 2506.19847): angles between neurons stay."""
     import peft
 
-    _require_plain("oft", targets)
+    require_plain("oft", targets)
     odd = sorted({inputs for inputs in targets.inputs if inputs % settings.oft_block_size})
     if odd:
         largest = math.gcd(*targets.inputs)

@@ -25,11 +25,12 @@ ROLES = {
 """Names that attention's linear layers carry in the families of Transformers; anything else is its own role."""
 
 FACTORS = {
-    "A": r"lora_A|lora_embedding_A|hada_w\d_a|lokr_w1(_a|_b)?",
-    "B": r"lora_B|lora_embedding_B|hada_w\d_b|lokr_w2(_a|_b)?",
+    "A": r"lora_A|lora_embedding_A|hada_w\d_a|lokr_w1(_a|_b)?|hira_A|gralora_A(_general)?",
+    "B": r"lora_B|lora_embedding_B|hada_w\d_b|lokr_w2(_a|_b)?|hira_B|gralora_B(_general)?",
     "magnitude": r"lora_magnitude_vector",
-    "scale": r"ia3_l|lora_E|vera_lambda_[bd]",
-    "rotation": r"oft_R",
+    "scale": r"ia3_l|lora_E|vera_lambda_[bd]|randlora_(lambda|gamma)|frod_lambda_(l|s_values)|boft_s",
+    "rotation": r"oft_R|boft_R|hra_u",
+    "update": r"miss_block|shira_weight|c3a_kernel",
     "prompt": r"prompt_encoder",
     "bias": r"bias",
 }

@@ -28,11 +28,17 @@ def without_upstream_reports() -> Iterator[None]:
 
 @contextmanager
 def without_upstream_warnings() -> Iterator[None]:
-    """Without what PEFT 0.21 says that nobody could mend.
+    """Without what PEFT 0.21 says that nobody could mend, and without the CUDA code it would compile for BOFT.
 
     An attribute's old name, norms that are not torch's own, and learned prompts that take no position numbers: rows of
-    one length need none.
+    one length need none. And what torch says of sparse tensors where nobody chose whether they are checked.
     """
+    import torch
+    from peft.tuners.boft import layer
+
+    layer._FBD_CUDA = layer._FBD_CUDA or False  # None: to be compiled; False: computed with torch alone
+    if not torch.sparse.check_sparse_tensor_invariants.is_enabled():
+        torch.sparse.check_sparse_tensor_invariants.disable()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Position ids are not supported", category=UserWarning)
         warnings.filterwarnings("ignore", message="Unsupported layer type", category=UserWarning)
