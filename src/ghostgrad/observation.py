@@ -437,7 +437,10 @@ class Observation:
             self.nonzero.add(name)
         if name not in self.engine.verification.left_out:
             rounding = self.rounding.get(name, 0.0)
-            if fault := fault_of(made, grad, self.references.get(name), self.weights, rounding):
+            fault = fault_of(made, grad, self.references.get(name), self.weights, rounding)
+            if fault is None and self.weights is not None and name in self.nonzero and name not in self.references:
+                fault = UNREACHED
+            if fault:
                 self.faults[name] = fault
 
     def _show(self, name: str) -> None:
@@ -468,7 +471,7 @@ class Observation:
             raise UnsupportedLayer(self.engine.explained(self.faults))
         verification = self.engine.verification
         if self.verifying:
-            verification.forms |= self.forms
+            verification.settle(self.forms)
             verification.seen(sorted(self.signalled), self.nonzero)
         verification.passed()
 
@@ -510,6 +513,11 @@ class Rehearsal:
                 self.faults[name] = fault
 
 
+UNREACHED = (
+    "its rows cannot be compared, because a reentrant activation checkpoint hides it from the model's output: pass "
+    "use_reentrant=False to the checkpoint"
+)
+
 Form = tuple[Any, ...]
 
 
@@ -519,9 +527,11 @@ def _form(name: str, shape: tuple[int, ...], layout: Layout) -> Form:
     rows, index = layout.leading, layout.index
     if index is not None:
         return (name, rows == 1, *(shape[n : n + 1] == index.shape[-1:] for n in range(3)), shape[0] == rows)
-    times = 0 if shape[0] == 1 != rows else shape[0] / max(1, rows)
+    flags = (name, rows == 1, rows == layout.length)
+    if shape[0] in (1, rows):
+        return (*flags, "shared" if shape[0] == 1 != rows else "examples")
     # The length of the batch may differ from step to step, and what is known of [B * T] holds for each.
-    return (name, rows == 1, rows == layout.length, "length" if times == layout.length != 1 else times)
+    return (*flags, "length" if shape[0] == rows * (layout.length or 0) else shape[0] / max(1, rows))
 
 
 def _rounding(grad_output: Tensor) -> float:

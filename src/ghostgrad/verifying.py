@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ghostgrad.forms import ExampleGradient
 from ghostgrad.positions import Layout
+from ghostgrad.rules import UnsupportedLayer
 
 SAMPLED = 1 << 20
 """Numbers of a parameter that are kept to compare with: of a larger one, some of its columns."""
@@ -96,7 +97,16 @@ class Verification:
 
     def needed(self, forms: set[Any], names: Sequence[str]) -> bool:
         """Whether a pass in which calls have these forms must be verified."""
-        return self.level is not None and (not forms <= self.forms or any(map(self.is_due, names)))
+        return self.level is not None and (any(map(self._is_new, forms)) or any(map(self.is_due, names)))
+
+    def settle(self, forms: set[Any]) -> None:
+        """Calls in these forms were found right; a layer that was so in two multiples of the examples is in each."""
+        self.forms |= forms
+        kinds = Counter(form[:-1] for form in self.forms if isinstance(form[-1], float))
+        self.forms |= {(*kind, "multiples") for kind, count in kinds.items() if count > 1}
+
+    def _is_new(self, form: Any) -> bool:
+        return form not in self.forms and not (isinstance(form[-1], float) and (*form[:-1], "multiples") in self.forms)
 
     def seen(self, names: Sequence[str], nonzero: Collection[str]) -> None:
         """A pass was verified; in it these parameters had a gradient."""
@@ -187,7 +197,15 @@ def inner_backward(
                 if see is not None:
                     tensor.register_hook(partial(see, place))
         stack.enter_context(torch.random.fork_rng(devices))  # a rule may call its layer
-        return torch.autograd.grad(outputs, inputs, grads, retain_graph=True, allow_unused=True)
+        try:
+            return torch.autograd.grad(outputs, inputs, grads, retain_graph=True, allow_unused=True)
+        except RuntimeError as error:
+            if "use_reentrant" not in str(error):
+                raise
+            raise UnsupportedLayer(
+                "reentrant activation checkpointing allows no inner backward pass: pass use_reentrant=False to it, or "
+                'verify="sums" to the engine'
+            ) from error
 
 
 def arrived(

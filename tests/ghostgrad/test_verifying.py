@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from silent import SILENT, UNRULED, inputs, made, row_losses
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ghostgrad import GradientEngine, Kept, Norms, NotFinite, UnsupportedLayer, WeightedSum, verifying
 from ghostgrad.testing import compare, one_backward_per_example
@@ -95,6 +96,42 @@ def test_a_form_of_batch_is_verified_once(probing: bool, monkeypatch: pytest.Mon
         seen(engine, probing, lambda e=examples, n=longest: losses(model, padded(e, longest=n), e))
         counts.append(len(passes))
     assert counts == [1, 1, 1, 1, 2, 2, 3, 3, 3]
+
+
+def test_flattened_positions_of_any_length_are_verified_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A learned prompt makes them longer than the input is."""
+
+    class Longer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(6, 6)
+
+        def forward(self, values: Tensor) -> Tensor:
+            longer = torch.cat([values, values[:, :2]], 1)
+            return self.inner(longer.flatten(0, 1)).unflatten(0, longer.shape[:2])
+
+    model, passes = Longer().double(), backward_passes(monkeypatch)
+    engine = GradientEngine(model)
+    counts = []
+    for length in (5, 5, 6, 7, 8, 9):
+        values = torch.randn(3, length, 6, dtype=torch.float64)
+        seen(engine, False, lambda values=values: row_losses(model, values))
+        counts.append(len(passes))
+    assert counts == [1, 1, 2, 2, 2, 2]
+
+
+def test_reentrant_checkpoints_are_refused_by_name() -> None:
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(6, 6)
+
+        def forward(self, values: Tensor) -> Tensor:
+            return checkpoint(self.inner, values, use_reentrant=True)
+
+    model = Checkpointed().double()
+    with pytest.raises(UnsupportedLayer, match="use_reentrant=False"):
+        seen(GradientEngine(model), False, lambda: row_losses(model, inputs().requires_grad_()))
 
 
 def test_a_gradient_that_was_zero_is_verified_when_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ def test_activation_checkpointing(family: str, method: str) -> None:
     compare(model, lambda model: contributions(model, family, batch))
 
 
-@pytest.mark.parametrize("kind", ["prompt", "prefix", "p-tuning"])
+@pytest.mark.parametrize("kind", ["prompt", "prefix", "p-tuning", "p-tuning LSTM"])
 @pytest.mark.parametrize("examples", [1, 4])
 def test_prompt_and_prefix_tables(kind: str, examples: int) -> None:
     common = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 3}
@@ -52,6 +52,9 @@ def test_prompt_and_prefix_tables(kind: str, examples: int) -> None:
         "prompt": lambda: peft.PromptTuningConfig(**common),
         "prefix": lambda: peft.PrefixTuningConfig(**common),
         "p-tuning": lambda: peft.PromptEncoderConfig(encoder_hidden_size=8, **common),
+        "p-tuning LSTM": lambda: peft.PromptEncoderConfig(
+            encoder_hidden_size=8, encoder_reparameterization_type="LSTM", **common
+        ),
     }[kind]()
     model, batch = randomized(peft.get_peft_model(llama(), config)), rows(examples)
     extra = 0 if kind == "prefix" else 3
