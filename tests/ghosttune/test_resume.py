@@ -131,6 +131,36 @@ def test_cut_off_after_its_last_step_trains_no_further(make_config, tmp_path, mo
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.parametrize("stage", ["_write_measurements", "_write_adapters", "evaluate_dev_rows"])
+def test_terminated_after_its_last_step_it_is_stopped_and_ends_later(make_config, tmp_path, monkeypatch, stage):
+    """Whoever shuts a machine down tells every process, and their parents pass it on: two signals are one."""
+
+    def terminated(*_):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"ghosttune.workflows.train.{stage}", terminated)
+        with pytest.raises(KeyboardInterrupt):
+            train(make_config(), tmp_path / "run")
+    assert RunDir(tmp_path / "run").read_record()["status"] == "stopped"
+    assert resume(tmp_path / "run").record["status"] == "finished"
+
+
+@pytest.mark.parametrize("signals", [("SIGTERM", "SIGTERM"), ("SIGINT", "SIGTERM")])
+def test_told_twice_to_end_a_run_saves_its_state_all_the_same(make_config, tmp_path, signals):
+    def listen(event):
+        if event["event"] == "log":
+            for name in signals:
+                signal.raise_signal(signal.Signals[name])
+
+    with pytest.raises(Stopped):
+        train(make_config(**FULL), tmp_path / "run", listen=listen)
+    assert RunDir(tmp_path / "run").checkpoint_steps() == [4]
+
+
 def test_a_start_that_was_cut_off_leaves_its_folder_usable(make_config, tmp_path, monkeypatch):
     def cut(*_, **__):
         raise KeyboardInterrupt

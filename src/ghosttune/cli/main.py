@@ -18,6 +18,7 @@ from ghosttune.cli import rows, studying
 from ghosttune.cli.rows import Trust
 from ghosttune.cli.terminal import say
 from ghosttune.errors import GhosttuneError, InputError, listed
+from ghosttune.run.family import OTHERS_GONE, end_with_parent, other_is_gone
 
 app = typer.Typer(
     name="ghosttune",
@@ -470,6 +471,7 @@ def _finish(run: Any, display: Any, as_json: bool) -> None:
 
 def main() -> None:
     """Runs the command line; exit codes: 0 done, 1 the work failed, 2 the input is wrong."""
+    end_with_parent()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # not every locale can say everything
             stream.reconfigure(errors="backslashreplace")
@@ -494,6 +496,8 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
+        if other_is_gone(error):  # who started them says which, and why
+            sys.exit(OTHERS_GONE)
         first = (str(error).strip().splitlines() or [""])[0]
         what = f"this should not have happened ({type(error).__name__}: {first})"
         say(f"{what}. Run again with --debug and report what it prints.", err=True)

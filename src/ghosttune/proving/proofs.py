@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 from ghosttune.errors import InputError, listed
 from ghosttune.proving.findings import Bench, Finding, Proof, Proved
 from ghosttune.registry import METHODS
+from ghosttune.run.scratch import scratch_folder
 
 
 def _in(module: str, name: str) -> Callable[..., Any]:
@@ -90,8 +90,8 @@ def _working(folder: Path | None) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
         return
-    with tempfile.TemporaryDirectory(prefix="ghosttune-prove-") as name:
-        yield Path(name)
+    with scratch_folder() as scratch:
+        yield scratch
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from ghosttune.config.sections import TrainSettings
 from ghosttune.errors import GhosttuneError
 from ghosttune.run.directory import RunDir
+from ghosttune.run.family import handling
 from ghosttune.training.processes import any_of
 
 if TYPE_CHECKING:
@@ -75,20 +76,20 @@ class Watch(TrainerCallback):
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """While inside, Ctrl-C or SIGTERM ends training after its step, the state saved; a second acts at once."""
+        """While inside, Ctrl-C or SIGTERM ends training after its step, the state saved; a second Ctrl-C acts at once.
 
-        def note(number: int, frame: Any) -> None:
-            if self.interrupted:
+        A second SIGTERM does not: who ends a family of processes tells each of them, and so does their parent.
+        """
+
+        def note(number: int) -> None:
+            if not self.interrupted:
+                self.interrupted = True
+                self.listen({"event": "interrupt"})
+            elif number == signal.SIGINT:
                 raise KeyboardInterrupt
-            self.interrupted = True
-            self.listen({"event": "interrupt"})
 
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        with handling((signal.SIGINT, signal.SIGTERM), note):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.trainer._tr_loss += torch.tensor(self.unlogged_loss, device=self.trainer._tr_loss.device)

@@ -7,8 +7,10 @@ own, and Accelerate starts several CPU processes through MPI only.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -23,11 +25,19 @@ from typing import IO
 from ghosttune.config.schema import RunConfig
 from ghosttune.errors import InputError
 from ghosttune.run.directory import RunDir
+from ghosttune.run.family import OTHERS_GONE, handling, start_child
+from ghosttune.run.scratch import scratch_folder
 from ghosttune.training.processes import meet, rank
 from ghosttune.workflows.prepare import default_run_folder
 
 SECONDS_TO_END = 20.0
-"""How long the others may take to end by themselves once one has ended."""
+"""How long the others may take to end by themselves, and to say why, once one has failed."""
+
+SECONDS_AFTER_A_KILL = 1.0
+"""The same once one was killed, of which the others know nothing to say, or once a second signal came."""
+
+LOOK_AGAIN = 0.05
+"""Seconds between two looks at the processes."""
 
 PROCESSES_PER_PROCESSOR = 8
 """More are a slip of the hand: each loads the model."""
@@ -60,11 +70,17 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
     command = [sys.executable, "-m", "ghosttune", *arguments]
     with tempfile.TemporaryFile() as said, _started(command, environment, processes, said) as started:
-        code = _first_failure(started)
+        failed, interrupted = _first_failure(started)
         said.seek(0)
-        if code and started[0].returncode == 0:
+        if failed and started[0].returncode in (0, OTHERS_GONE, -signal.SIGKILL):
             sys.stderr.write(said.read().decode(errors="replace"))
-    return code
+    code = 0 if failed is None else started[failed].returncode
+    if code < 0 and interrupted:
+        raise KeyboardInterrupt
+    if code < 0:
+        sys.stderr.write(f"process {failed} of {processes} was killed by signal {-code}; the others were ended, and ")
+        sys.stderr.write("what is saved stays\n")
+    return 1 if code < 0 else code
 
 
 @contextmanager
@@ -76,34 +92,49 @@ def _started(
     try:
         for rank in range(processes):
             place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            quiet = {} if rank == 0 else {"stdout": subprocess.DEVNULL, "stderr": said}
-            started.append(subprocess.Popen(command, env=environment | place, **quiet))  # type: ignore[call-overload]
+            quiet = (subprocess.DEVNULL, said) if rank else ()
+            started.append(start_child(command, environment | place, *quiet))
         yield started
     finally:
         for process in started:
-            if process.poll() is None:
-                process.kill()
+            process.kill()
             process.wait()
 
 
-def _first_failure(started: list[subprocess.Popen[bytes]]) -> int:
-    """Waits for all; once one has failed, the others get a while to end and are ended."""
-    failed, since = 0, 0.0
-    while any(process.poll() is None for process in started):
-        try:
-            time.sleep(0.05)
-        except KeyboardInterrupt:  # the terminal sent it to every process; they save their state and end
-            continue
-        codes = [process.returncode for process in started if process.returncode]
-        if codes and not failed:
-            failed, since = codes[0], time.monotonic()
-        if failed and time.monotonic() - since > SECONDS_TO_END:
-            for process in started:
-                if process.poll() is None:
+def _first_failure(started: list[subprocess.Popen[bytes]]) -> tuple[int | None, bool]:
+    """Waits for all; (which failed first, None where none did; whether this process was interrupted).
+
+    Once one has failed or was killed, the others get a while to end and are ended. Ctrl-C and SIGTERM, which need not
+    have reached them, are passed on: training saves its state, and everything else ends at once.
+    """
+    failed, deadline, signals = None, math.inf, 0
+
+    def pass_on(number: int) -> None:
+        nonlocal signals
+        signals += 1
+        for process in started:
+            process.terminate()  # training takes it and a Ctrl-C that the terminal has sent for one
+
+    going = True
+    with handling((signal.SIGINT, signal.SIGTERM), pass_on):
+        while going:
+            time.sleep(LOOK_AGAIN)
+            going = any(process.poll() is None for process in started)
+            if failed is None and (failed := _failed(started)) is not None:
+                killed = started[failed].returncode < 0
+                deadline = time.monotonic() + (SECONDS_AFTER_A_KILL if killed else SECONDS_TO_END)
+            if signals > 1:
+                deadline = min(deadline, time.monotonic() + SECONDS_AFTER_A_KILL)
+            if time.monotonic() > deadline:
+                for process in started:
                     process.kill()
-    codes = [process.returncode for process in started if process.returncode]
-    code = failed or (codes[0] if codes else 0)
-    return 1 if code < 0 else code
+    return failed, signals > 0
+
+
+def _failed(started: list[subprocess.Popen[bytes]]) -> int | None:
+    """One that has failed, by itself if possible; None while there is none."""
+    codes = {rank: process.returncode for rank, process in enumerate(started) if process.returncode}
+    return min(codes, key=lambda rank: (codes[rank] == OTHERS_GONE, rank), default=None)
 
 
 @contextmanager
@@ -113,8 +144,8 @@ def own_folder(run: Path) -> Iterator[RunDir]:
         meet()
         yield RunDir(run)
         return
-    with tempfile.TemporaryDirectory(prefix="ghosttune-process-") as folder:
-        copy = Path(folder) / "run"
+    with scratch_folder() as folder:
+        copy = folder / "run"
         if run.is_dir() and any(run.iterdir()):
             shutil.copytree(run, copy, ignore=shutil.ignore_patterns(".*", "predictions", "store", "tables"))
         meet()  # from here on process 0 writes

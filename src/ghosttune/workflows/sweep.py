@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from ghosttune.config.rendering import plain_yaml
 from ghosttune.config.sweeps import Trial, read_sweep
 from ghosttune.errors import GhosttuneError, InputError, RunError, listed
 from ghosttune.run.directory import RunDir, require_contained, write_json, write_text
+from ghosttune.run.family import interrupted_by_sigterm, start_child
 from ghosttune.workflows.arms import named
 from ghosttune.workflows.compare import Comparison, comparison_of
 from ghosttune.workflows.runs import open_run
@@ -155,7 +155,7 @@ def _start(folder: SweepDir, trial: Trial, share: int) -> subprocess.Popen[bytes
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // share))} if share > 1 else {}
     folder.log(trial).parent.mkdir(parents=True, exist_ok=True)
     with open(folder.log(trial), "ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=threads | os.environ)
+        return start_child(command, threads | os.environ, stdout=log, stderr=log)
 
 
 def _taken_up(run: RunDir, trial: Trial) -> list[str]:
@@ -172,7 +172,8 @@ def _taken_up(run: RunDir, trial: Trial) -> list[str]:
 def _ended(going: dict[Trial, subprocess.Popen[bytes]]) -> Iterator[None]:
     """No run goes on when this ends: each may save its state first, and continues when the sweep is given again."""
     try:
-        yield
+        with interrupted_by_sigterm():
+            yield
     except KeyboardInterrupt:
         raise GhosttuneError(
             "interrupted; finished runs are kept, and the others continue when the same command is given again"
@@ -180,7 +181,7 @@ def _ended(going: dict[Trial, subprocess.Popen[bytes]]) -> Iterator[None]:
     finally:
         for process in going.values():
             if process.poll() is None:
-                process.send_signal(signal.SIGINT)
+                process.terminate()
         deadline = time.monotonic() + SECONDS_TO_END
         for process in going.values():
             try:

@@ -33,6 +33,7 @@ from ghosttune.models.quantizing import weight_bytes
 from ghosttune.models.upstream import faults_of
 from ghosttune.registry import STRATEGIES
 from ghosttune.run.directory import RunDir, write_csv, write_folder, write_text
+from ghosttune.run.family import interrupted_by_sigterm
 from ghosttune.run.recording import Record
 from ghosttune.run.tables import Table, read_table
 from ghosttune.schedules.language import PlanError
@@ -74,7 +75,7 @@ def train(config: RunConfig, out: str | Path | None = None, *, listen: Listener 
     when training cannot go on; what was written stays, and `resume` takes it up.
     """
     path = Path(out or default_run_folder(config, datetime.now().strftime("%Y%m%d-%H%M%S")))
-    with own_folder(path) as run:
+    with interrupted_by_sigterm(), own_folder(path) as run:
         return _train(config, run, listen)
 
 
@@ -101,7 +102,7 @@ def resume(out: str | Path, *, listen: Listener = ignore, trust_remote_code: boo
     process is at it, and DataError when its data changed.
     """
     RunDir(out).open()
-    with own_folder(Path(out)) as run, run.locked():
+    with interrupted_by_sigterm(), own_folder(Path(out)) as run, run.locked():
         return _resume(run, listen, trust_remote_code)
 
 
