@@ -1,6 +1,6 @@
 """What a user can mend, as exceptions. The command line turns each into a message and an exit code.
 
-GhosttuneError            the work failed: exit 1
+GhosttuneError            the work failed: exit 1 (NoSpace: the disk is full)
 └── InputError            the user's input is wrong: exit 2
     ├── ConfigError       settings: every problem of every source at once
     ├── DataError         rows and the files they come from (TooFewRows: not enough of them)
@@ -19,6 +19,16 @@ class GhosttuneError(Exception):
     """The work failed for a reason the message names; nothing already written is lost."""
 
     exit_code = 1
+
+
+class NoSpace(GhosttuneError):
+    """A disk is full, or a file may not grow; `remedy` is what to do once there is space."""
+
+    def __init__(self, path: object, reason: str | None, remedy: str = "give the command again"):
+        super().__init__(
+            f"no space left for {path} ({reason}). Nothing already written is lost: free some space and {remedy}."
+        )
+        self.path, self.reason = path, reason
 
 
 class InputError(GhosttuneError):

@@ -275,6 +275,7 @@ def test_a_full_disk_stops_with_a_message_and_resumes(make_config, tmp_path):
     full = process("train", config_file, "--out", tmp_path / "run", preexec_fn=small_disk)
     assert full.returncode == 1, (full.stdout, full.stderr)
     assert "no space left" in full.stderr and "Traceback" not in full.stderr
+    assert f"continue with `ghosttune train --resume --out {tmp_path / 'run'}`" in full.stderr
     resumed = ghosttune("train", "--resume", "--out", tmp_path / "run")
     assert resumed.returncode == 0, resumed.stderr
 

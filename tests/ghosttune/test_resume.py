@@ -17,7 +17,7 @@ import pytest
 
 from ghosttune import train
 from ghosttune.config.rendering import plain_yaml
-from ghosttune.errors import DataError, GhosttuneError, RunError
+from ghosttune.errors import DataError, NoSpace, RunError
 from ghosttune.proving.freezing import differences
 from ghosttune.run.directory import RunDir, write_folder
 from ghosttune.training import checkpoints
@@ -367,7 +367,7 @@ def test_a_full_disk_gets_back_what_was_begun(tmp_path):
         (folder / "begun").write_text("x")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(GhosttuneError, match=r"no space left for .*continue with --resume"):
+    with pytest.raises(NoSpace, match=r"no space left for .*give the command again"):
         write_folder(tmp_path / "step-4", fill)
     assert not list(tmp_path.iterdir())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import mmap
 import pickle
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from ghosttune.errors import DataError
+from ghosttune.run.directory import FULL
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,8 +20,6 @@ Item = TypeVar("Item", covariant=True)
 
 KEY_BYTES = 16
 """Of a digest that stands for a text: two of a billion texts are taken for one with a probability of 1e-21."""
-
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Stored(Sequence[Item]):
@@ -40,7 +38,7 @@ class Stored(Sequence[Item]):
                 file.flush()
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self._ends[-1] else b""
         except OSError as error:
-            if error.errno not in NO_ROOM:
+            if error.errno not in FULL:
                 raise
             raise DataError(
                 f"the rows do not fit into the folder for temporary files, {tempfile.gettempdir()}: {error.strerror}; "

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ghosttune.errors import GhosttuneError, ModelError
+from ghosttune.models.disk import errors_of_the_disk
 from ghosttune.models.prompting import prompt_length
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ def merged(model: Any) -> Any:
 
 def write_merged(model: Any, tokenizer: Any, answering: Answering, folder: Path) -> None:
     """The model, its tokenizer and how it is asked, for `transformers` alone to load."""
-    model.save_pretrained(folder)
+    with errors_of_the_disk():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / ANSWERING).write_text(json.dumps(asdict(answering), indent=2) + "\n", encoding="utf-8")
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from ghosttune.errors import GhosttuneError, RunError, listed
+from ghosttune.errors import NoSpace, RunError, listed
 
 LOCK = ".lock"
 
@@ -48,11 +48,17 @@ PARTIAL, REPLACED = ".{}.partial", ".{}.replaced"
 """Names of what is being written, and of what it is about to replace."""
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says of a full disk, a full share of it, and a file that may not grow."""
+
+
 class RunDir:
     """A run directory: where each file is, and how it is written."""
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, copy_of: Path | None = None):
         self.path = _nameable(Path(path))
+        self.known_as = copy_of or self.path
+        """What a person calls it."""
 
     @property
     def config(self) -> Path:
@@ -142,7 +148,7 @@ class RunDir:
     @property
     def resume_command(self) -> str:
         """What a person types to continue this run."""
-        return f"ghosttune train --resume --out {shlex.quote(str(self.path))}"
+        return f"ghosttune train --resume --out {shlex.quote(str(self.known_as))}"
 
     @property
     def exists(self) -> bool:
@@ -312,16 +318,15 @@ def _nameable(path: Path) -> Path:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turns failures of the file system into messages that say what to do."""
+    """Turns failures of the file system into messages that say what to do: NoSpace for a full disk, else RunError."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise GhosttuneError(
-                f"no space left for {path} ({error.strerror}). Nothing already written is lost: "
-                "free some space and continue with --resume."
-            ) from error
-        raise RunError(f"{path} cannot be written: {error.strerror}; choose another folder with --out") from error
+        if error.errno in FULL:
+            raise NoSpace(path, error.strerror) from error
+        raise RunError(
+            f"{path} cannot be written: {error.strerror}; make it writable, or have it written elsewhere"
+        ) from error
 
 
 @contextmanager

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
 from ghosttune.errors import RunError, listed
+from ghosttune.models.disk import errors_of_the_disk
 from ghosttune.models.loading import save_adapter
 from ghosttune.models.starting import START
 from ghosttune.run.directory import write_folder
@@ -61,7 +57,7 @@ def write_checkpoint(
             write_adapter(model, partial)
         names = parameter_names(model)
         arrays, words = _random_state(generators)
-        with _errors_of_the_disk():
+        with errors_of_the_disk():
             save_file(_exact_weights(model), str(partial / WEIGHTS))
             save_file(_optimizer_tensors(optimizer, names), str(partial / OPTIMIZER))
             save_arrays(arrays, str(partial / RANDOM))
@@ -77,7 +73,7 @@ def write_checkpoint(
 
 def write_adapter(model: torch.nn.Module, folder: Path) -> None:
     """The adapter as `save_adapter` writes it, with the system's own error for a full disk."""
-    with _errors_of_the_disk():
+    with errors_of_the_disk():
         save_adapter(model, folder)
 
 
@@ -89,18 +85,6 @@ def _exact_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def _own_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     trained = set(model.trained)  # type: ignore[arg-type]  # also what this phase keeps still
     return {name: p for name, p in model.named_parameters() if name in trained or f".{START}." in name}
-
-
-@contextmanager
-def _errors_of_the_disk() -> Iterator[None]:
-    """safetensors reports a full disk in words only; the caller wants the error the system gave."""
-    try:
-        yield
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def verify(folder: Path) -> None:

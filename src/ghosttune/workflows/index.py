@@ -11,6 +11,7 @@ from ghostgrad import Sketcher
 from ghostgrad.store import DTYPES, GradientStore, StoreError
 from ghosttune.data.encoding import RowFeatures
 from ghosttune.errors import InputError, RunError, listed
+from ghosttune.run.directory import explained
 from ghosttune.training.dealing import dealt_sketches, send_sketches
 from ghosttune.training.processes import agreed, meet, rank
 from ghosttune.training.sketching import AUTO, is_exact, sketcher_of
@@ -133,7 +134,8 @@ def _complete(
     """Stores the gradients that are missing and seals the store; how many they were."""
     gradients = opened.gradients(step, sketcher, batch_size)
     error = None if is_exact(sketcher) else asdict(gradients.error(rows.features))
-    with _opened_store(opened.run.store(rows.name, step), sketcher, meaning) as store:
+    folder = opened.run.store(rows.name, step)
+    with explained(folder), _opened_store(folder, sketcher, meaning) as store:
         missing = agreed([name for name in rows.ids if name not in store])
         for ids, sketches in dealt_sketches(gradients, _named(rows, missing)):
             store.append(ids, sketches)

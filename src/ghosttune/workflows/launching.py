@@ -149,7 +149,7 @@ def own_folder(run: Path) -> Iterator[RunDir]:
         if run.is_dir() and any(run.iterdir()):
             shutil.copytree(run, copy, ignore=shutil.ignore_patterns(".*", "predictions", "store", "tables"))
         meet()  # from here on process 0 writes
-        yield RunDir(copy)
+        yield RunDir(copy, copy_of=run)
 
 
 def _free_port() -> int:

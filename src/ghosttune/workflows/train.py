@@ -6,6 +6,7 @@ import hashlib
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -25,7 +26,7 @@ from ghosttune.data.images import ImageEncoder
 from ghosttune.data.records import Records
 from ghosttune.data.stored import Each
 from ghosttune.data.templates import Template
-from ghosttune.errors import ConfigError, GhosttuneError, Problem, RunError
+from ghosttune.errors import ConfigError, GhosttuneError, NoSpace, Problem, RunError
 from ghosttune.metrics.intervals import FEWEST_ROWS, mean_ratio, verdict
 from ghosttune.models.loading import add_adapter, device_of, load_model, longest_input, revision_of, untrained_twins
 from ghosttune.models.modules import module_facts, parameter_facts, trainable_counts
@@ -143,8 +144,18 @@ def _to_the_end(
     listen: Listener,
 ) -> Run:
     try:
-        with faults_of(prepared.config.model.name):
+        with _status_at_the_end(record), faults_of(prepared.config.model.name):
             _run_stages(run, record, prepared, model, measured, phasing, checkpoint, listen)
+    except NoSpace as full:
+        raise NoSpace(full.path, full.reason, f"continue with `{run.resume_command}`") from full
+    return Run(run, prepared.config.model.trust_remote_code)
+
+
+@contextmanager
+def _status_at_the_end(record: Record) -> Iterator[None]:
+    """What ends the run early is recorded."""
+    try:
+        yield
     except (Stopped, KeyboardInterrupt):
         record.end("stopped")
         raise
@@ -152,7 +163,6 @@ def _to_the_end(
         reason = str(error).splitlines()[0] if isinstance(error, GhosttuneError) else type(error).__name__
         record.end("failed", error=reason)
         raise
-    return Run(run, prepared.config.model.trust_remote_code)
 
 
 @dataclass(frozen=True)
