@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from ghosttune.config.loading import load_config
 from ghosttune.errors import DataError, GhosttuneError, InputError, ModelError, RunError
 from ghosttune.inference.pipeline import Pipeline
+from ghosttune.inference.sampling import Sampling
 from ghosttune.models import merging
 from ghosttune.workflows import infer as infer_module
 from ghosttune.workflows.infer import infer
@@ -77,6 +81,45 @@ def test_a_killed_command_goes_on_where_it_stopped(source, tmp_path, monkeypatch
     assert done.already == 4
     assert output.read_bytes() == whole.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "whole.jsonl"]
+
+
+def test_a_block_that_a_kill_cut_short_is_asked_again_as_a_whole(source, tmp_path, monkeypatch) -> None:
+    """Its answers are drawn with one seed and made in one batch."""
+    whole, output = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    monkeypatch.setattr(infer_module, "ROWS_TOGETHER", 4)
+    asked = partial(infer, "builtin:tiny", source, max_new_tokens=6, sampling=Sampling(temperature=1.0), device="cpu")
+    asked(whole)
+
+    def killed(done: int, rows: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        asked(output, progress=killed)
+    lines = whole.read_bytes().splitlines(keepends=True)
+    output.write_bytes(b"".join(lines[:6]) + lines[6][:5])
+    assert asked(output).already == 4
+    assert output.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["run", "merged"])
+def test_weights_that_were_replaced_are_not_gone_on_with(run, source, tmp_path, monkeypatch, kind) -> None:
+    model, output = tmp_path / "model", tmp_path / "out.jsonl"
+    shutil.copytree(run, model) if kind == "run" else merge(run, model)
+    monkeypatch.setattr(infer_module, "ROWS_TOGETHER", 4)
+
+    def killed(done: int, rows: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        infer(str(model), source, output, max_new_tokens=6, device="cpu", progress=killed)
+    weights = next(model.glob("adapter/*.safetensors" if kind == "run" else "*.safetensors"))
+    before, tensors = weights.read_bytes(), load_file(weights)
+    name = sorted(tensors)[-1]
+    save_file(tensors | {name: tensors[name] + 1}, weights, {"format": "pt"})
+    with pytest.raises(RunError, match=r"was begun with other weights of .*, which were replaced since"):
+        infer(str(model), source, output, max_new_tokens=6, device="cpu")
+    weights.write_bytes(before)
+    assert infer(str(model), source, output, max_new_tokens=6, device="cpu").already == 4
 
 
 def test_input_that_is_none(tmp_path) -> None:

@@ -174,9 +174,9 @@ def training(endless: Path, out: Path) -> Iterator[Family]:
 def sweeping(endless: Path, out: Path) -> Iterator[Family]:
     """A sweep whose two runs have both begun to train."""
     file = out.with_suffix(".yaml")
-    file.write_text(json.dumps({"config": str(endless), "seeds": [1, 2]}))
+    file.write_text(json.dumps({"config": str(endless), "axes": {"method.r": [2, 4]}}))
     with family("-m", "ghosttune", "sweep", file, "--out", out, "--processes", "2") as members:
-        members.wait_for(lambda: len(list(out.glob("runs/*/*/metrics.jsonl"))) == 2)
+        members.wait_for(lambda: len(list(out.glob("runs/**/metrics.jsonl"))) == 2)
         yield members
 
 
@@ -184,7 +184,7 @@ def sweeping(endless: Path, out: Path) -> Iterator[Family]:
 def indexing(run: Path, folder: Path) -> Iterator[Family]:
     """Two processes that have begun to store the gradients of many rows."""
     rows = folder / "many.jsonl"
-    rows.write_text("".join(json.dumps({"prompt": f"Say {n}", "completion": str(n)}) + "\n" for n in range(20_000)))
+    rows.write_text("".join(json.dumps({"prompt": f"Say {n}", "completion": str(n)}) + "\n" for n in range(3_000)))
     own = RunDir(shutil.copytree(run, folder / "run"))
     command = ["index", own.path, "--data", rows, "--batch-size", "1", "--processes", "2", "--sketch", "exact@1"]
     with family("-m", "ghosttune", *command) as members:
@@ -229,7 +229,7 @@ def test_of_a_sweep(endless, tmp_path, number):
     with sweeping(endless, tmp_path / "out") as members:
         members.process.send_signal(number)
         members.require_gone(number)
-    records = [json.loads(file.read_text()) for file in tmp_path.glob("out/runs/*/*/run.json")]
+    records = [json.loads(file.read_text()) for file in tmp_path.glob("out/runs/**/run.json")]
     status = "running" if number == KILL else "stopped"
     assert [record["status"] for record in records] == [status, status]
 

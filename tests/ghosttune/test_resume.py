@@ -131,6 +131,46 @@ def test_cut_off_after_its_last_step_trains_no_further(make_config, tmp_path, mo
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+TRAINED = ("tokens_per_second", "targets_per_second", "padding_share")
+
+
+@pytest.mark.parametrize("cut", ["in the middle", "after the last step"])
+def test_what_it_trained_with_is_counted_over_all_parts(make_config, tmp_path, monkeypatch, cut):
+    """Tokens by the seconds that made them; the share of padding needs no clock and is the same number."""
+    settings = FULL | {"train__max_steps": 8}
+    whole = train(make_config(**settings), tmp_path / "whole").record
+    if cut == "in the middle":
+        with pytest.raises(Stopped):
+            train(make_config(**settings), tmp_path / "parts", listen=interrupt_at(5))
+    else:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("ghosttune.workflows.train._throughput", lambda *_: signal.raise_signal(signal.SIGINT))
+            train(make_config(**settings), tmp_path / "parts")
+    parts = resume(tmp_path / "parts").record
+    assert parts["padding_share"] == whole["padding_share"] > 0
+    counted = [record["tokens_per_second"] * record["stage_seconds"]["train"] for record in (whole, parts)]
+    assert counted[1] == pytest.approx(counted[0], rel=1e-3)
+    assert all(parts[name] for name in TRAINED)
+
+
+def test_the_time_of_a_killed_run_is_counted_up_to_its_checkpoint(make_config, tmp_path, monkeypatch):
+    written: list[float] = []
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("ghosttune.workflows.train.Record.end", lambda *_: None)  # killed: it cannot say how it ended
+        train(make_config(**FULL), tmp_path / "run", listen=partial(interrupted_after, tmp_path / "run", written))
+    record = RunDir(tmp_path / "run").read_record()
+    assert record["status"] == "running" and record["step"] == 8
+    assert record["stage_seconds"]["train"] == written[-1] > written[0]
+
+
+def interrupted_after(out: Path, written: list[float], event: dict) -> None:
+    """Notes the recorded time at every step, and kills at step 9."""
+    if event["event"] == "step":
+        written.append(RunDir(out).read_record()["stage_seconds"].get("train", 0.0))
+        if event["step"] == 10:
+            raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("stage", ["_write_measurements", "_write_adapters", "evaluate_dev_rows"])
 def test_terminated_after_its_last_step_it_is_stopped_and_ends_later(make_config, tmp_path, monkeypatch, stage):
     """Whoever shuts a machine down tells every process, and their parents pass it on: two signals are one."""

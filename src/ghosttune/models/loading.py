@@ -267,12 +267,13 @@ def _misfit(configuration: Any, error: Exception) -> Problem:
 
 def save_adapter(model: Any, folder: Path) -> None:
     """The adapter in PEFT's own format; a plain model folder where the model's own parameters were trained."""
-    from ghosttune.models.starting import has_start, save_joined
+    from ghosttune.models.starting import has_start, in_order, save_joined
 
     if has_start(model):
         save_joined(model, folder)
         return
-    with _every_rank(getattr(model, "peft_config", {}).get("default")):
+    configuration = getattr(model, "peft_config", {}).get("default")
+    with _every_rank(configuration), in_order(configuration):
         model.save_pretrained(str(folder), safe_serialization=True)
     (folder / "README.md").unlink(missing_ok=True)  # a model card nobody wrote
 

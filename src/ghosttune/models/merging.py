@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ghosttune.errors import GhosttuneError, ModelError
-from ghosttune.models.disk import errors_of_the_disk
 from ghosttune.models.prompting import prompt_length
+from ghosttune.models.weights import errors_of_the_disk
 
 if TYPE_CHECKING:
     import torch

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,8 +78,22 @@ def save_joined(model: peft.PeftModel, folder: Path) -> None:
     configuration.init_lora_weights = True
     configuration.inference_mode = True
     folder.mkdir(parents=True, exist_ok=True)
-    configuration.save_pretrained(str(folder))
+    with in_order(configuration):
+        configuration.save_pretrained(str(folder))
     save_file(
         {name: tensor.detach().cpu().contiguous() for name, tensor in joined.items()},
         folder / "adapter_model.safetensors",
     )
+
+
+@contextmanager
+def in_order(configuration: Any) -> Iterator[None]:
+    """While PEFT's configuration is written, its sets are sorted lists: sets have another order in every process."""
+    sets = {name: value for name, value in vars(configuration or {}).items() if isinstance(value, set)}
+    for name, value in sets.items():
+        setattr(configuration, name, sorted(value))
+    try:
+        yield
+    finally:
+        for name, value in sets.items():
+            setattr(configuration, name, value)

@@ -26,6 +26,8 @@ class Record:
     def __init__(self, run: RunDir, contents: dict[str, Any]):
         self.run = run
         self.contents = contents
+        self.going: tuple[str, float] | None = None
+        """The stage under way, and up to when its time is counted."""
 
     @classmethod
     def begin(cls, run: RunDir, **facts: Any) -> Record:
@@ -57,11 +59,19 @@ class Record:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Adds the time spent inside to `stage_seconds`."""
-        start = time.perf_counter()
+        self.going = (name, time.perf_counter())
         try:
             yield
         finally:
-            self.add_seconds(name, time.perf_counter() - start)
+            self.count_seconds()
+            self.going = None
+
+    def count_seconds(self) -> None:
+        """Adds what the stage under way has taken so far; on disk with the next note."""
+        if self.going is not None:
+            name, since = self.going
+            self.going = (name, time.perf_counter())
+            self.add_seconds(name, self.going[1] - since)
 
     def add_seconds(self, stage: str, seconds: float) -> None:
         """Adds to the time of a stage; on disk with the next note."""

@@ -15,9 +15,9 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
 from ghosttune.errors import RunError, listed
-from ghosttune.models.disk import errors_of_the_disk
 from ghosttune.models.loading import save_adapter
 from ghosttune.models.starting import START
+from ghosttune.models.weights import errors_of_the_disk
 from ghosttune.run.directory import write_folder
 
 if TYPE_CHECKING:

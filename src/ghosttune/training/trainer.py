@@ -69,7 +69,7 @@ class RunTrainer(Trainer):
         self.phasing, self.candidates = phasing, instrument_of(measurement, Candidates)
         self.train_rows, self.dev_rows = train.features, dev.features
         self.counted = torch.zeros(3, dtype=torch.int64)
-        """Tokens, padded positions and targets of this process so far."""
+        """Tokens, padded positions and targets that this process has trained with."""
         rows: Any = train.features  # a list has the length and the items that the Trainer asks of a dataset
         judges: Any = dev.features
         super().__init__(

@@ -15,7 +15,7 @@ from ghosttune.config.sections import TrainSettings
 from ghosttune.errors import GhosttuneError
 from ghosttune.run.directory import RunDir
 from ghosttune.run.family import handling
-from ghosttune.training.processes import any_of
+from ghosttune.training.processes import any_of, gathered
 
 if TYPE_CHECKING:
     from ghosttune.training.trainer import RunTrainer
@@ -52,6 +52,10 @@ class Watch(TrainerCallback):
         self.logged_step = 0
         self.events = 0
         """Events recorded so far."""
+        self.counted_before = [0, 0, 0]
+        """What `counted` was at the checkpoint that the run goes on from."""
+        self.saved: Callable[[int], None] = lambda step: None
+        """Is told of every checkpoint, once it is on disk."""
 
     def counters(self) -> dict[str, Any]:
         """What a checkpoint must hold so that a resumed run records and decides as an uninterrupted one."""
@@ -65,7 +69,13 @@ class Watch(TrainerCallback):
             "unlogged_loss": float(self.trainer._tr_loss),
             "logged_step": self.trainer._globalstep_last_logged,
             "events": self.events,
+            "counted": self.counted(),
         }
+
+    def counted(self) -> list[int]:
+        """Tokens, padded positions and targets of all updates so far, in all processes."""
+        parts = [part.tolist() for part in gathered(self.trainer.counted)]
+        return [sum(numbers) for numbers in zip(self.counted_before, *parts, strict=True)]
 
     def restore(self, counters: dict[str, Any]) -> None:
         """Takes up the counters of a checkpoint."""
@@ -73,6 +83,7 @@ class Watch(TrainerCallback):
         self.reference_loss = math.inf if counters["reference_loss"] is None else counters["reference_loss"]
         for name in ("best_step", "waited", "base_loss", "complete", "unlogged_loss", "logged_step", "events"):
             setattr(self, name, counters[name])
+        self.counted_before = counters["counted"]
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -103,6 +114,9 @@ class Watch(TrainerCallback):
         self.interrupted = any_of(self.interrupted, args.device)
         if self.interrupted:
             control.should_save = control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.saved(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if logs and "loss" in logs:

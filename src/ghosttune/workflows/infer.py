@@ -17,6 +17,7 @@ from ghosttune.errors import DataError, InputError, ModelError, RunError, listed
 from ghosttune.foreign import open_file, read_json
 from ghosttune.inference.pipeline import Pipeline, record_of
 from ghosttune.inference.sampling import GREEDY, Sampling
+from ghosttune.models.weights import digest
 from ghosttune.run.directory import explained, write_json
 
 ROWS_TOGETHER = 256
@@ -56,8 +57,9 @@ def infer(
     """Writes one line per row of `source` (JSONL) to `output`: `example_id`, `output`, `tokens`, `stopped`; or `error`.
 
     A row asks with `prompt`, `messages` or `instruction` (and `input`), or with the columns of the run's task but the
-    label; `output` is then what is predicted, and further entries say how sure. An unfinished output is continued when
-    input, model and settings are the same, else RunError; a row that cannot be answered costs no other.
+    label; `output` is then what is predicted, and further entries say how sure. An unfinished output is continued, to
+    the bytes it would have had, when input, weights and settings are the same, else RunError; a row that cannot be
+    answered costs no other.
     """
     rows = list(_read(source))
     settings = {"model": run_or_model, "max_new_tokens": max_new_tokens, **asdict(sampling)}
@@ -70,6 +72,7 @@ def infer(
                 f"{run_or_model} does not write behind prompts: the settings of an answer (--max-new-tokens, "
                 "--temperature and so on) do nothing for it; leave them out"
             )
+        _require_weights(output, run_or_model, digest(pipeline.model))
         for start in range(len(done), len(rows), ROWS_TOGETHER):
             block = rows[start : start + ROWS_TOGETHER]
             drawn = Sampling(**{**asdict(sampling), "seed": sampling.seed + start})
@@ -185,7 +188,31 @@ def _begun(output: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
             f"{output} was begun with {shown(before)}, now it is {shown(now)}; ask as before to continue it, or give "
             "another --output"
         )
-    return _lines(output) if output.exists() else []
+    return _answered_before(output, settings["rows"]) if output.exists() else []
+
+
+def _require_weights(output: Path, model: str, weights: str) -> None:
+    """RunError unless every line so far is of these weights."""
+    note = _note(output)
+    begun = json.loads(note.read_text(encoding="utf-8"))
+    if begun.get("weights") not in (None, weights):  # None: nothing is answered yet
+        raise RunError(
+            f"{output} was begun with other weights of {model}, which were replaced since; restore them to continue "
+            "it, or give another --output"
+        )
+    write_json(note, begun | {"weights": weights})
+
+
+def _answered_before(output: Path, rows: int) -> list[dict[str, Any]]:
+    """The lines that stay: whole blocks, since a row's answer may depend on the rows it is asked with."""
+    lines = _lines(output)
+    if len(lines) < rows and len(lines) % ROWS_TOGETHER:
+        lines = lines[: len(lines) - len(lines) % ROWS_TOGETHER]
+        with open(output, "rb+") as file:
+            for _ in lines:
+                file.readline()
+            file.truncate(file.tell())
+    return lines
 
 
 def _lines(output: Path) -> list[dict[str, Any]]:

@@ -325,6 +325,7 @@ def _run_stages(
 ) -> None:
     config = prepared.config
     watch = Watch(run, config.train, listen)
+    watch.saved = partial(_saved, record)
     if phasing is not None:
         phasing.listen, phasing.measured = watch.record, partial(signals, measured)
     if checkpoint is not None:
@@ -349,7 +350,6 @@ def _run_stages(
     if watch.complete and checkpoint is not None:  # it was cut off after its last step
         checkpoints.restore_adapter(checkpoint, model)
         step = run.checkpoint_steps()[-1]
-        record.note(step=step, best_step=watch.best_step)
         if phasing is not None:  # its table says which learning rates there were
             trainer.create_optimizer_and_scheduler(config.train.max_steps or 0)
             phasing.rule_rates(trainer.lr_scheduler, config.train.warmup_steps)
@@ -357,7 +357,7 @@ def _run_stages(
         with record.stage("train"), watch.interruptible():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         step = trainer.state.global_step
-        record.note(step=step, best_step=watch.best_step, **_throughput(trainer, record))
+    record.note(step=step, best_step=watch.best_step, **_throughput(watch, record))
     if trainer.candidates is not None:
         _note_selection(run, record, measured, trainer.candidates)
     if watch.interrupted and not watch.complete:
@@ -444,8 +444,15 @@ def _note_selection(run: RunDir, record: Record, measured: Measurement, candidat
     record.note(online_selection={"seconds": round(before + candidates.seconds, 3), **selection_totals(run)})
 
 
-def _throughput(trainer: RunTrainer, record: Record) -> dict[str, Any]:
-    tokens, padding, targets = trainer.counted.tolist()
+def _saved(record: Record, step: int) -> None:
+    """Notes how far the run is and how long it took, for a run that is killed and goes on from here."""
+    record.count_seconds()
+    record.note(step=step)
+
+
+def _throughput(watch: Watch, record: Record) -> dict[str, Any]:
+    """Of all updates, in the seconds that made them: what was lost with a kill and done again counts once."""
+    tokens, padding, targets = watch.counted()
     seconds = record.contents["stage_seconds"].get("train", 0.0)
     return {
         "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
