@@ -2,6 +2,7 @@
 # make check   format, lint, types, import layers
 # make test    everything that is quick (under 10 minutes on 2 cores)
 # make proofs  the slow tests: crashes, real data, and every known-answer proof in full
+# make chaos   a hundred kills at random writes and some full disks, at most 10 minutes
 # make mutations  puts the bugs of the register back, one by one, and shows that a test fails for each
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest --durations=10 -rs
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo check test proofs mutations clean
+.PHONY: demo check test proofs chaos mutations clean
 
 demo: .venv/runs
 	$(BIN)/ghosttune quickstart
@@ -25,6 +26,9 @@ test: .venv/tests
 
 proofs: .venv/tests
 	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m slow --timeout=600
+
+chaos: .venv/tests
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/chaos.py --kills 100 --minutes 10
 
 mutations: .venv/tests
 	$(BIN)/python scripts/mutation_gate.py

@@ -1,8 +1,8 @@
 """`make chaos`: commands are killed at random and given again, and must leave the bytes of one that nobody killed.
 
 A case is a folder, a command, up to three kills on the way, and the command given again until it is done. What it
-leaves is compared with an undisturbed reference, file by file and byte by byte, `run.json` without TIMES. A seed and a
-number name a case, so that `--only train:17` repeats one.
+leaves is compared with an undisturbed reference, file by file and byte by byte, `run.json` without TIMES. A kind, a seed
+and a number name a case, so that `--case train:17` repeats one.
 
 Most commands run in forks of one process that has imported everything, so that a hundred kills fit into minutes; sweeps
 and `--processes 2` start real processes of their own.
@@ -48,9 +48,11 @@ KILLS_PER_CASE = 3
 SECONDS = 120.0
 """In which a command is done, on a machine that has much else to do."""
 
-FORKED = {"train", "index", "infer", "merge", "evaluate", "report"}
-EXTRA = ("full", "full at the end", "full TMPDIR")
-"""What happens besides kills, in a case of their own each: the disk is full from a point on."""
+OF_THEIR_OWN = {"sweep", "processes"}
+"""Commands that run in processes of their own, not in forks."""
+
+FULL = ("full", "full at the end", "full TMPDIR")
+"""What happens besides kills, in cases of their own: the disk is full from a point on."""
 
 
 class Wrong(AssertionError):
@@ -268,7 +270,7 @@ class Suite:
 
     def _run(self, kind: Kind, folder: Path, fault: Fault, kill_after: float | None = None) -> Ended:
         arguments = kind.arguments(folder)
-        if kind.name in FORKED:
+        if kind.name not in OF_THEIR_OWN:
             return run_forked(arguments, folder, fault, kill_after)
         environment = {}
         if fault.at is not None:
@@ -409,13 +411,15 @@ def tried(suite: Suite, name: str, wanted: int, until: float, failures: list[str
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--full", type=int, default=18, help="cases with a full disk")
     parser.add_argument("--minutes", type=float, default=10.0, help="begin no case after so long")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", metavar="KIND[:N]", help="one kind, or one case of it")
+    parser.add_argument("--kinds", default=",".join(SHARES), help="which commands")
+    parser.add_argument("--case", metavar="KIND:N", help="one case")
     given = parser.parse_args()
-    kind, _, number = (given.only or "").partition(":")
-    names = [kind] if kind else list(SHARES)
-    begun, failures = time.monotonic(), []
+    kind, _, number = (given.case or "").partition(":")
+    names = [kind] if kind else given.kinds.split(",")
+    begun = time.monotonic()
     import_everything()
     place = Path(tempfile.mkdtemp(prefix="chaos-"))
     suite = Suite(place, given.seed)
@@ -423,31 +427,35 @@ def main() -> int:
     if number:
         print(f"{suite.try_case(kind, int(number), KILLS_PER_CASE)} kills")
         return 0
-    total = 0
+    until, failures, total = begun + 60 * given.minutes, [], 0
     for name, wanted in cases(given.kills, names):
         since = time.monotonic()
-        kills, count = tried(suite, name, wanted, begun + 60 * given.minutes, failures)
+        kills, count = tried(suite, name, wanted, until, failures)
         total += kills
         print(f"{name:<10} {kills:>3} kills in {count:>3} cases, {time.monotonic() - since:.0f} s", flush=True)
-    full = 0
-    for number, what in enumerate(EXTRA * 3):
-        for name in sorted(FORKED & set(names)):
-            if time.monotonic() > begun + 60 * given.minutes:
-                break
-            try:
-                suite.try_full(name, number, what)
-            except Wrong as wrong:
-                failures.append(f"{name}, {what} {number}: {wrong}")
-            full += 1
+    full = tried_full(suite, [name for name in names if name not in OF_THEIR_OWN], given.full, until, failures)
     for failure in failures:
         print(failure)
     seconds = time.monotonic() - begun
     print(f"{total} kills, {full} full disks, {len(failures)} failures in {seconds:.0f} s; seed {given.seed}")
-    if not failures:
-        shutil.rmtree(place)
-    else:
+    if failures:
         print(f"what they left is in {place}")
-    return 1 if failures or total < given.kills else 0
+    else:
+        shutil.rmtree(place)
+    return 1 if failures or total < given.kills or full < given.full else 0
+
+
+def tried_full(suite: Suite, names: Sequence[str], wanted: int, until: float, failures: list[str]) -> int:
+    """How many cases with a full disk were tried, every way of being full with a command before the next command."""
+    for number in range(wanted):
+        if time.monotonic() > until:
+            return number
+        name, what = names[number // len(FULL) % len(names)], FULL[number % len(FULL)]
+        try:
+            suite.try_full(name, number, what)
+        except Wrong as wrong:
+            failures.append(f"{name}, {what}, {number}: {wrong}")
+    return wanted
 
 
 if __name__ == "__main__":
