@@ -1,8 +1,8 @@
 """`make chaos`: commands are killed at random and given again, and must leave the bytes of one that nobody killed.
 
 A case is a folder, a command, up to three kills on the way, and the command given again until it is done. What it
-leaves is compared with an undisturbed reference, file by file and byte by byte, `run.json` without TIMES. A kind, a seed
-and a number name a case, so that `--case train:17` repeats one.
+leaves is compared with an undisturbed reference, byte by byte, `run.json` without TIMES. A seed and a number name a
+case, so that `--case train:17` repeats one.
 
 Most commands run in forks of one process that has imported everything, so that a hundred kills fit into minutes; sweeps
 and `--processes 2` start real processes of their own.
