@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ghosttune.config.facts import CAUSAL_LM, ModelKind
 from ghosttune.config.sections import ModelSettings
 from ghosttune.config.setting import MethodSettings
-from ghosttune.errors import ConfigError, ModelError, Problem, listed
+from ghosttune.errors import ConfigError, GhosttuneError, ModelError, Problem, listed
 from ghosttune.models.adapter_files import (
     CONFIGURATION,
     MODEL_INDEX,
@@ -445,13 +445,15 @@ def _is_cached(name: str, revision: str) -> bool:
 @contextmanager
 def explained(settings: ModelSettings, what: str) -> Iterator[None]:
     """Turns what Transformers raises for files it cannot use into a ModelError that says what to do."""
-    from safetensors import SafetensorError
-
     try:
         yield
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
+    except GhosttuneError:
+        raise
+    except Exception as error:  # a file of a model may hold anything, and Transformers then fails anywhere
         text = str(error)
         message = _first_line(error)
+        if isinstance(error, TypeError | AttributeError | LookupError):
+            message = f"a file of it does not hold what it should ({type(error).__name__}: {message})"
         if "trust_remote_code" in text:
             message = (
                 "code that comes with it would have to run. Read that code first; then set model.trust_remote_code: "
