@@ -316,7 +316,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
     damaged or not there, and, with their names, when tensors are missing, left over or of another shape.
     """
     try:
-        with without_upstream_warnings():
+        with without_upstream_warnings(), targets_as_named():
             if not (folder / CONFIGURATION).exists() and (folder / "config.json").exists():
                 return _tuned(model, folder)
             return _with_adapter(model, folder)
