@@ -58,7 +58,7 @@ class GradientEngine:
         unsupported: "raise" where a selected parameter has no rule; "exact" to call its module again and differentiate
             that call once per example, slower and never wrong; "leave_out" to show the others only.
         verify: in the first pass, and in a later one with calls of another form, compare what the rows add up to, as
-            they are and under random weights, with autograd's own gradient, and raise with the names of the parameters
+            they are and under weights, with autograd's own gradient, and raise with the names of the parameters
             that differ. With `unsupported="exact"` these are differentiated one example at a time from then on. Costs
             one more backward pass, or two with "exact". "sums" leaves out the weights and the pass, for observers that
             only add rows up, to which it does not matter whose a position is; False verifies nothing.

@@ -4,7 +4,8 @@ The gradient that arrives at the model's output is taken apart by rows there, wh
 number is, and sent through the same graph again with a weight w_i on row i. What autograd then makes of a parameter is
 Σ w_i g_i, whatever the layers in between do. The rows that the rules found must give the same sum under the same
 weights. Weights used outside their module, leading sizes that happen to equal the number of examples and rows in
-another order cannot: that they are wrong and still agree has probability 0, since the w_i are drawn at random.
+another order do not: the w_i are drawn without an order, of eight values. They are powers of two, so that weighted
+rows are rounded as rows are: where a saturated softmax leaves of a gradient little but rounding, that is the same too.
 
 The same way one row alone is exact for any layer: all other rows get the weight 0. That costs a backward pass per row.
 """
@@ -284,11 +285,12 @@ def owner_of(values: Tensor, layout: Layout, indices: Sequence[Tensor]) -> Tenso
 
 
 def row_weights(examples: int, like: Tensor) -> Tensor:
-    """[B] of both signs, the same at every call; 1 for a single row."""
+    """[B] of ±½, ±1, ±2 and ±4 in no order, each as often as the others, the same at every call; 1 for a single row."""
     if examples == 1:
         return torch.ones(1, device=like.device)
     generator = torch.Generator().manual_seed(0)  # its own: the caller's draws stay as they are
-    return torch.randn(examples, generator=generator).bfloat16().float().to(like.device)  # exact in each type
+    values = torch.tensor([1.0, -2.0, 0.5, 4.0, -1.0, 2.0, -0.5, -4.0]).repeat(-(-examples // 8))[:examples]
+    return values[torch.randperm(examples, generator=generator)].to(like.device)
 
 
 def sampled(values: Tensor) -> Tensor:

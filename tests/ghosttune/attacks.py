@@ -197,7 +197,7 @@ def watched(server: Attacked) -> Iterator[list[Health]]:
         found.append(Health(**json.loads(watcher.communicate(timeout=90)[0])))
     finally:
         watcher.kill()
-        watcher.wait(30)
+        watcher.wait(timeout=30)
 
 
 def starved(*processes: int) -> float:
@@ -216,7 +216,7 @@ def watch(server: Attacked) -> None:
     threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
     health = Health([], [])
     print("ready", flush=True)  # noqa: T201
-    while not ended.wait(0.05):
+    while not ended.wait(timeout=0.05):
         began, before = time.perf_counter(), starved(server.process, os.getpid())
         try:
             with contextlib.closing(HTTPConnection(HOST, server.port, timeout=60)) as connection:
@@ -270,7 +270,7 @@ def started(log: Path, *options: str) -> Iterator[Attacked]:
     finally:
         process.terminate()
         try:
-            process.wait(30)
+            process.wait(timeout=30)
         finally:
             process.kill()
 

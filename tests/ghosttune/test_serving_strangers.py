@@ -232,7 +232,7 @@ def test_a_prompt_that_takes_for_ever_costs_nobody_else(monkeypatch, pipeline) -
     def read(self: Any, turns: Any) -> list[int]:
         if turns[-1].content == "loop":
             begun.set()
-            going.wait(SECONDS)
+            going.wait(timeout=SECONDS)
         return original(self, turns)
 
     monkeypatch.setattr(encoder, "whole_prompt_ids", read)
@@ -240,7 +240,7 @@ def test_a_prompt_that_takes_for_ever_costs_nobody_else(monkeypatch, pipeline) -
         try:
             slow = {**ASKED, "messages": [{"role": "user", "content": "loop"}]}
             first = pool.submit(server.post, "/v1/chat/completions", slow)
-            assert begun.wait(SECONDS)
+            assert begun.wait(timeout=SECONDS)
             for answer in (first, pool.submit(server.post, "/v1/chat/completions", ASKED)):
                 status, refused = answer.result(SECONDS)
                 assert status == 503 and refused["error"]["message"] == "the request was not read within 0.5 s"
@@ -252,8 +252,8 @@ def test_a_prompt_that_takes_for_ever_costs_nobody_else(monkeypatch, pipeline) -
 def test_nobody_waits_where_nobody_may() -> None:
     begun, going = threading.Event(), threading.Event()
     worker = Worker("test", 0)
-    worker.submit(Job(lambda job: begun.set() or going.wait(SECONDS), lambda kind, value: None))
-    assert begun.wait(SECONDS)
+    worker.submit(Job(lambda job: begun.set() or going.wait(timeout=SECONDS), lambda kind, value: None))
+    assert begun.wait(timeout=SECONDS)
     with pytest.raises(Full):
         worker.submit(Job(lambda job: None, lambda kind, value: None))
     going.set()

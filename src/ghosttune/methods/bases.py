@@ -37,14 +37,14 @@ class RandloraSettings(LinearSettings):
         benefit="20 times r is the paper's",
         cost="large: where training is not steady, lower this or the learning rate",
     )
-    """Numerator of the update's scale."""
+    """Numerator of the scale of the sum."""
     randlora_dropout: Dropout = setting(
         0.0,
         why="every random matrix sees all inputs",
         benefit="may keep their scales from single rows; unknown here",
         cost="part of the inputs is not seen in each step",
     )
-    """Dropout on the adapter's input."""
+    """Dropout on what the random matrices see."""
 
 
 @METHODS.register("randlora", RandloraSettings)
@@ -104,7 +104,7 @@ class FrodSettings(LinearSettings):
         critical=True,
         why="layers of one kind share the directions of their weights, and turn them by a sparse matrix",
         benefit="more entries can turn more directions into each other",
-        cost="trained parameters grow in proportion",
+        cost="trained parameters, and the time of a step, grow in proportion to this share",
     )
     """Share of the entries of each turn that train."""
     regularization_alpha: Annotated[float, Field(gt=0)] = setting(
@@ -118,9 +118,9 @@ class FrodSettings(LinearSettings):
         0.0,
         why="turns that many layers share the basis of act on every input",
         benefit="may keep them from single rows; unknown here",
-        cost="noise in every step",
+        cost="a part of each input is missing while it trains",
     )
-    """Dropout on the adapter's input."""
+    """Dropout on what is turned."""
 
 
 @METHODS.register("frod", FrodSettings)

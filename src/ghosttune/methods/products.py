@@ -133,7 +133,7 @@ class OftSettings(LinearSettings):
         critical=True,
         why="inputs are rotated block by block; lengths and angles inside stay as they were",
         benefit="larger blocks can mix more inputs",
-        cost="trained parameters grow in proportion to the block",
+        cost="more trained parameters: each input has one for every other in its block",
     )
     """Inputs that are rotated together; must divide every adapted layer's inputs."""
     module_dropout: Dropout = setting(

@@ -37,7 +37,7 @@ class MissSettings(LinearSettings):
         0.0,
         why="one block serves many inputs, and can lean on a few of them",
         benefit="may spread what is learned; unknown here",
-        cost="noise in every step",
+        cost="steps see a part of the inputs, and are noisier",
     )
     """Dropout on the inputs of the block."""
     init_weights: Literal["balanced", "bat"] = setting(
@@ -87,7 +87,7 @@ class HiraSettings(LinearSettings):
         benefit="may keep large weights from being bent to single rows; unknown here",
         cost="the adapter learns from part of its inputs in each step",
     )
-    """Dropout on the adapter's input."""
+    """Dropout on what the product of weight and update sees."""
 
 
 @METHODS.register("hira", HiraSettings)
@@ -140,7 +140,7 @@ class GraloraSettings(LinearSettings):
         critical=True,
         why="the rank is shared out among the blocks of a weight",
         benefit="the whole update has gralora_k times this rank, with LoRA's parameters",
-        cost="trained parameters grow in proportion",
+        cost="trained parameters grow in proportion to r, as LoRA's do",
     )
     """Rank of the update as LoRA counts it; must be a multiple of gralora_k."""
     hybrid_r: Annotated[int, Field(ge=0)] = setting(
@@ -157,7 +157,7 @@ class GraloraSettings(LinearSettings):
         benefit="the update keeps its size when the ranks change",
         cost="one more number that acts like a learning rate",
     )
-    """Numerator of the update's scale."""
+    """Numerator of the scale of the blocks' update."""
     gralora_k: Count = setting(
         2,
         why="each weight is cut into k · k blocks with adapters of their own",

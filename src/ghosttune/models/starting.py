@@ -89,7 +89,8 @@ def save_joined(model: peft.PeftModel, folder: Path) -> None:
 @contextmanager
 def in_order(configuration: Any) -> Iterator[None]:
     """While PEFT's configuration is written, its sets are sorted lists: sets have another order in every process."""
-    sets = {name: value for name, value in vars(configuration or {}).items() if isinstance(value, set)}
+    settings = {} if configuration is None else vars(configuration)
+    sets = {name: value for name, value in settings.items() if isinstance(value, set)}
     for name, value in sets.items():
         setattr(configuration, name, sorted(value))
     try:

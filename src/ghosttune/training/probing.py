@@ -68,13 +68,21 @@ def _keeping(model: nn.Module) -> Iterator[dict[int, int]]:
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+        for part in _stored(tensor):
+            storage = part.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield kept
+
+
+def _stored(tensor: Tensor) -> list[Tensor]:
+    """The tensors that hold its numbers: a sparse one has none of its own."""
+    if tensor.layout == torch.sparse_coo:
+        return [tensor._indices(), tensor._values()]
+    return [tensor]
 
 
 @contextmanager
