@@ -20,7 +20,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from family_trials import STEPS, Trial, families, tried
+from family_trials import BARS, STEPS, Trial, families, tried
 
 DOCS = Path(__file__).parents[1] / "docs"
 RESULTS = DOCS / "families.json"
@@ -82,17 +82,36 @@ def page(trials: dict[str, Trial]) -> str:
         table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
         none = ", ".join(f"{t.family} [{_number(reasons, t.steps['model'])}]" for t in own if t not in made)
         tables.append(f"## {task}\n\n{table}" + (f"\n\nNo small model: {none}." if none else ""))
-    made = [trial for trial in trials.values() if "model" not in trial.steps]
-    counts = {
-        "families": len(trials),
-        "made": len(made),
-        "none": len(trials) - len(made),
-        "works": sum(set(trial.steps) >= {"train"} and trial.holds for trial in made),
-        "refused": sum(trial.steps.get("check", "").startswith("refused") for trial in made),
-        "failing": sum(not trial.holds for trial in trials.values()),
-    }
     listed = "\n".join(f"{number}. {reason}" for reason, number in reasons.items())
-    return TEXT.format(tables="\n\n".join(tables), reasons=listed, **counts)
+    return TEXT.format(tables="\n\n".join(tables), reasons=listed, counts=counts(trials))
+
+
+def counts(trials: dict[str, Trial]) -> str:
+    """What came of all of them, in two sentences."""
+    made = [trial for trial in trials.values() if "model" not in trial.steps]
+    works = [trial for trial in made if trial.holds and "train" in trial.steps]
+    refused = [trial for trial in made if trial.steps.get("check", "").startswith("refused")]
+    failing = [trial for trial in trials.values() if not trial.holds]
+    worst = {name: max((_number_in(t.steps.get(name, "")) for t in works), default=0.0) for name in BARS}
+    return (
+        f"{len(trials)} families: {len(made)} have a small model, {len(trials) - len(made)} have none. Of the small "
+        f"models {len(works)} work in every step, {len(refused)} are refused by `check` before anything is written, "
+        f"{len(failing)} fail. The largest error of all is {worst['float32']:.1e} in float32 and "
+        f"{worst['float64']:.1e} in float64."
+    )
+
+
+def short(trials: dict[str, Trial]) -> str:
+    """For the page on compatibility: the counts, and the families that work, by task."""
+    lines = [counts(trials)]
+    for task in dict.fromkeys(families().values()):
+        names = [t.family for t in trials.values() if t.task == task and t.holds and "train" in t.steps]
+        lines.append(f"**{task}**: {', '.join(sorted(names))}.")
+    return "\n\n".join(lines)
+
+
+def _number_in(found: str) -> float:
+    return float(found) if found[:1].isdigit() else 0.0
 
 
 def _number(reasons: dict[str, int], found: str) -> int:
@@ -112,8 +131,7 @@ of any row's norms and products, and of their sums, against one backward pass pe
 the largest number of the parameter; the bars are 1e-5 and 1e-12. A number in brackets is the reason below. Encoders
 are tried as classifiers.
 
-{families} families: {made} have a small model, {none} have none. Of the small models {works} work in every step,
-{refused} are refused by `check` before anything is written, {failing} fail.
+{counts}
 
 {tables}
 

@@ -254,11 +254,11 @@ class Observation:
         if self.anchor is None or self.melted:
             return
         due = verification.level and (self.probing or any(map(verification.is_due, compared)) or verification.pending)
-        for name in self.active if due else verification.alone:
+        for name in self.active if due else verification.by_autograd:
             parameter = self.engine.parameters[name]
             if parameter.requires_grad or not parameter.is_floating_point() or name not in self.active:
                 continue
-            if name not in compared and name not in verification.alone:
+            if name not in compared and name not in verification.by_autograd:
                 continue
             parameter.requires_grad_(True)
             self.melted.append(name)
@@ -283,7 +283,8 @@ class Observation:
         verification.pending = self.verifying and not self.melted and len(signalled) < len(self._compared())
         if self.verifying:
             self.signalled |= signalled
-            self._hook(self.signalled)
+        self.signalled |= signalled & verification.summed.keys()
+        self._hook(self.signalled)
         names = [name for name in self.active if name in verification.alone]
         if not names and not (self.verifying and verification.level == "rows"):
             return None
@@ -427,10 +428,23 @@ class Observation:
     def _completed(self, name: str, grad: Tensor) -> None:
         """Autograd has summed all uses of a parameter: so have we."""
         with _plainly(grad):
-            if self.verifying and name not in self.engine.unlike_autograd:
+            if name in self.engine.verification.summed:
+                self._correct(name, grad)
+            elif self.verifying and name not in self.engine.unlike_autograd:
                 self._judge(name, self.alone.get(name, self.pieces.get(name)), grad)
             if name in self.pieces:
                 self._show(name)
+
+    def _correct(self, name: str, grad: Tensor) -> None:
+        """Adds what is missing from the sum of the rows to the first of them."""
+        assert self.layout is not None
+        self.delivered = True
+        made = self.pieces.get(name)
+        rows = grad.new_zeros(self.layout.examples, *grad.shape)
+        rows[0] = grad if made is None else grad - made.sum()
+        for observer in self.piecewise:
+            observer.see(name, Dense(rows))
+        self.pieces[name] = Dense(rows) if made is None else made.merge(Dense(rows))
 
     def _judge(self, name: str, made: ExampleGradient | None, grad: Tensor) -> None:
         if grad.any():
@@ -440,7 +454,10 @@ class Observation:
             fault = fault_of(made, grad, self.references.get(name), self.weights, rounding)
             if fault is None and self.weights is not None and name in self.nonzero and name not in self.references:
                 fault = UNREACHED
-            if fault:
+            if fault and self.engine.verification.only_sums:
+                self.engine.verification.summed[name] = fault
+                self._correct(name, grad)
+            elif fault:
                 self.faults[name] = fault
 
     def _show(self, name: str) -> None:

@@ -68,6 +68,8 @@ class Verification:
         level: "rows", or "sums" to compare sums over the rows only; None for nothing.
         alone: name -> why, of parameters whose rows are differentiated one at a time.
         left_out: name -> why, of parameters that are not shown.
+        summed: name -> why, of parameters whose gradient is autograd's own, where only sums are compared and a rule
+            gave another: all of it stands for the first row.
         notes: what could not be told -> in how many passes that were to be verified.
     """
 
@@ -75,6 +77,7 @@ class Verification:
         self.level, self.unsupported = level, unsupported
         self.alone: dict[str, str] = {}
         self.left_out: dict[str, str] = {}
+        self.summed: dict[str, str] = {}
         self.notes: Counter[str] = Counter()
         self.forms: set[Any] = set()
         """Ways of assigning positions to examples that were found right."""
@@ -86,7 +89,17 @@ class Verification:
     @property
     def without_rows(self) -> dict[str, str]:
         """Parameters for which no rule is asked."""
-        return self.alone | self.left_out
+        return self.alone | self.left_out | self.summed
+
+    @property
+    def by_autograd(self) -> dict[str, str]:
+        """Parameters of which autograd must make a gradient in every pass, frozen ones too."""
+        return self.alone | self.summed
+
+    @property
+    def only_sums(self) -> bool:
+        """Whether a gradient that no rule finds can be autograd's own, whose rows nobody asks for."""
+        return self.level == "sums" and self.unsupported == "exact"
 
     def is_due(self, name: str) -> bool:
         """Whether nothing but zeros has been seen of a parameter, and it is time to look again.

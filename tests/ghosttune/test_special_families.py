@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import transformers
+from transformers.cache_utils import DynamicLayer
 
 from ghosttune.config.facts import CAUSAL_LM
 from ghosttune.config.schema import section_class
@@ -56,10 +58,10 @@ def test_rows_of_unequal_length_are_answered_alike_where_a_state_runs_through_pa
 
 
 def test_what_an_adapter_cannot_act_on_is_refused_with_what_it_can(tmp_path):
-    model = loaded(transformers.Mamba2Config(), tmp_path)
+    model, lora = loaded(transformers.Mamba2Config(), tmp_path), cast(Any, section_class("method", "lora"))
     with pytest.raises(ConfigError, match=r"method.target_modules: means out_proj as well, .* others: \[in_proj\]"):
-        add_adapter(model, section_class("method", "lora")(r=2), 0)
-    assert add_adapter(model, section_class("method", "lora")(r=2, target_modules=["in_proj"]), 0)
+        add_adapter(model, lora(r=2), 0)
+    assert add_adapter(model, lora(r=2, target_modules=["in_proj"]), 0)
 
 
 def test_a_model_that_cannot_rewrite_is_refused_by_name(tmp_path):
@@ -78,3 +80,22 @@ def test_code_of_a_model_that_fails_is_told_by_name_and_place_at_check(tmp_path)
     model = small(transformers.GitConfig(), tmp_path / "model")
     (error,) = check(own.run_of(model, tmp_path / "rows")).errors
     assert "the code of " in error and "modeling_git.py, line" in error and "take another model" in error
+
+
+@pytest.mark.parametrize("task", ["causal_lm", "seq2seq_lm"])
+def test_a_model_that_trains_and_cannot_write_is_refused_at_check(task, tmp_path, monkeypatch):
+    """Its code fails at the second token, where it needs what it kept of the first."""
+    (tmp_path / "model").mkdir()
+    config = transformers.LlamaConfig() if task == "causal_lm" else transformers.T5Config()
+    model, update = small(config, tmp_path / "model", task), DynamicLayer.update
+
+    def once(self, *args, **options):
+        if self.is_initialized:
+            raise IndexError("list index out of range")
+        return update(self, *args, **options)
+
+    monkeypatch.setattr(DynamicLayer, "update", once)
+    (error,) = check(own.run_of(model, tmp_path / "rows", evaluate__limit=2, evaluate__max_new_tokens=4)).errors
+    assert "cannot answer, though it can be trained" in error and "IndexError" in error
+    assert "set evaluate.limit: 0 for a run without answers" in error
+    assert not check(own.run_of(model, tmp_path / "rows", evaluate__limit=0)).errors

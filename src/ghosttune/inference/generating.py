@@ -44,11 +44,7 @@ def generate(
     """
     asked = [list(prompt) for prompt in dict.fromkeys(map(tuple, prompts))] if sampling.is_greedy else list(prompts)
     written: dict[int, list[int]] = {}
-    if len(asked) > 1 and counts_padding(model):
-        together = [[position] for position in range(len(asked))]
-    else:
-        together = batches(asked, prompt_length(model) > 0)  # padding would stand between a learned prompt and the row
-    for positions in together:
+    for positions in _together(model, asked):
         rows = [asked[position] for position in positions]
         new = decode(model, rows, stop_token_ids, max_new_tokens, chooser(sampling, positions))
         written.update(zip(positions, new, strict=True))
@@ -57,6 +53,31 @@ def generate(
         return answers
     answer_to = {tuple(prompt): answer for prompt, answer in zip(asked, answers, strict=True)}
     return [answer_to[tuple(prompt)] for prompt in prompts]
+
+
+def try_out(model: PreTrainedModel, prompts: Sequence[list[int]], stop_token_ids: list[int]) -> None:
+    """Writes two tokens behind each prompt, no stop tokens, and keeps none of them.
+
+    The second token is the first that needs what the model kept of those before it: code that reads rows well may fail
+    there, and then raises what it pleases.
+    """
+    import torch
+
+    stops = torch.tensor(stop_token_ids, device=model.device)
+
+    def go_on(logits: Any, rows: list[int]) -> Any:
+        return logits.index_fill(1, stops, float("-inf")).argmax(dim=-1)
+
+    for positions in _together(model, prompts):
+        decode(model, [prompts[position] for position in positions], stop_token_ids, 2, go_on)
+
+
+def _together(model: Any, prompts: Sequence[list[int]]) -> list[list[int]]:
+    """Positions of the prompts that are answered in one batch."""
+    learned = prompt_length(model) > 0  # padding would stand between a learned prompt and the row
+    if not learned and len(prompts) > 1 and counts_padding(model):
+        return [[position] for position in range(len(prompts))]
+    return batches(prompts, learned)
 
 
 def batches(prompts: Sequence[list[int]], one_length: bool = False) -> list[list[int]]:

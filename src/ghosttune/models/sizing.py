@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ghosttune.config.facts import ModelKind
 from ghosttune.config.sections import ModelSettings
 from ghosttune.models.loading import explained, loader_of, located
@@ -23,3 +25,9 @@ def parameter_counts(settings: ModelSettings, kind: ModelKind) -> tuple[int, int
     layers = [fact.name for fact in module_facts(model) if fact.layer is not None and fact.group != "embedding"]
     linear = sum(model.get_submodule(name).weight.numel() for name in layers)
     return linear, sum(parameter.numel() for parameter in model.parameters()) - linear
+
+
+def width_of(model: Any) -> int:
+    """Numbers of a hidden state, which Perceiver calls by its own name."""
+    config = model.config.get_text_config()
+    return config.hidden_size if hasattr(config, "hidden_size") else config.d_model

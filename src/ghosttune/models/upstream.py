@@ -12,6 +12,9 @@ from ghosttune.errors import GhosttuneError, ModelError
 MODEL_CODE = ("/transformers/", "/transformers_modules/")
 """Where the code of models lies."""
 
+MODEL_FILES = ("modeling_", "/cache_utils", "/transformers/generation/")
+"""What its files are called, and what they do their writing with."""
+
 
 @contextmanager
 def without_upstream_reports() -> Iterator[None]:
@@ -65,8 +68,11 @@ def targets_as_named() -> Iterator[None]:
 
 
 @contextmanager
-def faults_of(name: str) -> Iterator[None]:
-    """Turns what a model's own code raises inside into a ModelError that names the model, the place and what to do."""
+def faults_of(name: str, work: str = "be trained on these rows", else_: str = "") -> Iterator[None]:
+    """Turns what a model's own code raises inside into a ModelError that names the model, the place and what to do.
+
+    `work` is what it cannot do, and `else_` what else than another model or other packages there is to take.
+    """
     try:
         yield
     except (GhosttuneError, MemoryError):
@@ -78,12 +84,12 @@ def faults_of(name: str) -> Iterator[None]:
         first = (str(error).strip().splitlines() or [""])[0]
         place = f"{at[-1].filename.rpartition('/')[2]}, line {at[-1].lineno}"
         raise ModelError(
-            f"the code of {name} cannot be trained on these rows: it fails with {type(error).__name__}: {first} "
-            f"({place}). Look whether it needs other inputs than texts or other versions of its packages, or take "
-            "another model"
+            f"the code of {name} cannot {work}: it fails with {type(error).__name__}: {first} "
+            f"({place}). Look whether it needs other inputs than texts or other versions of its packages, {else_}or "
+            "take another model"
         ) from error
 
 
 def _is_of_a_model(file: str) -> bool:
     inside = file.replace("\\", "/")
-    return "modeling_" in inside and any(part in inside for part in MODEL_CODE)
+    return any(name in inside for name in MODEL_FILES) and any(part in inside for part in MODEL_CODE)

@@ -60,11 +60,11 @@ def micro_batch(task: Any, model: Any, batch: dict[str, Tensor]) -> MicroBatch:
     return MicroBatch([str(row) for row in range(len(LENGTHS))], *task.head_positions(model, batch))
 
 
-def largest_errors(model: Any, task: Any, batch: dict[str, Tensor]) -> dict[str, float]:
+def largest_errors(model: Any, task: Any, batch: dict[str, Tensor], verify: bool = True) -> dict[str, float]:
     """What the engine says of each row, and how far it is from one backward pass per row at most.
 
     Norms and products with a direction are relative to the parameter's largest, sums to autograd's own gradient. `nan`
-    counts as infinitely far.
+    counts as infinitely far. `verify` as the engine takes it.
     """
     reference = one_backward_per_example(task.example_loss(model, batch), model.named_parameters())
     flat = {name: rows.flatten(1).double() for name, rows in reference.items()}
@@ -74,7 +74,7 @@ def largest_errors(model: Any, task: Any, batch: dict[str, Tensor]) -> dict[str,
         for name, rows in reference.items()
     }
     norms, dots, sums = Norms(), Dots(direction), WeightedSum()
-    engine = row_engine(model, "exact")
+    engine = row_engine(model, "exact", verify=verify)
     with engine.observe(norms, dots, sums, selected=micro_batch(task, model, batch).selected(engine)):
         task.example_loss(model, batch).sum().backward()
     model.zero_grad(set_to_none=True)

@@ -18,6 +18,9 @@ HEAD = WIDTH // HEADS
 LARGEST = 4_000_000
 """Parameters a small model may have; a table that no name below makes small is then told by name."""
 
+NOISE = 0.02
+"""Standard deviation, that of most families' weights."""
+
 SPARE = 16
 """Entries of the vocabulary behind the tokenizer's, for tokens of images, sounds and the like."""
 
@@ -61,9 +64,9 @@ SIZES: dict[int, str] = {
     "swa_head_dim attention_head_size state_size ssm_state_size mamba_d_state time_step_rank mamba_dt_rank "
     "q_lora_rank kv_lora_rank o_lora_rank prompt_length prompt_mid_dim entity_vocab_size global_head_dim "
     "segment_means_seq_len num_landmarks shape_size",
-    2 * HEAD: "qk_head_dim attention_head_dim",
-    WIDTH // 2: "moe_intermediate_size expert_ffn_hidden_size shared_expert_intermediate_size "
-    "shared_intermediate_size moe_shared_expert_intermediate_size shared_experts_intermediate_size",
+    2 * HEAD: "qk_head_dim attention_head_dim moe_intermediate_size expert_ffn_hidden_size "
+    "shared_expert_intermediate_size shared_intermediate_size moe_shared_expert_intermediate_size "
+    "shared_experts_intermediate_size",
     WIDTH * 3 // 2: "intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim d_ff n_inner d_inner dff dim_ff "
     "ffn_hidden_size hidden_dim intermediate_size_mlp dense_intermediate_size feed_forward_size",
     128: "mamba_d_ssm max_position_embeddings n_positions n_ctx max_seq_len context_length "
@@ -129,11 +132,30 @@ def shrunken_model(config: Any, loader: Any, seed: int = 0) -> Any:
             at = f"{largest.numel():,} of them in {name}"
             raise ModelError(f"{config.model_type} has {count:,} parameters in its smallest form, {at}")
         torch.manual_seed(seed)
-        return loader.from_config(config).eval()
+        return _apart(loader.from_config(config)).eval()
     except ModelError:
         raise
     except Exception as error:  # whatever a family's code raises for sizes it is not made for
         raise ModelError(f"no small model of {config.model_type} can be made: {_line(error)}") from error
+
+
+def _apart(model: Any) -> Any:
+    """The model with a little noise on tensors that hold one number everywhere, such as norms of ones.
+
+    Training has moved those of published models. Left alike, they make ties, which rounding decides (Doge's windows),
+    and layers that add nothing.
+    """
+    import torch
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if (
+                parameter.is_floating_point()
+                and parameter.numel() > 1
+                and bool((parameter == parameter.flatten()[0]).all())
+            ):
+                parameter.add_(NOISE * torch.randn_like(parameter))
+    return model
 
 
 def shrunken_entries(entries: dict[str, Any], vocabulary: int, special: Mapping[str, int]) -> dict[str, Any]:
@@ -168,12 +190,15 @@ def shrunken_entries(entries: dict[str, Any], vocabulary: int, special: Mapping[
         elif name.endswith(("_token_id", "_token_index")) and value is not None:
             value = next(spare)
         elif name in COUNTS and value:
-            value = len(kept) if len(kept) > LAYERS else _smaller(name, value, width, heads)
+            own = max(len(kept), len(entries.get("block_types") or ()))  # a pattern that repeats
+            value = own if own > LAYERS else _smaller(name, value, width, heads)
         else:
             value = _smaller(name, value, width, heads)
         found[name] = value
     if "state_size" in found and "num_heads" in found:  # Mamba-2's heads fill its inner width
         found["num_heads"] = found["expand"] * WIDTH // HEAD
+    if "H_cycles" in found:  # a cache keeps one entry for each layer of each cycle
+        found["num_hidden_layers"] = found["num_layers_per_stack"] * found["H_cycles"] * (found["L_cycles"] + 1)
     if found.get("mamba_d_ssm"):
         found["mamba_d_head"] = found["mamba_d_ssm"] // found["mamba_n_heads"]
     return found
@@ -223,6 +248,8 @@ def _rotary(parameters: dict[str, Any], entries: Mapping[str, Any]) -> dict[str,
             found[name] = [HEAD // 2 - 2 * (HEAD // 8), HEAD // 8, HEAD // 8]
         elif isinstance(value, list):
             found[name] = value[: HEAD // 2]
+        elif name == "partial_rotary_factor" and "qk_rope_head_dim" in entries:  # as large as a head now
+            found[name] = 1.0
         elif name == "original_max_position_embeddings":
             found[name] = SMALLER[name]
     return found

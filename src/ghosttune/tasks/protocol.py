@@ -58,6 +58,10 @@ class PredictingTask:
     def head_positions(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[str | None, Tensor | None]:
         return None, None
 
+    def briefly(self) -> PredictingTask:
+        """The same task with predictions as short as they can be while all of the model's code is used."""
+        return self
+
     def predict(self, model: nn.Module, encoder: Any, records: Sequence[Record]) -> list[Prediction]:
         """What the model says of each record, in order, without dropout."""
         raise NotImplementedError

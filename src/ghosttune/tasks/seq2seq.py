@@ -81,6 +81,10 @@ class RewriteTask(PredictingTask):
 
         return read_rows(model, encoder, encoder.encode(records).features, read)
 
+    def briefly(self) -> PredictingTask:
+        """With answers of two tokens: the second needs what the model kept of the first."""
+        return RewriteTask(self.settings.model_copy(update={"max_target_length": 2}))
+
     def metrics(self) -> list[str]:
         return ["exact_match", "chrf", "stopped"]
 

@@ -21,6 +21,7 @@ from ghosttune.errors import ConfigError, DataError, InputError, Problem, TooFew
 from ghosttune.metrics.intervals import FEWEST_ROWS
 from ghosttune.models.loading import load_model, load_tokenizer, longest_input
 from ghosttune.models.modules import head_modules, targets_in
+from ghosttune.models.sizing import width_of
 from ghosttune.run.directory import RunDir
 from ghosttune.run.recording import RECORDED_PACKAGES
 from ghosttune.run.versions import changed_versions, installed, unmet_requirements
@@ -38,7 +39,7 @@ from ghosttune.workflows.train import (
     phasing_of,
     require_same_configuration,
 )
-from ghosttune.workflows.trying import MODEL, Tried, before_loading, on_real_rows
+from ghosttune.workflows.trying import MODEL, Tried, before_loading, on_real_rows, to_answer
 
 SIGNALS = {"effective": "chosen by effective norms", "ledger": "chosen by the ledger's shares"}
 
@@ -248,12 +249,12 @@ def _look_at_the_run(prepared: Prepared, report: Report) -> None:
     if not _loads(tried, report):
         return
     adapted = adapted_model(prepared, report.refuse)
-    width = adapted.model.config.get_text_config().hidden_size
-    planned = Planned(config, len(prepared.train), len(prepared.dev), FEWEST_ROWS, width)
+    planned = Planned(config, len(prepared.train), len(prepared.dev), FEWEST_ROWS, width_of(adapted.model))
     report.findings += SETTINGS.findings(planned)
     if longest_row(prepared) <= (longest_input(adapted.model) or math.inf):
         tried = on_real_rows(tried, prepared, adapted)
         report.findings += MODEL.findings(tried)
+        to_answer(prepared, adapted.model)
     if report.concerns("phases", "measure"):
         return
     phasing = phasing_of(prepared, adapted)

@@ -10,7 +10,10 @@ import numpy as np
 from ghosttune.config.facts import ModelKind
 from ghosttune.config.findings import Checks, Found
 from ghosttune.config.schema import RunConfig
+from ghosttune.data.questions import questions_of
 from ghosttune.errors import listed
+from ghosttune.inference.generating import try_out
+from ghosttune.inference.pipeline import Pipeline
 from ghosttune.models.direct import DirectModel
 from ghosttune.models.loading import device_of
 from ghosttune.models.sizing import parameter_counts
@@ -89,6 +92,25 @@ def on_real_rows(tried: Tried, prepared: Prepared, adapted: Adapted) -> Tried:
         largest=plain.largest_bytes / len(longest),
     )
     return replace(tried, config=prepared.config, sizes=sizes, rows=tuple(r.example_id for r in longest), probe=seen)
+
+
+def to_answer(prepared: Prepared, model: Any) -> None:
+    """Answers two dev rows as the end of the run would, two tokens each; ModelError where only the training works.
+
+    Nothing is asked where the run asks nothing.
+    """
+    config, task = prepared.config, prepared.task
+    else_ = "set evaluate.limit: 0 for a run without answers, "
+    if config.evaluate.limit == 0:
+        return
+    with faults_of(config.model.name, "answer, though it can be trained", else_):
+        if prepared.template is not None:
+            questions, _ = questions_of(prepared.dev_records, (), TRIED_ROWS, config.train.seed)
+            pipeline = Pipeline(model, prepared.encoder, config.evaluate.max_new_tokens)
+            prompts = [pipeline.prompt_ids(question.prompt) for question in questions]
+            try_out(model, prompts, prepared.template.stop_token_ids)
+        else:
+            task.briefly().predict(model, prepared.encoder, prepared.dev_records[:TRIED_ROWS])
 
 
 def _by_row(config: RunConfig, model: Any) -> int:
