@@ -6,6 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+STARTED_BY_WEIGHTS = ("pissa", "olora")
+"""LoRA's `init_lora_weights` that begin with a part of the base weight, which PEFT takes out of it."""
+
+STARTED_BY_ROWS = ("corda", "lora_ga")
+"""Those that begin with an update that training rows decide; it is zero until they have been read."""
+
 
 @dataclass(frozen=True)
 class ModuleFacts:

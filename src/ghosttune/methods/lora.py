@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from ghosttune.config.facts import Targets
+from ghosttune.config.facts import STARTED_BY_ROWS, STARTED_BY_WEIGHTS, Targets
 from ghosttune.config.schema import RunConfig
 from ghosttune.config.setting import Count, method_name, setting
 from ghosttune.errors import ConfigError, Problem
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     import peft
 
 Dropout = Annotated[float, Field(ge=0, lt=1)]
+
+FROM_ROWS = ("eva", *STARTED_BY_ROWS)
+"""Values of `init_lora_weights` that training rows decide."""
+
+STARTED = (*STARTED_BY_WEIGHTS, *STARTED_BY_ROWS)
+"""Those that start with an update other than zero, which a frozen adapter takes back."""
 
 
 class LoraSettings(LinearSettings):
@@ -70,13 +76,25 @@ class LoraSettings(LinearSettings):
         cost="about half more time per step",
     )
     """Train each output's magnitude apart from its direction."""
-    init_lora_weights: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = setting(
-        "default",
-        why="an update that begins at random first has to find its directions",
-        benefit="pissa (arXiv 2404.02948) and olora (2406.01775) start from the base weight's own main directions",
-        cost="pissa and olora: one decomposition per layer, and the saved adapter has rank 2 r",
+    init_lora_weights: Literal["default", "gaussian", "orthogonal", "pissa", "olora", "eva", "corda", "lora_ga"] = (
+        setting(
+            "default",
+            why="an update that begins at random first has to find its directions",
+            benefit="pissa (arXiv 2404.02948) and olora (2406.01775) take them from the base weight; eva (2410.07170), "
+            "corda (2406.05223) and lora_ga (2407.05000) from what training rows do to it",
+            cost="one decomposition per layer, for the last three init_rows forward passes too; but for eva, the saved "
+            "adapter has rank 2 r",
+        )
     )
-    """How A and B begin; B A is zero in effect for each of them. `default`: A uniform, B zero."""
+    """How A and B begin; what they add is zero in effect for each of them. `default`: A uniform, B zero."""
+    init_rows: Count = setting(
+        256,
+        unit="rows",
+        why="eva, corda and lora_ga look at training rows first, those that training takes first",
+        benefit="more rows say more surely which directions matter",
+        cost="a forward pass each, for lora_ga a backward pass too, once per part of the layers that fits into 2 GB",
+    )
+    """Training rows that decide how A and B begin; all of them where there are fewer."""
     loraplus_lr_ratio: Annotated[float, Field(ge=1)] = setting(
         1.0,
         why="A and B have gradients of different sizes in wide models",
@@ -95,27 +113,21 @@ class LoraSettings(LinearSettings):
     """Tokens whose rows in the embedding (and in an output layer tied to it) are trained besides."""
 
     def conflicts(self, config: RunConfig) -> Iterator[tuple[str, str]]:
-        bits = config.model.quantization
-        if bits != "none" and self.init_lora_weights in ("pissa", "olora", "orthogonal"):
-            message = (
-                f"{self.init_lora_weights} needs the base weights as they are, and they are quantized; use default"
-            )
+        bits, start = config.model.quantization, self.init_lora_weights
+        if bits != "none" and start in (*STARTED, "orthogonal"):
+            message = f"{start} needs the base weights as they are, and they are quantized; use default or eva"
             yield "method.init_lora_weights", message
         if bits == "int8" and self.use_dora and config.model.device == "cpu":
             message = (
                 "measures the base weights, which PEFT cannot in int8 on the CPU; use nf4, a GPU, or lora without it"
             )
             yield "method.use_dora", message
-        if self.parameter_budget is not None and self.init_lora_weights in ("pissa", "olora"):
-            message = (
-                f"{self.init_lora_weights} is saved with one rank for all layers; use default with parameter_budget"
-            )
+        if self.parameter_budget is not None and start in STARTED:
+            message = f"{start} is saved with one rank for all layers; use default or eva with parameter_budget"
             yield "method.init_lora_weights", message
-        if self.use_dora and self.init_lora_weights in ("pissa", "olora"):
-            yield (
-                "method.init_lora_weights",
-                f"{self.init_lora_weights} starts inside the weight that use_dora measures; keep one",
-            )
+        if self.use_dora and start in STARTED:
+            message = f"{start} starts inside the weight that use_dora measures; keep one"
+            yield "method.init_lora_weights", message
 
 
 @METHODS.register("lora", LoraSettings)
@@ -123,13 +135,8 @@ def lora(settings: LoraSettings, targets: Targets) -> peft.LoraConfig:
     """Low-rank updates W + (lora_alpha / r) B A beside frozen linear layers; the usual choice."""
     import peft
 
-    most = min([*targets.inputs, *targets.outputs])
-    if settings.init_lora_weights in ("pissa", "olora") and settings.r > most:
-        message = (
-            f"must be at most {most} for {settings.init_lora_weights}: no adapted weight has more directions than that"
-        )
-        raise ConfigError([Problem("method.r", message)])
     ranks = _ranks(settings, targets)
+    _require_directions(settings, targets, ranks)
     return peft.LoraConfig(
         r=settings.r,
         rank_pattern=ranks,
@@ -138,11 +145,30 @@ def lora(settings: LoraSettings, targets: Targets) -> peft.LoraConfig:
         lora_dropout=settings.lora_dropout,
         use_rslora=settings.use_rslora,
         use_dora=settings.use_dora,
-        init_lora_weights=True if settings.init_lora_weights == "default" else settings.init_lora_weights,
+        init_lora_weights=True if settings.init_lora_weights in ("default", *FROM_ROWS) else settings.init_lora_weights,
         target_modules=targets.linear,
         trainable_token_indices=settings.trainable_token_indices,
         fan_in_fan_out=targets.transposed,
     )
+
+
+def _require_directions(settings: LoraSettings, targets: Targets, ranks: dict[str, int]) -> None:
+    """ConfigError where a layer has fewer directions than its start takes."""
+    start = settings.init_lora_weights
+    if start == "eva":
+        most, whole, rank = min(targets.inputs), "layer has more inputs", max(ranks.values(), default=settings.r)
+    elif start in STARTED:
+        most, whole, rank = min([*targets.inputs, *targets.outputs]), "weight has more directions", settings.r
+    else:
+        return
+    if start == "lora_ga":
+        most, whole = most // 2, "gradient has more pairs of directions"
+    if rank > most and settings.parameter_budget is None:
+        message = f"must be at most {most} for {start}: no adapted {whole} than that"
+        raise ConfigError([Problem("method.r", message)])
+    if rank > most:
+        message = f"gives a layer rank {rank}, and {start} at most {most}: no adapted {whole} than that; lower it"
+        raise ConfigError([Problem("method.parameter_budget", message)])
 
 
 def _ranks(settings: LoraSettings, targets: Targets) -> dict[str, int]:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ghosttune.config.facts import CAUSAL_LM, ModelKind
+from ghosttune.config.facts import CAUSAL_LM, STARTED_BY_ROWS, ModelKind
 from ghosttune.config.sections import ModelSettings
 from ghosttune.config.setting import MethodSettings
 from ghosttune.errors import ConfigError, GhosttuneError, ModelError, Problem, listed
@@ -29,6 +29,7 @@ from ghosttune.models.builtin import BUILTIN_MODELS, builtin_model_folder
 from ghosttune.models.modules import head_modules, targets_in
 from ghosttune.models.prompting import LEFT_OUT, can_do_without, fit_prompt, prompt_length, try_out
 from ghosttune.models.quantizing import prepared_for_training, quantized_loading
+from ghosttune.models.starting import has_start, in_order, keep_base, save_joined, weights_before
 from ghosttune.models.upstream import (
     faults_of,
     targets_as_named,
@@ -218,7 +219,7 @@ def add_adapter(model: Any, settings: MethodSettings, seed: int, kind: ModelKind
     if built.is_prompt_learning or kind.adapter_task != LEFT_OUT:
         built.task_type = kind.adapter_task
     built.modules_to_save = heads or None
-    return _adapted(model, built)
+    return _adapted(model, built, getattr(settings, "init_lora_weights", None) in STARTED_BY_ROWS)
 
 
 def _require_tokens(model: PreTrainedModel, tokens: Sequence[int]) -> None:
@@ -231,16 +232,15 @@ def _require_tokens(model: PreTrainedModel, tokens: Sequence[int]) -> None:
         raise ConfigError([Problem("method.trainable_token_indices", message)])
 
 
-def _adapted(model: PreTrainedModel, configuration: Any) -> Any:
+def _adapted(model: PreTrainedModel, configuration: Any, will_start: bool) -> Any:
+    """`will_start`: training rows will decide an update to start with, which something has to take back."""
     import peft
-
-    from ghosttune.models.starting import keep_base, weights_before
 
     weights = weights_before(model, configuration)
     try:
         with without_upstream_warnings(), targets_as_named():
             adapted: Any = peft.get_peft_model(model, configuration)
-            if weights:
+            if weights or will_start:
                 keep_base(adapted, weights)
             if configuration.is_prompt_learning:
                 try_out(adapted)
@@ -267,8 +267,6 @@ def _misfit(configuration: Any, error: Exception) -> Problem:
 
 def save_adapter(model: Any, folder: Path) -> None:
     """The adapter in PEFT's own format; a plain model folder where the model's own parameters were trained."""
-    from ghosttune.models.starting import has_start, in_order, save_joined
-
     if has_start(model):
         save_joined(model, folder)
         return

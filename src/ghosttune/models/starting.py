@@ -1,4 +1,4 @@
-"""LoRA that starts from directions of the base weight (PiSSA, OLoRA), with the base left as it is.
+"""LoRA that starts with an update other than zero (PiSSA, OLoRA, CorDA, LoRA-GA), with the base left as it is.
 
 PEFT writes W − s·B₀A₀ into the base, which then is nobody's model: it cannot be judged against, and the adapter fits
 no other copy of it. Here the base stays W, and a frozen second adapter adds −s·B₀A₀. What is saved is both as one
@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ghosttune.config.facts import STARTED_BY_WEIGHTS
+
 if TYPE_CHECKING:
     import peft
     from torch import Tensor, nn
@@ -21,13 +23,10 @@ if TYPE_CHECKING:
 START = "start"
 """Name of the frozen adapter that takes back what the other one starts with."""
 
-OF_THE_BASE = ("pissa", "olora")
-"""Values of `init_lora_weights` that PEFT takes out of the base weight."""
-
 
 def weights_before(model: nn.Module, configuration: Any) -> dict[str, Tensor]:
     """Name -> copy of each base weight that PEFT will change; most methods change none."""
-    if getattr(configuration, "init_lora_weights", None) not in OF_THE_BASE:
+    if getattr(configuration, "init_lora_weights", None) not in STARTED_BY_WEIGHTS:
         return {}
     return {name: model.get_submodule(name).weight.detach().clone() for name in configuration.target_modules}  # type: ignore[union-attr]
 
@@ -38,20 +37,27 @@ def keep_base(adapted: peft.PeftModel, weights: dict[str, Tensor]) -> None:
     import torch
 
     configuration: Any = copy.copy(adapted.peft_config["default"])
-    configuration.init_lora_weights = True
+    configuration.init_lora_weights, configuration.lora_dropout = True, 0.0
     configuration.trainable_token_indices = configuration.modules_to_save = None
     peft.PeftModel.add_adapter(adapted, START, configuration)  # without the new head that a task's own class would add
     base: Any = adapted.get_base_model()
     with torch.no_grad():
         for name, weight in weights.items():
-            layer = base.get_submodule(name)
-            layer.base_layer.weight.copy_(weight)
-            layer.lora_A[START].weight.copy_(layer.lora_A["default"].weight)
-            layer.lora_B[START].weight.copy_(-layer.lora_B["default"].weight)
-            layer.set_adapter(["default", START])
+            base.get_submodule(name).base_layer.weight.copy_(weight)
+        for layer in base.modules():
+            if START in getattr(layer, "lora_A", {}):
+                take_back(layer)
+                layer.set_adapter(["default", START])
     for name, parameter in adapted.named_parameters():
         if f".{START}." in name:
             parameter.requires_grad_(False)
+
+
+def take_back(layer: Any) -> None:
+    """Makes the adapter beside the one that trains take back what that adds; nothing where there is none."""
+    if START in layer.lora_A:
+        layer.lora_A[START].weight.copy_(layer.lora_A["default"].weight)
+        layer.lora_B[START].weight.copy_(-layer.lora_B["default"].weight)
 
 
 def has_start(model: Any) -> bool:

@@ -61,7 +61,7 @@ def guide_gradient(
     """
     sums = {name: torch.zeros_like(p, dtype=_precise(p.dtype)) for name, p in named.items()}
     nats = torch.zeros((), dtype=torch.float64, device=next(iter(named.values())).device)
-    with evaluating(model), _requiring_gradients(named.values()):
+    with evaluating(model), requiring_gradients(named.values()):
         for batch in _own_share(guide.batches()):
             loss = guide.loss(model, batch).sum()
             gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
@@ -94,7 +94,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _requiring_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+def requiring_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Frozen parameters require a gradient inside."""
     frozen = [parameter for parameter in parameters if not parameter.requires_grad]
     for parameter in frozen:

@@ -53,6 +53,8 @@ class Sizes:
     """Of the largest tensor, per row."""
     by_row: int = 0
     """Of the gradients of a row that are whole at once, in layers that no rule measures."""
+    starting: int = 0
+    """What training rows leave while they decide how the adapter begins."""
 
 
 def plan_of(config: RunConfig) -> Plan:
@@ -74,17 +76,21 @@ def weight_bytes(sizes: Sizes, plan: Plan) -> float:
 
 
 def predicted(sizes: Sizes, plan: Plan) -> dict[str, float]:
-    """Bytes at the peak, by purpose: the backward pass of the longest rows, or an evaluation where that is more."""
+    """Bytes at the peak, by purpose: the backward pass of the longest rows, or what needs more.
+
+    An evaluation may, and a start of the adapter that training rows decide.
+    """
     kept = sizes.kept
     if plan.checkpointing:  # the layer at work is computed anew
         kept = sizes.kept_checkpointed + (sizes.kept - sizes.kept_checkpointed) / sizes.layers
     rows = max(plan.batch, min(plan.other_batch, sizes.guide_rows))
     backward = rows * (kept + sizes.largest)
     evaluation = plan.other_batch * 2 * sizes.largest
+    starting = sizes.starting and sizes.starting + sizes.kept + sizes.largest
     return {
         "weights": weight_bytes(sizes, plan) + sizes.trained * BYTES["float32"],
         "gradients and AdamW": float(sizes.trained * ADAMW),
-        "activations": max(backward, evaluation),
+        "activations": max(backward, evaluation, starting),
         **({"rows' gradients": float(sizes.by_row * plan.batch)} if sizes.by_row else {}),
     }
 

@@ -34,6 +34,7 @@ from ghosttune.workflows.prepare import Prepared, prepare, require_same_data, ta
 from ghosttune.workflows.train import (
     Adapted,
     adapted_model,
+    initialisation_of,
     longest_row,
     measurement_of,
     phasing_of,
@@ -264,7 +265,7 @@ def _look_at_the_run(prepared: Prepared, report: Report) -> None:
         report.plan = (
             _plan(prepared, adapted.counts, phasing) | _budget(config, adapted) | _without_rule(config, adapted)
         )
-        report.plan |= own
+        report.plan |= own | _initialisation(prepared, adapted)
 
 
 def _loads(tried: Tried, report: Report) -> bool:
@@ -359,6 +360,12 @@ def _budget(config: RunConfig, adapted: Adapted) -> dict[str, Any]:
     own = {name for name, fact in adapted.facts.items() if fact.factor in ("A", "B", "magnitude")}
     reached = sum(parameter.numel() for name, parameter in adapted.model.named_parameters() if name in own)
     return {"parameter_budget": {"asked": budget, "reached": reached, "left": budget - reached}}
+
+
+def _initialisation(prepared: Prepared, adapted: Adapted) -> dict[str, Any]:
+    """What the start of an adapter asks of training rows; nothing where it asks nothing."""
+    initialisation = initialisation_of(prepared, adapted)
+    return {} if initialisation is None else {"initialisation": initialisation.described()}
 
 
 def _store(prepared: Prepared, adapted: Adapted) -> dict[str, Any] | str:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ from ghosttune.training.exports import (
     write_values,
 )
 from ghosttune.training.guide import GuideRows
+from ghosttune.training.initialising import WAYS, Initialisation
 from ghosttune.training.instruments import Measurement
 from ghosttune.training.ledger import Ledger
 from ghosttune.training.measuring import instrument_of, measurement, signals
@@ -85,10 +86,12 @@ def _train(config: RunConfig, run: RunDir, listen: Listener) -> Run:
     start = time.perf_counter()
     prepared = prepare(config)
     adapted = adapted_model(prepared)
+    initialised = initialise(prepared, adapted)
     phasing = phasing_of(prepared, adapted)
     measured = measurement_of(run, prepared, adapted, phasing)
     with run.locked():
         record = _begin(run, prepared, adapted)
+        record.note(**initialised)
         record.add_seconds("prepare", time.perf_counter() - start)
         listen({"event": "begin", "run": run, "prepared": prepared, "parameters": adapted.counts, "resumed": False})
         return _to_the_end(run, record, prepared, adapted.model, measured, phasing, None, listen)
@@ -122,12 +125,14 @@ def _resume(run: RunDir, listen: Listener, trust_remote_code: bool) -> Run:
         checkpoints.verify(checkpoint)
         run.require_events(steps[-1], checkpoints.read_counters(checkpoint)["events"])
     adapted = adapted_model(prepared)
+    initialised = initialise(prepared, adapted) if checkpoint is None else {}
     phasing = phasing_of(prepared, adapted)
     measured = measurement_of(run, prepared, adapted, phasing)
     run.remove_partial_writes()
     run.forget_events_after(steps[-1] if steps else -1)
     measured.forget_after(steps[-1] if steps else 0)
     record = Record.reopen(run)
+    record.note(**initialised)
     record.add_seconds("prepare", time.perf_counter() - start)
     listen({"event": "begin", "run": run, "prepared": prepared, "parameters": adapted.counts, "resumed": True})
     return _to_the_end(run, record, prepared, adapted.model, measured, phasing, checkpoint, listen)
@@ -201,6 +206,38 @@ def adapted_model(prepared: Prepared, refuse: Refuse = refuse) -> Adapted:
     counts = trainable_counts(model, facts)
     layers = 1 + max(fact.layer for fact in facts if fact.layer is not None)
     return Adapted(model.to(device_of(config.model)), counts, parameter_facts(model, facts), layers)
+
+
+def initialisation_of(prepared: Prepared, adapted: Adapted) -> Initialisation | None:
+    """What training rows decide of the adapter before its first update; None where they decide nothing.
+
+    ConfigError where the rows it may look at are too short for it.
+    """
+    method, train, rows = prepared.config.method, prepared.config.train, prepared.train.features
+    name = getattr(method, "init_lora_weights", None)
+    if name not in WAYS:
+        return None
+    order = RowOrder([len(row) for row in rows], train.rows_per_step * processes(), train.seed, train.group_by_length)
+    first = [rows[place] for place in islice(order, method.init_rows)]  # type: ignore[attr-defined]
+    device = device_of(prepared.config.model)
+    made = Initialisation(name, adapted.model, prepared.task, prepared.collator, first, device)
+    if made.positions < made.least:
+        message = (
+            f"gives {name} {len(first)} rows of {made.positions} tokens, and method.r needs {made.least}; raise it, or "
+            "lower method.r"
+        )
+        raise ConfigError([prepared.config.problem("method.init_rows", message)])
+    return made
+
+
+def initialise(prepared: Prepared, adapted: Adapted) -> dict[str, Any]:
+    """Lets training rows decide how the adapter begins; returns what run.json says of it, nothing for most methods."""
+    start, initialisation = time.perf_counter(), initialisation_of(prepared, adapted)
+    if initialisation is None:
+        return {}
+    with faults_of(prepared.config.model.name):
+        initialisation.apply()
+    return {"initialisation": initialisation.described() | {"seconds": round(time.perf_counter() - start, 3)}}
 
 
 def longest_row(prepared: Prepared) -> int:

@@ -23,7 +23,7 @@ from ghosttune.training.engines import without_rule
 from ghosttune.training.memory import Sizes, fitting, free_memory, plan_of, predicted
 from ghosttune.training.probing import Probe, probe
 from ghosttune.workflows.prepare import Prepared
-from ghosttune.workflows.train import Adapted
+from ghosttune.workflows.train import Adapted, initialisation_of
 
 TRIED_ROWS = 2
 SHOWN = 5
@@ -78,6 +78,7 @@ def on_real_rows(tried: Tried, prepared: Prepared, adapted: Adapted) -> Tried:
         if model.supports_gradient_checkpointing and prepared.config.method.type != "prefix_tuning":
             checkpointed = probe(prepared.task, model, facts, batch, checkpointing=True)
             seen = checkpointed if prepared.config.train.activation_checkpointing else plain
+    initialisation = initialisation_of(prepared, adapted)
     trained, own = sum(adapted.counts.values()), isinstance(model, DirectModel)
     sizes = replace(
         tried.sizes,
@@ -85,6 +86,7 @@ def on_real_rows(tried: Tried, prepared: Prepared, adapted: Adapted) -> Tried:
         other=tried.sizes.linear + tried.sizes.other - trained if own else tried.sizes.other,
         trained=trained,
         by_row=_by_row(prepared.config, model),
+        starting=0 if initialisation is None else initialisation.needed,
         guide_rows=len(prepared.guide),
         layers=adapted.layers,
         kept=plain.kept_bytes / len(longest),

@@ -53,17 +53,20 @@ CASES = {
                 "method.init_lora_weights",
                 OTHER,
             )
-            for start in ("pissa", "olora", "orthogonal")
+            for start in ("pissa", "olora", "orthogonal", "corda", "lora_ga")
         ],
         (
             {"method": method("lora", use_dora=True), "model.quantization": "int8", "model.device": "cpu"},
             "method.use_dora",
             {"model.quantization": "nf4"},
         ),
-        ({"method": method("lora", use_dora=True, init_lora_weights="pissa")}, "method.init_lora_weights", OTHER),
+        *[
+            ({"method": method("lora", use_dora=True, init_lora_weights=start)}, "method.init_lora_weights", OTHER)
+            for start in ("pissa", "olora", "corda", "lora_ga")
+        ],
         *[
             ({"method": method("lora", parameter_budget=9, init_lora_weights=start)}, "method.init_lora_weights", OTHER)
-            for start in ("pissa", "olora")
+            for start in ("pissa", "olora", "corda", "lora_ga")
         ],
         ({"method": method("adalora", init_r=4)}, "method.target_r", OTHER),
         ({"method": method("adalora", tfinal=300)}, "method.tfinal", {"train.max_steps": 301}),

@@ -201,6 +201,17 @@ def adapter(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
     )
 
 
+def first_factors(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
+    """What training rows make of A before the first update."""
+    from ghosttune.workflows.prepare import prepare
+    from ghosttune.workflows.train import adapted_model, initialise
+
+    prepared = prepare(config)
+    adapted = adapted_model(prepared)
+    initialise(prepared, adapted)
+    return {name: p.tolist() for name, p in adapted.model.named_parameters() if "lora_A" in name}
+
+
 def stop(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
     """The evaluation after which training stops, for losses that fall a little and then rise."""
     from ghosttune.run.directory import RunDir
@@ -446,6 +457,7 @@ CASES: dict[str, Case] = {
     "method(lora).use_rslora": Case(adapter, True),
     "method(lora).use_dora": Case(adapter, True),
     "method(lora).init_lora_weights": Case(adapter, "pissa"),
+    "method(lora).init_rows": Case(first_factors, 3, {"method.init_lora_weights": "eva"}),
     "method(lora).loraplus_lr_ratio": Case(
         optimizer_groups, 4.0, BRIEF | {"measure.ledger": None, "data.guide.rows": None}
     ),

@@ -159,7 +159,7 @@ def test_a_container_may_use_less_than_the_machine_has(tmp_path, monkeypatch):
     [
         {},
         {"method__use_dora": True},
-        {"method__init_lora_weights": "pissa"},
+        *({"method__init_lora_weights": name} for name in ("pissa", "eva", "corda", "lora_ga")),
         {"method__trainable_token_indices": [7]},
         {"train__activation_checkpointing": True},
         *({"method__type": name} for name in ("adalora", "vera", "loha", "lokr", "oft", "ia3", "layernorm")),

@@ -20,7 +20,7 @@ get_4bit_type = pytest.importorskip("bitsandbytes.functional").get_4bit_type
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 
 BITS = ("int8", "nf4")
-QUANTIZED = {name: CASES[name] for name in ("adalora", "vera", "oft", "ia3", "prompt_tuning", "prefix_tuning")}
+QUANTIZED = {name: CASES[name] for name in ("eva", "adalora", "vera", "oft", "ia3", "prompt_tuning", "prefix_tuning")}
 
 
 def predicted_bytes(model, bits: str) -> int:
