@@ -19,7 +19,7 @@ def method(name: str, **settings: Any) -> Any:
 
 
 OTHER = {"method": method("lora")}
-PHASES = section_class("phases", "plan")(plan="both@0-400")
+PHASES = section_class("phases", "plan").model_validate({"strategy": "plan", "plan": "both@0-400"})
 GUIDED = section_class("phases", "guided")()
 
 CASES = {

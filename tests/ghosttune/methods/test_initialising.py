@@ -23,7 +23,7 @@ from ghosttune.models.loading import add_adapter, load_model
 from ghosttune.models.upstream import without_upstream_warnings
 from ghosttune.run.tables import read_table
 from ghosttune.training import initialising
-from ghosttune.training.initialising import WAYS, leading
+from ghosttune.training.initialising import WAYS, Initialisation, leading
 from ghosttune.workflows.check import check
 from ghosttune.workflows.prepare import prepare
 from ghosttune.workflows.train import Stopped, adapted_model, initialisation_of, resume, train
@@ -54,14 +54,19 @@ def family(request, tiny_model, gpt2) -> str:
 both = pytest.mark.parametrize("family", ["llama", "gpt2"], indirect=True)
 
 
+def made_of(prepared: Any, adapted: Any) -> Initialisation:
+    made = initialisation_of(prepared, adapted)
+    assert made is not None
+    return made
+
+
 class World:
     """A model whose adapter rows have begun, the untouched base in float64, and the rows."""
 
     def __init__(self, config: Any):
         self.prepared = prepare(config)
         self.adapted = adapted_model(self.prepared)
-        self.initialisation = initialisation_of(self.prepared, self.adapted)
-        assert self.initialisation is not None
+        self.initialisation = made_of(self.prepared, self.adapted)
         self.untouched = load_model(config.model, config.train.seed).eval()
         self.base = load_model(config.model, config.train.seed).double().eval()
         self.rows = self.initialisation.rows
@@ -87,7 +92,7 @@ class World:
         self.prepared.task.example_loss(self.base, batch).sum().backward()
         return {name: self.oriented(name, self.base.get_submodule(name).weight.grad) for name in self.layers()}
 
-    def oriented(self, name: str, weight: Tensor) -> Tensor:
+    def oriented(self, name: str, weight: Any) -> Tensor:
         """[d_out, d_in]."""
         return weight.T if type(self.base.get_submodule(name)).__name__ == "Conv1D" else weight
 
@@ -156,7 +161,7 @@ def test_corda_of_one_row_is_what_peft_takes_out_of_the_base(world, family):
     )
     preprocess_corda(own, config, run_model=lambda: own(input_ids=ids))
     with without_upstream_warnings():
-        theirs = peft.get_peft_model(own, config).get_base_model()
+        theirs: Any = peft.get_peft_model(own, config).get_base_model()
     for name, layer in made.layers().items():
         first, second = factors(layer)
         taken = made.weight(name) - made.oriented(name, theirs.get_submodule(name).base_layer.weight.double())
@@ -209,7 +214,7 @@ def test_a_run_begins_with_the_rows_it_trains_first_and_says_so(make_config, tmp
     settings = {"method__r": R, "method__init_lora_weights": start, "method__init_rows": 12}
     config = make_config(**settings, measure__ledger__guide_every=3, data__guide__rows=4, train__max_steps=3)
     prepared = prepare(config)
-    chosen = [row.example_id for row in initialisation_of(prepared, adapted_model(prepared)).rows]
+    chosen = [row.example_id for row in made_of(prepared, adapted_model(prepared)).rows]
     run = train(config, tmp_path / "run")
     table = read_table(run.folder, "ledger", ["step", "example_id"]).to_pylist()
     assert set(chosen) == {row["example_id"] for row in table if row["step"] <= 3} and len(chosen) == 12
@@ -329,7 +334,7 @@ def test_a_resumed_run_begins_no_more(make_config, tmp_path, monkeypatch, start)
     whole = train(config, tmp_path / "whole")
     with pytest.raises(Stopped):
         train(config, tmp_path / "parts", listen=stop)
-    monkeypatch.setattr(initialising.Initialisation, "apply", lambda own: pytest.fail("began once more"))
+    monkeypatch.setattr(Initialisation, "apply", lambda own: pytest.fail("began once more"))
     parts = resume(tmp_path / "parts")
     for name in ("adapter/adapter_model.safetensors", "checkpoints/step-6/weights.safetensors", "metrics.jsonl"):
         assert (whole.path / name).read_bytes() == (parts.path / name).read_bytes(), name
