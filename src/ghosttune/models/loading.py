@@ -460,7 +460,7 @@ def explained(settings: ModelSettings, what: str) -> Iterator[None]:
         elif "no file named" in text and "safetensors" in text:
             message = "it has no safetensors weights (pickled ones can run code and are not loaded): convert them first"
         elif found := re.search(r"(\w+)Config'> for this kind of AutoModel: AutoModelFor(\w+)", text):
-            message = f"Transformers has no {found[1]} model for {found[2]}"
+            message = f"Transformers has no {found[1]} model for {found[2]}; take another model, or another task.type"
         elif "backend tokenizer" in text:
             message = "there is no tokenizer.json in it, nor an older file that can be converted to one"
         raise ModelError(f"the {what} of {settings.name} cannot be loaded: {message}") from error
