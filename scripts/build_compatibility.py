@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import build_families
 import torch
 from compatible_families import FAMILIES, Family
 from compatible_tasks import TRIED, Tried
@@ -174,7 +175,12 @@ def page() -> str:
             tables.append(f"### {task}\n\n{written.table(task, list(METHODS))}")
     targets = [[name, *groups_of(family).values()] for name, family in FAMILIES.items()]
     listed = "\n".join(f"{number}. {reason}" for reason, number in written.reasons.items())
-    return TEXT.format(methods="\n\n".join(tables), groups=_table(["", *GROUPS], targets), reasons=listed)
+    return TEXT.format(
+        methods="\n\n".join(tables),
+        groups=_table(["", *GROUPS], targets),
+        reasons=listed,
+        families=build_families.short(build_families.read()),
+    )
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -201,6 +207,13 @@ row at its last token, for which PEFT on its own needs rows without padding on t
 {methods}
 
 {reasons}
+
+## Every family of Transformers
+
+With LoRA on `all_linear` and everything measured; [families.md](families.md) says what each step gave, why the others
+are refused, and how exact each row's numbers are.
+
+{families}
 
 ## Target groups
 

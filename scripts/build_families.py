@@ -19,6 +19,7 @@ import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import fill
 
 from family_trials import BARS, STEPS, Trial, families, tried
 
@@ -83,7 +84,7 @@ def page(trials: dict[str, Trial]) -> str:
         none = ", ".join(f"{t.family} [{_number(reasons, t.steps['model'])}]" for t in own if t not in made)
         tables.append(f"## {task}\n\n{table}" + (f"\n\nNo small model: {none}." if none else ""))
     listed = "\n".join(f"{number}. {reason}" for reason, number in reasons.items())
-    return TEXT.format(tables="\n\n".join(tables), reasons=listed, counts=counts(trials))
+    return TEXT.format(tables="\n\n".join(tables), reasons=listed, counts=fill(counts(trials), 120))
 
 
 def counts(trials: dict[str, Trial]) -> str:
@@ -107,7 +108,7 @@ def short(trials: dict[str, Trial]) -> str:
     for task in dict.fromkeys(families().values()):
         names = [t.family for t in trials.values() if t.task == task and t.holds and "train" in t.steps]
         lines.append(f"**{task}**: {', '.join(sorted(names))}.")
-    return "\n\n".join(lines)
+    return "\n\n".join(fill(line, 120, break_on_hyphens=False) for line in lines)
 
 
 def _number_in(found: str) -> float:
@@ -128,8 +129,10 @@ Each is tuned with LoRA on `all_linear` and everything measured: **check**, **tr
 effective norms and the ledger), **index** (every row's gradient), **answer** (chat, or prediction; the same in a
 batch and alone), **merge** (where the task writes behind a prompt). **float32** and **float64** are the largest error
 of any row's norms and products, and of their sums, against one backward pass per row on the same model, relative to
-the largest number of the parameter; the bars are 1e-5 and 1e-12. A number in brackets is the reason below. Encoders
-are tried as classifiers.
+the largest number of the parameter; the bars are 1e-5 and 1e-12. `-` stands where the model's own code does
+not compute in float64. A number in brackets is the reason below. Encoders are tried as classifiers.
+
+A reason of a refusal is what `check` says of the small model; what it says of shapes may be the small size's own fault.
 
 {counts}
 

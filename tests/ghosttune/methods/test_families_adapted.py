@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -34,10 +35,8 @@ def compatibility():
     """scripts/build_compatibility.py."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(SCRIPTS)
-        import build_compatibility
-
-        yield build_compatibility
-    for name in ("build_compatibility", "compatible_families", "compatible_tasks"):
+        yield import_module("build_compatibility")
+    for name in ("build_compatibility", "compatible_families", "compatible_tasks", "build_families", "family_trials"):
         sys.modules.pop(name, None)
 
 
