@@ -262,6 +262,24 @@ def test_nobody_waits_where_nobody_may() -> None:
     worker.close()
 
 
+def test_a_worker_outlives_what_is_no_exception() -> None:
+    """Rust's panics are not; a thread that they ended would leave all the others waiting."""
+
+    class Panic(BaseException):
+        pass
+
+    def panics(job: Job) -> None:
+        raise Panic("at the disco")
+
+    told: list[tuple[str, Any]] = []
+    worker = Worker("test", 2)
+    for work in (panics, lambda job: "fine"):
+        worker.submit(Job(work, lambda kind, value: told.append((kind, value))))
+    until(lambda: len(told) == 2)
+    assert told[0][0] == "error" and str(told[0][1]) == "Panic: at the disco" and told[1] == ("result", "fine")
+    worker.close()
+
+
 # --- half requests ---
 
 HEAD = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"

@@ -90,6 +90,8 @@ class Worker:
                 job.tell("result", job.work(job))
             except Exception as error:  # told to whoever waits; the worker goes on with the next
                 job.tell("error", error)
+            except BaseException as panic:  # of Rust: whoever waits must hear of it as of any other
+                job.tell("error", RuntimeError(f"{type(panic).__name__}: {panic}"))
 
     def _next(self) -> Job | None:
         with self._changed:

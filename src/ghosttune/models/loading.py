@@ -32,7 +32,10 @@ from ghosttune.models.quantizing import prepared_for_training, quantized_loading
 from ghosttune.models.starting import has_start, in_order, keep_base, save_joined, weights_before
 from ghosttune.models.upstream import (
     faults_of,
+    gives_up,
+    refusing_in_words,
     targets_as_named,
+    unusable_tokenizer,
     without_upstream_reports,
     without_upstream_warnings,
 )
@@ -61,7 +64,7 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
 
     place, arguments = located(settings)
     with explained(settings, "tokenizer"):
-        return AutoTokenizer.from_pretrained(place, **arguments)
+        return refusing_in_words(AutoTokenizer.from_pretrained(place, **arguments), settings.name)
 
 
 def load_processor(settings: ModelSettings) -> Any:
@@ -464,6 +467,10 @@ def explained(settings: ModelSettings, what: str) -> Iterator[None]:
         elif "backend tokenizer" in text:
             message = "there is no tokenizer.json in it, nor an older file that can be converted to one"
         raise ModelError(f"the {what} of {settings.name} cannot be loaded: {message}") from error
+    except BaseException as error:
+        if gives_up(error):
+            raise unusable_tokenizer(settings.name, error) from error
+        raise
 
 
 def _first_line(error: Exception) -> str:

@@ -6,6 +6,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from ghosttune.errors import GhosttuneError, ModelError
 
@@ -93,3 +94,40 @@ def faults_of(name: str, work: str = "be trained on these rows", else_: str = ""
 def _is_of_a_model(file: str) -> bool:
     inside = file.replace("\\", "/")
     return any(name in inside for name in MODEL_FILES) and any(part in inside for part in MODEL_CODE)
+
+
+def gives_up(error: BaseException) -> bool:
+    """Whether it is how Hugging Face's tokenizers, which are Rust, say that they cannot go on.
+
+    That is a bare Exception, or a panic, which is no Exception at all: unless it is turned into one it ends whichever
+    thread it reaches, as a call to exit would.
+    """
+    return type(error) is Exception or type(error).__name__ == "PanicException"
+
+
+def refusing_in_words(tokenizer: Any, name: str) -> Any:
+    """The tokenizer of the model `name`; from now on it raises ModelError where its files do not let it go on."""
+    if not tokenizer.is_fast:
+        return tokenizer
+    kind = type(tokenizer)
+
+    def refusing(method: str) -> Any:
+        def call(self: Any, *given: Any, **options: Any) -> Any:
+            try:
+                return getattr(super(own, self), method)(*given, **options)
+            except BaseException as error:
+                if gives_up(error):
+                    raise unusable_tokenizer(name, error) from error
+                raise
+
+        return call
+
+    own: Any = type(kind.__name__, (kind,), {method: refusing(method) for method in ("_encode_plus", "_decode")})
+    tokenizer.__class__ = own
+    return tokenizer
+
+
+def unusable_tokenizer(name: str, error: BaseException) -> ModelError:
+    """What to say of an error that `gives_up`."""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return ModelError(f"the tokenizer of {name} cannot be used: its tokenizer.json leads to {first!r}; mend that file")

@@ -9,8 +9,10 @@ import time
 import pytest
 from spoiling import changed_json
 
+from ghosttune.config.sections import ModelSettings
 from ghosttune.errors import InputError, ModelError
 from ghosttune.inference.pipeline import Pipeline
+from ghosttune.models.loading import load_tokenizer
 from ghosttune.models.modules import matched_modules
 
 FILES = ["config.json", "tokenizer.json", "tokenizer_config.json"]
@@ -44,6 +46,16 @@ CHANGES = {
         {"pre_tokenizer": {"type": "?"}},
     ],
 }
+BACKTRACKS = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+GIVE_UP = {
+    "a pattern that backtracks": {"pre_tokenizer": BACKTRACKS},
+    "rules that are no rules": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+    "empty text that is replaced": {"normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "aa"}},
+    "pieces of no length": {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+    "an unknown token that is missing": {"model": {"type": "WordLevel", "unk_token": "?", "vocab": {"</s>": 0}}},
+    "more cut off than there is": {"decoder": {"type": "Strip", "content": "a", "start": 10**9, "stop": 10**9}},
+}
+"""What the tokenizers library panics at, or gives up on with a bare Exception."""
 
 
 @pytest.fixture
@@ -76,6 +88,14 @@ def test_entries_of_wrong_types(model, file):
         changed_json(model / file, **change)
         opened_or_refused(model)
         (model / file).write_text(text)
+
+
+@pytest.mark.parametrize("change", GIVE_UP.values(), ids=GIVE_UP)
+def test_what_the_tokenizers_library_gives_up_on(model, change):
+    changed_json(model / "tokenizer.json", **change)
+    with pytest.raises(ModelError, match=r"the tokenizer of .* cannot be used: .*mend that file"):
+        tokenizer = load_tokenizer(ModelSettings(name=str(model)))
+        tokenizer.decode(tokenizer("a" * 40 + "b").input_ids)
 
 
 @pytest.mark.parametrize("where", ["chat_template.jinja", "tokenizer_config.json"])
