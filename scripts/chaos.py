@@ -1,11 +1,11 @@
 """`make chaos`: commands are killed at random and given again, and must leave the bytes of one that nobody killed.
 
 A case is a folder, a command, up to three kills on the way, and the command given again until it is done. What it
-leaves is compared with an undisturbed reference, byte by byte, `run.json` without TIMES. A seed and a number name a
-case, so that `--case train:17` repeats one.
+leaves is compared with an undisturbed reference, byte by byte, but for TIMES. A seed and a number name a case, so that
+`--case train:17` repeats one.
 
 Most commands run in forks of one process that has imported everything, so that a hundred kills fit into minutes; sweeps
-and `--processes 2` start real processes of their own.
+and `--processes 2` start real processes of their own, of which none may be left SECONDS_LEFT after a kill of any.
 """
 
 from __future__ import annotations
@@ -22,13 +22,16 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 HOOK = Path(__file__).parent / "chaos_hook"
 sys.path.insert(0, str(HOOK))
-from faults import Fault, arm  # noqa: E402
+from faults import Fault, arm  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 TIMES = {
     "started",
@@ -38,8 +41,13 @@ TIMES = {
     "peak_memory_mb",
     "tokens_per_second",
     "targets_per_second",
+    "cost",
 }
-"""Entries of run.json that say when, how long and with how much memory; every other byte of a run must be the same."""
+"""Entries of run.json and of a sweep's comparison.json that say when, how long and with how much memory.
+
+The first table of comparison.md shows them too, and a sweep's logs what its runs printed. Every other byte of every
+file must be the same.
+"""
 
 SHARES = {"train": 62, "index": 10, "infer": 8, "merge": 5, "evaluate": 5, "report": 2, "processes": 4, "sweep": 4}
 """Of a hundred kills."""
@@ -50,6 +58,9 @@ SECONDS = 120.0
 
 OF_THEIR_OWN = {"sweep", "processes"}
 """Commands that run in processes of their own, not in forks."""
+
+SECONDS_LEFT = 5.0
+"""In which no process may be left of a command of which one was killed."""
 
 FULL = ("full", "full at the end", "full TMPDIR")
 """What happens besides kills, in cases of their own: the disk is full from a point on."""
@@ -162,11 +173,13 @@ class Ended:
     """Its exit code; the number of the signal that killed it, negative."""
     said: str
     points: int = 0
+    """Of a command in several processes, of the one that writes most."""
     seconds: float = 0.0
 
     @property
     def killed(self) -> bool:
-        return self.code == -signal.SIGKILL
+        """Whether it was killed, or one of its processes, which it says."""
+        return self.code == -signal.SIGKILL or "killed by signal 9" in self.said
 
 
 def run_forked(arguments: Sequence[str], folder: Path, fault: Fault, kill_after: float | None = None) -> Ended:
@@ -226,25 +239,55 @@ def _become(arguments: Sequence[str], folder: Path, log: Path, fault: Fault, wri
 
 
 def run_processes(
-    arguments: Sequence[str], folder: Path, environment: dict[str, str], kill_after: float | None
+    arguments: Sequence[str], folder: Path, environment: dict[str, str], kill_after: float | None, draw: random.Random
 ) -> Ended:
-    """The command in a process of its own, killed after so many seconds; `environment` may hold a fault."""
+    """The command in processes of its own, one of which, any, is killed after so many seconds.
+
+    `environment` may hold a fault. Wrong where a process is left once the command has ended.
+    """
+    family, counts = f"{folder.name}-{time.monotonic_ns()}", folder.with_suffix(".points")
+    counts.unlink(missing_ok=True)
     paths = [str(HOOK), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     known = os.environ | {"TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment
-    known |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONHASHSEED": str(random.randrange(10**6))}
+    known |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONHASHSEED": str(draw.randrange(10**6))}
+    known |= {"CHAOS_FAMILY": family, "CHAOS_POINTS": str(counts)}
     begun = time.monotonic()
     with open(folder.with_suffix(".log"), "w+") as log:
         command = [sys.executable, "-m", "ghosttune", *arguments]
         process = subprocess.Popen(command, cwd=folder, env=known, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
-            process.wait(timeout=2 * SECONDS if kill_after is None else kill_after)
+            process.wait(timeout=kill_after or 2 * SECONDS)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(timeout=30)
-            if kill_after is None:
-                raise Wrong(f"{' '.join(arguments)} was not done within {2 * SECONDS:.0f} s") from None
+            if kill_after is not None:
+                with suppress(psutil.NoSuchProcess):
+                    draw.choice(members(family)).kill()
+        try:
+            process.wait(timeout=2 * SECONDS if kill_after else 1)
+        except subprocess.TimeoutExpired:
+            for left in members(family):
+                left.kill()
+            raise Wrong(f"{' '.join(arguments)} was not done within {2 * SECONDS:.0f} s") from None
+        deadline = time.monotonic() + SECONDS_LEFT
+        while members(family) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if left := members(family):
+            raise Wrong(f"{len(left)} processes are left {SECONDS_LEFT:g} s after the end")
         log.seek(0)
-        return Ended(process.returncode, log.read(), 0, time.monotonic() - begun)
+        points = max(map(int, counts.read_text().split()), default=0) if counts.is_file() else 0
+        return Ended(process.returncode, log.read(), points, time.monotonic() - begun)
+
+
+def members(family: str) -> list[psutil.Process]:
+    """The processes of a command that are alive."""
+
+    def belongs(process: psutil.Process) -> bool:
+        try:
+            alive = process.status() != psutil.STATUS_ZOMBIE
+            return alive and process.environ().get("CHAOS_FAMILY") == family
+        except psutil.Error:
+            return False
+
+    return [process for process in psutil.process_iter() if belongs(process)]
 
 
 class Suite:
@@ -262,21 +305,21 @@ class Suite:
         for name in ["train", *(name for name in names if name != "train")]:
             kind, folder = self.kinds[name], self.place / "reference" / name
             kind.prepare(folder, self.inputs)
-            ended = self._run(kind, folder, Fault(str(folder / kind.result)))
+            ended = self._run(kind, folder, Fault(str(folder / kind.result)), random.Random(self.seed))
             _require(ended.code == 0, f"the reference of {name} failed: {ended.said}")
             self.references[name] = ended
             if name == "train":
                 shutil.copytree(folder / "run", self.inputs / "run")
 
-    def _run(self, kind: Kind, folder: Path, fault: Fault, kill_after: float | None = None) -> Ended:
+    def _run(
+        self, kind: Kind, folder: Path, fault: Fault, draw: random.Random, kill_after: float | None = None
+    ) -> Ended:
         arguments = kind.arguments(folder)
         if kind.name not in OF_THEIR_OWN:
             return run_forked(arguments, folder, fault, kill_after)
-        environment = {}
-        if fault.at is not None:
-            where = {"RANK": str(fault.seed % 2)} if kind.name == "processes" else {"GHOSTTUNE_CHILD": "1"}
-            environment["CHAOS"] = json.dumps(vars(fault) | {"where": where})
-        return run_processes(arguments, folder, environment, kill_after)
+        where = {"RANK": "0"} if kind.name == "processes" else {"GHOSTTUNE_CHILD": "1"}
+        environment = {"CHAOS": json.dumps(vars(fault) | {"where": where})}
+        return run_processes(arguments, folder, environment, kill_after, draw)
 
     def try_case(self, name: str, number: int, most: int) -> int:
         """One case with at most so many kills; how many there were. Wrong where anything is not as it must be."""
@@ -299,10 +342,9 @@ class Suite:
         root, clock = str(folder / kind.result).removesuffix(".jsonl"), choose.choice([0.0, 0.0, 3600.0])
         fault = Fault(root, clock=clock, seed=choose.randrange(10**6))
         if choose.random() < 0.25:
-            return self._run(kind, folder, fault, kill_after=choose.uniform(0.05, 0.95) * reference.seconds)
-        points = reference.points or 300  # of a process of a family, which nobody counts
+            return self._run(kind, folder, fault, choose, kill_after=choose.uniform(0.05, 0.95) * reference.seconds)
         how = choose.choice(["kill", "kill", "torn"])
-        return self._run(kind, folder, replace(fault, at=choose.randint(1, points), how=how))
+        return self._run(kind, folder, replace(fault, at=choose.randint(1, reference.points), how=how), choose)
 
     def try_full(self, name: str, number: int, what: str) -> None:
         """The disk is full from a point on, or all the time for temporary files; then there is space again."""
@@ -314,7 +356,7 @@ class Suite:
         fault = Fault(str(folder / kind.result).removesuffix(".jsonl"), at=choose.randint(first, points), how="full")
         if what == "full TMPDIR":
             fault = replace(fault, at=None, full_tmp=True)
-        ended = self._run(kind, folder, fault)
+        ended = self._run(kind, folder, fault, choose)
         _require(ended.code in (0, 1, 2) and "should not have happened" not in ended.said, ended.said)
         _require("Traceback" not in ended.said, ended.said)
         if ended.code:
@@ -325,7 +367,7 @@ class Suite:
     def _finish(self, kind: Kind, folder: Path, choose: random.Random) -> None:
         """Gives the command again until it is done, and compares."""
         fault = Fault(str(folder / kind.result), clock=choose.choice([0.0, 3600.0]))
-        ended = self._run(kind, folder, fault)
+        ended = self._run(kind, folder, fault, choose)
         finished_before = (
             "is finished; give another --output" in ended.said or "is not empty; give an empty" in ended.said
         )
@@ -346,7 +388,11 @@ def _require(holds: bool, message: str) -> None:
 def differences(reference: Path, folder: Path) -> list[str]:
     """Files that only one of the folders has, or that differ by more than TIMES."""
     left, right = (
-        {str(file.relative_to(place)): file for file in place.rglob("*") if file.is_file()}
+        {
+            str(name): file
+            for file in place.rglob("*")
+            if file.is_file() and not _is_log(name := file.relative_to(place))
+        }
         for place in (reference, folder)
     )
     found = [f"only {'in the reference' if name in left else 'here'}: {name}" for name in left.keys() ^ right.keys()]
@@ -355,10 +401,22 @@ def differences(reference: Path, folder: Path) -> list[str]:
     ]
 
 
+def _is_log(name: Path) -> bool:
+    return name.parts[:2] == ("out", "logs")
+
+
 def _content(file: Path) -> Any:
-    if file.name != "run.json":
-        return file.read_bytes()
-    return {name: value for name, value in json.loads(file.read_text()).items() if name not in TIMES}
+    if file.name in ("run.json", "comparison.json"):
+        return _without_times(json.loads(file.read_text()))
+    if file.name == "comparison.md":
+        return file.read_text().partition("\n\n")[2]
+    return file.read_bytes()
+
+
+def _without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_times(inner) for name, inner in value.items() if name not in TIMES}
+    return value if not isinstance(value, list) else [_without_times(inner) for inner in value]
 
 
 def _ledger_rows(reference: Path, run: Path) -> tuple[int, int]:

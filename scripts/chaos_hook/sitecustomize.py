@@ -1,5 +1,9 @@
-"""Python runs this at its start when the folder is on PYTHONPATH: arms the fault of CHAOS in who it is meant for."""
+"""Python runs this at its start when the folder is on PYTHONPATH: arms the fault of CHAOS in who it is meant for.
 
+At its end such a process adds how many points it had to the file CHAOS_POINTS.
+"""
+
+import atexit
 import json
 import os
 import sys
@@ -10,4 +14,11 @@ if spec := os.environ.get("CHAOS"):
         sys.path.insert(0, os.path.dirname(__file__))
         from faults import Fault, arm
 
-        arm(Fault(**wanted))
+        points = arm(Fault(**wanted))
+
+        def write_count() -> None:
+            """One line."""
+            with open(os.environ["CHAOS_POINTS"], "a") as counts:
+                counts.write(f"{points.count}\n")
+
+        atexit.register(write_count)

@@ -20,6 +20,7 @@ from ghosttune.config.rendering import plain_yaml
 from ghosttune.errors import DataError, NoSpace, RunError
 from ghosttune.proving.freezing import differences
 from ghosttune.run.directory import RunDir, write_folder
+from ghosttune.run.recording import Record
 from ghosttune.training import checkpoints
 from ghosttune.workflows.runs import Run
 from ghosttune.workflows.train import Stopped, resume
@@ -349,9 +350,21 @@ def test_a_finished_run_without_a_verdict_is_damaged(make_config, tmp_path):
             read(tmp_path / "run")
 
 
+def test_a_run_that_failed_once_and_went_on_names_no_error(tmp_path):
+    run = RunDir(tmp_path).create()
+    data = {name: {} for name in ("fingerprints", "rows", "tokens", "targets")}
+    facts = {"seed": 1, "model": {"name": "m", "trainable_parameters": {}}, "data": data, "configuration": ""}
+    begun = Record.begin(run, **facts, left_out={}, origins={})
+    begun.end("failed", error="RuntimeError")
+    again = Record.reopen(run)
+    assert run.read_record()["status"] == "running" and not {"error", "ended"} & again.contents.keys()
+    again.end("stopped")
+    assert "error" not in run.read_record() and len(run.read_record()["resumed"]) == 1
+
+
 def test_a_damaged_event_is_named(tmp_path):
     run = RunDir(tmp_path)
-    run.metrics.write_text('{"step": 1}\n{"step":\n{"step": 3}\n')
+    run.metrics.write_text('{"step": 1, "event": "log"}\n{"step":\n{"step": 3}\n')
     with pytest.raises(RunError, match=r"metrics\.jsonl:2 is damaged"):
         run.events()
 

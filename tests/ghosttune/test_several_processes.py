@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from ghosttune.cli.main import app
 from ghosttune.run.directory import RunDir
 from ghosttune.run.tables import read_table
+from ghosttune.workflows.launching import own_folder
 from processes import run_group
 
 SETTINGS = """
@@ -133,7 +134,8 @@ def test_two_processes_choose_the_rows_that_one_chooses(two_processes, tmp_path,
 
 @pytest.mark.slow(seconds=30)
 def test_two_processes_take_up_a_run_that_was_cut_off(two_processes, tmp_path, tiny_model, rows_file):
-    whole = trained(tmp_path / "whole", tiny_model, rows_file, 4, 1, "--processes", "2")
+    options = ["--processes", "2", "--set", "train.logging_steps=2"]  # the checkpoint stands between two logs
+    whole = trained(tmp_path / "whole", tiny_model, rows_file, 4, 1, *options)
     cut = RunDir(shutil.copytree(whole.path, tmp_path / "cut"))
     for step in cut.checkpoint_steps()[1:]:
         for file in cut.checkpoint(step).iterdir():
@@ -146,6 +148,18 @@ def test_two_processes_take_up_a_run_that_was_cut_off(two_processes, tmp_path, t
     for name in ("norms", "ledger", "module_steps", "values"):
         assert columns(cut, name) == columns(whole, name)
     assert cut.read_record()["ledger"] == whole.read_record()["ledger"]
+    assert cut.events() == whole.events()
+
+
+def test_a_start_that_was_cut_off_can_be_repeated_by_every_process(tmp_path, monkeypatch):
+    """Process 1 works on a copy, in which it must know the folder for one that never began, as process 0 does."""
+    begun = RunDir(tmp_path / "run").create()
+    with begun.locked():
+        begun.config.write_text("{}")
+        (begun.path / ".run.json.partial").write_text("{")
+    monkeypatch.setenv("RANK", "1")
+    with own_folder(begun.path) as copy:
+        assert copy.path != begun.path and copy.create().config.exists()
 
 
 def test_a_refusal_in_several_processes_is_said_once(two_processes, tmp_path, tiny_model):

@@ -189,21 +189,10 @@ class RunNumbers:
 
     @cached_property
     def evaluation(self) -> dict[str, Any]:
-        return next(iter(_json(self.run.evaluation)), {})
+        return self.run.read_evaluation()
 
     def predictions(self, split: str) -> list[dict[str, Any]]:
-        return _json(self.run.predictions(split), by_line=True)
-
-
-def _json(path: Path, by_line: bool = False) -> list[dict[str, Any]]:
-    """The objects in a file, one or one per line; none where there is no file; RunError when it is damaged."""
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8")
-    try:
-        return [json.loads(part) for part in (text.split("\n") if by_line else [text]) if part]
-    except ValueError as error:
-        raise RunError(f"{path} is damaged: {error}; evaluate the run again, or remove the file") from error
+        return self.run.read_predictions(split)
 
 
 def role_of(module: str, layer: int | None) -> str:

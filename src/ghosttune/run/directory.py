@@ -14,9 +14,12 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ghosttune.errors import NoSpace, RunError, listed
+
+if TYPE_CHECKING:
+    from ghosttune.run.contents import Contents
 
 LOCK = ".lock"
 
@@ -217,17 +220,14 @@ class RunDir:
 
     def read_record(self) -> dict[str, Any]:
         """The contents of run.json; RunError when they are not what was written."""
+        from ghosttune.run.contents import Record, read_contents
+
+        remedy = "restore it, or start a new run"
         try:
-            record = json.loads(self.record.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{self.record} is damaged: {error}; restore it, or start a new run") from error
-        if not isinstance(record, dict) or "status" not in record:
-            raise RunError(f"{self.record} is damaged: it holds no record of a run; restore it, or start a new run")
-        if record["status"] == "finished" and not isinstance(record.get("verdict"), dict):
-            raise RunError(
-                f"{self.record} is damaged: the run is finished and has no verdict; restore it, or start a new run"
-            )
-        return record
+            text = self.record.read_bytes()
+        except OSError as error:
+            raise RunError(f"{self.record} is damaged: {error}; {remedy}") from error
+        return read_contents(text, Record, self.record, remedy)
 
     def write_record(self, record: dict[str, Any]) -> None:
         write_json(self.record, record)
@@ -241,18 +241,27 @@ class RunDir:
 
     def events(self) -> list[dict[str, Any]]:
         """The recorded events; a line cut short by a crash is not one, and RunError names any other damage."""
-        if not self.metrics.is_file():
-            return []
-        lines = self.metrics.read_text(encoding="utf-8").split("\n")
-        return [self._event(line, number) for number, line in enumerate(lines[:-1], 1) if line]
+        from ghosttune.run.contents import Event
 
-    def _event(self, line: str, number: int) -> dict[str, Any]:
-        try:
-            return json.loads(line)
-        except ValueError as error:
-            raise RunError(
-                f"{self.metrics}:{number} is damaged: {error}; mend this line, or restore the file"
-            ) from error
+        lines = self.metrics.read_bytes().split(b"\n") if self.metrics.is_file() else [b""]
+        remedy = "mend this line, or restore the file"
+        return [_line(line, Event, self.metrics, number, remedy) for number, line in enumerate(lines[:-1], 1) if line]
+
+    def read_evaluation(self) -> dict[str, Any]:
+        """The contents of evaluation.json; empty when no rows were answered, RunError when it is damaged."""
+        from ghosttune.run.contents import Evaluation, read_contents
+
+        if not self.evaluation.is_file():
+            return {}
+        return read_contents(self.evaluation.read_bytes(), Evaluation, self.evaluation, EVALUATE_AGAIN)
+
+    def read_predictions(self, split: str) -> list[dict[str, Any]]:
+        """The answered rows of a split; none when there is no file, RunError when it is damaged."""
+        from ghosttune.run.contents import Answer
+
+        path = self.predictions(split)
+        lines = path.read_bytes().split(b"\n") if path.is_file() else []  # text may hold other line ends
+        return [_line(line, Answer, path, number, EVALUATE_AGAIN) for number, line in enumerate(lines, 1) if line]
 
     def require_events(self, step: int, count: int) -> None:
         """RunError unless all `count` events up to this step are there."""
@@ -273,6 +282,16 @@ class RunDir:
         """Removes what a killed process had begun to write and nobody will finish."""
         for leftover in [found for name in (PARTIAL, REPLACED) for found in self.path.rglob(name.format("*"))]:
             _remove(leftover)
+
+
+EVALUATE_AGAIN = "evaluate the run again, or remove the file"
+
+
+def _line(text: bytes, kind: type[Contents], file: Path, number: int, remedy: str) -> dict[str, Any]:
+    """What a line of JSON holds; RunError where it is damaged."""
+    from ghosttune.run.contents import read_contents
+
+    return read_contents(text, kind, f"{file}:{number}", remedy)
 
 
 def require_contained(folder: Path, names: Iterable[str]) -> None:

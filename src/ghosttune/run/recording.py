@@ -46,7 +46,7 @@ class Record:
     @classmethod
     def reopen(cls, run: RunDir) -> Record:
         """The record of a run that goes on; what this environment changes is noted beside what it was."""
-        contents = run.read_record()
+        contents = {name: value for name, value in run.read_record().items() if name not in ("ended", "error")}
         resumed = {"at": _now(), "environment": environment()}
         contents |= {"status": "running", "resumed": [*contents.get("resumed", []), resumed]}
         return cls(run, contents)._written()

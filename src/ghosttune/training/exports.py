@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,9 @@ GROUP_NAMES = {"embedding": "embed", "attention": "attention", "mlp": "mlp", "he
 
 ROWS_TOGETHER = 10_000
 """Rows of a table that are written at once."""
+
+COLUMNS_TOGETHER = 64
+"""Columns of the rows' own that are read at once: bounds memory."""
 
 
 def write_values(
@@ -47,7 +50,7 @@ def write_values(
             "steps_seen": pa.array(seen, pa.int64()),
         }
         | ({} if tokens is None else {"tokens": pa.array(tokens, pa.int64())})
-        | {name_beside(name, VALUE_COLUMNS): cells_of([row.get(name) for _, row in rows]) for name in names}
+        | {name_beside(name, VALUE_COLUMNS): cells_of(cells) for name, cells in _columns(rows, names)}
     )
     for part in run.table("values").glob("part-*"):
         part.unlink()
@@ -56,6 +59,16 @@ def write_values(
     write_csv(run.export("values"), table.column_names, lines)
     flags = [field.name for field in table.schema if pa.types.is_boolean(field.type)]
     return table.filter(table["standing"].is_valid()).select(["standing", *flags]).to_pylist()
+
+
+def _columns(rows: Sequence[tuple[str, Mapping[str, Any]]], names: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
+    """Each column's cells. The rows lie on disk, each as a whole: they are read once for many columns, not for each."""
+    for first in range(0, len(names), COLUMNS_TOGETHER):
+        some: dict[str, list[Any]] = {name: [] for name in names[first : first + COLUMNS_TOGETHER]}
+        for _, row in rows:
+            for name, cells in some.items():
+                cells.append(row.get(name))
+        yield from some.items()
 
 
 def _totals(run: RunDir) -> dict[str, tuple[float | None, float | None, int]]:

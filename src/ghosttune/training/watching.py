@@ -15,7 +15,7 @@ from ghosttune.config.sections import TrainSettings
 from ghosttune.errors import GhosttuneError
 from ghosttune.run.directory import RunDir
 from ghosttune.run.family import handling
-from ghosttune.training.processes import any_of, gathered
+from ghosttune.training.processes import any_of, gathered, processes, rank
 
 if TYPE_CHECKING:
     from ghosttune.training.trainer import RunTrainer
@@ -48,7 +48,8 @@ class Watch(TrainerCallback):
         self.interrupted = False
         self.complete = False
         """Whether the last step has been made: by the plan, or by early stopping."""
-        self.unlogged_loss = 0.0
+        self.unlogged_loss = [0.0] * processes()
+        """What each process has summed up since the last log."""
         self.logged_step = 0
         self.events = 0
         """Events recorded so far."""
@@ -66,7 +67,7 @@ class Watch(TrainerCallback):
             "reference_loss": None if math.isinf(self.reference_loss) else self.reference_loss,
             "base_loss": self.base_loss,
             "complete": self.complete,
-            "unlogged_loss": float(self.trainer._tr_loss),
+            "unlogged_loss": gathered(float(self.trainer._tr_loss)),
             "logged_step": self.trainer._globalstep_last_logged,
             "events": self.events,
             "counted": self.counted(),
@@ -103,7 +104,7 @@ class Watch(TrainerCallback):
             yield
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.trainer._tr_loss += torch.tensor(self.unlogged_loss, device=self.trainer._tr_loss.device)
+        self.trainer._tr_loss += torch.tensor(self.unlogged_loss[rank()], device=self.trainer._tr_loss.device)
         self.trainer._globalstep_last_logged = self.logged_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,6 +238,6 @@ def _predictions(questions: Sequence[Question], said: Mapping[str, Answered]) ->
 
 def write_evaluation(folder: RunDir, name: str, result: Evaluation, predictions: Sequence[dict[str, Any]]) -> None:
     """Puts one evaluation beside those that are there."""
-    before = json.loads(folder.evaluation.read_text(encoding="utf-8")) if folder.evaluation.is_file() else {}
+    before = folder.read_evaluation()
     write_jsonl(folder.predictions(name), predictions)
     write_json(folder.evaluation, before | {name: result})

@@ -24,7 +24,7 @@ from typing import IO
 
 from ghosttune.config.schema import RunConfig
 from ghosttune.errors import InputError
-from ghosttune.run.directory import RunDir
+from ghosttune.run.directory import PARTIAL, REPLACED, RunDir
 from ghosttune.run.family import OTHERS_GONE, handling, start_child
 from ghosttune.run.scratch import scratch_folder
 from ghosttune.training.processes import meet, rank
@@ -38,6 +38,9 @@ SECONDS_AFTER_A_KILL = 1.0
 
 LOOK_AGAIN = 0.05
 """Seconds between two looks at the processes."""
+
+NOT_COPIED = (PARTIAL.format("*"), REPLACED.format("*"), "predictions", "store", "tables")
+"""Of a run, for a process that only trains: what was never finished, and what it does not look at."""
 
 PROCESSES_PER_PROCESSOR = 8
 """More are a slip of the hand: each loads the model."""
@@ -147,7 +150,7 @@ def own_folder(run: Path) -> Iterator[RunDir]:
     with scratch_folder() as folder:
         copy = folder / "run"
         if run.is_dir() and any(run.iterdir()):
-            shutil.copytree(run, copy, ignore=shutil.ignore_patterns(".*", "predictions", "store", "tables"))
+            shutil.copytree(run, copy, ignore=shutil.ignore_patterns(*NOT_COPIED))
         meet()  # from here on process 0 writes
         yield RunDir(copy, copy_of=run)
 

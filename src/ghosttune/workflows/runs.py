@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +45,12 @@ class Run:
     @property
     def evaluation(self) -> dict[str, Any] | None:
         """The contents of evaluation.json; None when no rows were answered."""
-        path = self.folder.evaluation
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return self.folder.read_evaluation() or None
 
     @property
     def predictions(self) -> list[dict[str, Any]]:
         """The answered dev rows."""
-        path = self.folder.predictions("dev")
-        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []  # text may hold other line ends
-        return [json.loads(line) for line in lines if line]
+        return self.folder.read_predictions("dev")
 
     @property
     def values(self) -> list[dict[str, Any]]:

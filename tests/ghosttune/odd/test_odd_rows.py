@@ -10,6 +10,7 @@ from odd_rows import CELLS, odd_row
 
 from ghosttune.run.directory import RunDir, read_csv, write_csv
 from ghosttune.run.tables import VALUE_COLUMNS, name_beside, read_table
+from ghosttune.training.exports import _columns
 
 ROWS = {odd_row(number)["id"]: odd_row(number) for number in range(30)}
 OWN = ["tokens", "row_tokens", "value", "standing", "steps_seen"]
@@ -70,3 +71,21 @@ def is_number(cell: str) -> bool:
         return cell.isascii() and bool(cell) and float(cell) is not None
     except ValueError:
         return False
+
+
+def test_rows_of_many_columns_are_read_once_for_many_of_them():
+    """They lie on disk: reading each of them for every column takes minutes for three thousand columns."""
+
+    class Counted(list):
+        passes = 0
+
+        def __iter__(self):
+            Counted.passes += 1
+            return super().__iter__()
+
+    names = [f"c{number}" for number in range(1000)]
+    rows = Counted([(str(row), {name: (row, name) for name in names[row:]}) for row in range(3)])
+    columns = dict(_columns(rows, names))
+    assert Counted.passes < 20
+    assert list(columns) == names
+    assert columns["c1"] == [(0, "c1"), (1, "c1"), None] and columns["c999"] == [(row, "c999") for row in range(3)]
