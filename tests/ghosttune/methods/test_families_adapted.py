@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ghosttune.models.modules import module_facts, targets_in
+from ghosttune.registry import METHODS
 
 SCRIPTS = Path(__file__).parents[3] / "scripts"
 LLAMA = ("q_proj v_proj", "q_proj k_proj v_proj o_proj", "gate_proj up_proj down_proj")
@@ -84,6 +85,12 @@ def test_the_page_has_no_cell_that_fails(compatibility):
     for task in compatibility.TRIED:
         cells = [cell for row in on_the_page(compatibility, task).values() for cell in row.values()]
         assert cells and set(cells) <= {"refused", *(["tsrg", "tsrgm"] if task.endswith("_lm") else ["tsr", "tsrm"])}
+
+
+def test_every_method_has_a_column(compatibility):
+    for task in compatibility.TRIED:
+        for row in on_the_page(compatibility, task).values():
+            assert row.keys() == {*METHODS.names(), *compatibility.KINDS}
 
 
 @pytest.mark.slow
