@@ -232,12 +232,12 @@ def initialisation_of(prepared: Prepared, adapted: Adapted) -> Initialisation | 
 
 def initialise(prepared: Prepared, adapted: Adapted) -> dict[str, Any]:
     """Lets training rows decide how the adapter begins; returns what run.json says of it, nothing for most methods."""
-    start, initialisation = time.perf_counter(), initialisation_of(prepared, adapted)
+    initialisation = initialisation_of(prepared, adapted)
     if initialisation is None:
         return {}
     with faults_of(prepared.config.model.name):
         initialisation.apply()
-    return {"initialisation": initialisation.described() | {"seconds": round(time.perf_counter() - start, 3)}}
+    return {"initialisation": initialisation.described()}
 
 
 def longest_row(prepared: Prepared) -> int:
