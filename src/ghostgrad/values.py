@@ -19,7 +19,7 @@ Positive lowered the guide loss.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -89,53 +89,35 @@ class InRunValues:
         self._rows: list[tuple[list[str], dict[str, Tensor]]] = []
         self._unscored: list[str] = []
         self._groups: dict[int, Mapping[str, Any]] = {}
-        self.apart: dict[str, Tensor] = {}
         self.updates: dict[str, float] = {}
         """How many updates each parameter had had when the step was opened; without those that had none. AdamW only."""
 
-    def open_step(self, guide: Mapping[str, Tensor], unseen: Container[str] = ()) -> Dots:
+    def open_step(self, guide: Mapping[str, Tensor]) -> Dots:
         """The observer of this step's micro-batches; call before the optimizer's update.
 
         Args:
             guide: parameter name to the gradient of the guide loss.
-            unseen: parameters of the guide that the engine does not show: no row is scored for them, and what a
-                gradient is multiplied with for their value stands in `apart`.
         """
         if self._rows:
             raise RuntimeError("the step before was not closed")
+        self._dots = Dots(self.directions(guide))
+        return self._dots
+
+    def directions(self, guide: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What a row's gradient is multiplied with for its value, by parameter; without those that have no v̂ yet."""
         self._groups = {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
         for name in guide:
             if id(self.parameters[name]) not in self._groups:
                 raise ValueError(f"the optimizer does not train {name}")
-        self.updates = self._updates(guide) if self.kind == "adamw" else {}
+        named = {name: self.parameters[name] for name in guide}
+        self.updates = updates_of(self.optimizer, named) if self.kind == "adamw" else {}
         scored = [name for name in guide if self.kind == "sgd" or name in self.updates]
         self._unscored = [name for name in guide if name not in set(scored)]
-        directions = {name: one for part in together(scored, guide) for name, one in self._directions(part, guide)}
-        self.apart = {name: directions.pop(name) for name in scored if name in unseen}
-        self._dots = Dots(directions)
-        return self._dots
+        return {name: one for part in together(scored, guide) for name, one in self._directions(part, guide)}
 
     def group(self, name: str) -> Mapping[str, Any]:
         """The optimizer's settings for a parameter, in the open step."""
         return self._groups[id(self.parameters[name])]
-
-    def _updates(self, names: Iterable[str]) -> dict[str, float]:
-        """How many updates each parameter has had; without those that had none."""
-        counts: dict[str, Any] = {}
-        for name in names:
-            state = self.optimizer.state.get(self.parameters[name], {})
-            if not state:
-                continue
-            if missing := {"exp_avg_sq", "step"} - set(state):
-                raise ValueError(f"{type(self.optimizer).__name__} keeps no {sorted(missing)}: its step is not AdamW's")
-            counts[name] = state["step"]
-        if not counts:
-            return {}
-        device = getattr(next(iter(counts.values())), "device", None)
-        together = torch.stack(
-            [torch.as_tensor(count, dtype=torch.float32, device=device) for count in counts.values()]
-        )
-        return dict(zip(counts, together.tolist(), strict=True))  # the one copy to the host
 
     def _directions(self, names: list[str], guide: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Guide gradient times lr / (√v̂ + ε), 0 where v̂ is. One call for all: of many small ones each would cost."""
@@ -194,6 +176,27 @@ class InRunValues:
                 total.steps_scored += 1
         self._dots, self._rows = None, []
         return step
+
+
+def updates_of(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, float]:
+    """How many updates each parameter has had; without those that had none.
+
+    Raises:
+        ValueError: an optimizer that does not keep AdamW's states.
+    """
+    counts: dict[str, Any] = {}
+    for name, parameter in parameters.items():
+        state = optimizer.state.get(parameter, {})
+        if not state:
+            continue
+        if missing := {"exp_avg_sq", "step"} - set(state):
+            raise ValueError(f"{type(optimizer).__name__} keeps no {sorted(missing)}: its step is not AdamW's")
+        counts[name] = state["step"]
+    if not counts:
+        return {}
+    device = getattr(next(iter(counts.values())), "device", None)
+    together = torch.stack([torch.as_tensor(count, dtype=torch.float32, device=device) for count in counts.values()])
+    return dict(zip(counts, together.tolist(), strict=True))  # the one copy to the host
 
 
 def together(names: Sequence[str], tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
