@@ -7,8 +7,9 @@ AdamW's update t moves a parameter by −lr_t/(1−β1^t) · D_t · m_t, with D_
 
 with G_t the gradient of the guide loss halfway through update t. Credits of all rows and what weight decay did are the
 path integral of the guide loss along the run: they add up to its drop but for the curvature between two guide passes
-(Lan et al. 2019, arXiv 1909.01440, take the same integral apart by weights). Between passes G_t is interpolated and D_t
-is its mean over the window; momentum older than `FADED` of a gradient is left to the residual.
+(Lan et al. 2019, arXiv 1909.01440, take the same integral apart by weights). Between passes G_t is interpolated; what a
+pass adds to the gradient before it is multiplied with the D_t of the window's end. What less than `FADED` of a gradient
+moves is left to the residual.
 
     value of row i of step s  =  the guide loss after update s without the row, less that with it, over the share
                                  (1−β1)/(1−β1^s) of the gradient that this update uses
@@ -47,7 +48,7 @@ from ghostgrad.values import together, updates_of
 FADED = 0.01
 """Share of a gradient that is still to move the weights when its rows are let go."""
 
-TABLES = ("rows", "weight", "moved", "moved_late", "credit", "value")
+TABLES = ("rows", "weight", "late", "credit", "value")
 """What is kept of each row, one row of each table per slot."""
 
 
@@ -137,24 +138,31 @@ class _Updated:
         return 1 - self.second_beta**self.count
 
 
-def _derivatives(parameters: Sequence[_Updated], guide: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """D of each, and what a change of its gradient does to the guide loss through v̂, over the learning rate.
-
-    Elements whose gradient was 0 so far have D = 0: over ε alone it would be 1e8 times too large.
-    """
+def _inverse_roots(parameters: Sequence[_Updated]) -> list[Tensor]:
+    """D = 1 / (√v̂ + ε) of each; 0 in elements whose gradient was 0 so far, where it would be 1/ε."""
     second = [one.second for one in parameters]
-    roots = torch._foreach_sqrt(torch._foreach_div(second, [one.correction for one in parameters]))  # √v̂
-    torch._foreach_maximum_(roots, 1e-30)
     found = torch._foreach_sign(second)
-    torch._foreach_div_(found, torch._foreach_add(roots, [one.eps for one in parameters]))
-    # m D · u/√v̂ · D: each factor is bounded, their product in another order may not be
-    through = torch._foreach_mul([one.first for one in parameters], found)
-    torch._foreach_mul_(through, torch._foreach_div([one.gradient for one in parameters], roots))
-    torch._foreach_mul_(through, found)
-    torch._foreach_mul_(through, list(guide))
-    factors = [(1 - one.second_beta) / (1 - one.beta) / one.correction for one in parameters]
-    torch._foreach_mul_(through, factors)
-    return list(found), list(through)
+    below = torch._foreach_sqrt(torch._foreach_div(second, [one.correction for one in parameters]))
+    torch._foreach_add_(below, [one.eps for one in parameters])
+    torch._foreach_div_(found, below)
+    return list(found)
+
+
+def _through_v(parameters: Sequence[_Updated], scaled: Sequence[Tensor]) -> list[Tensor]:
+    """What a change of each gradient does to the guide loss through v̂, over the learning rate.
+
+    Args:
+        scaled: the guide gradient times D. m D · u / √v̂ times it: each factor is bounded.
+    """
+    roots = torch._foreach_sqrt(
+        torch._foreach_div([one.second for one in parameters], [one.correction for one in parameters])
+    )
+    torch._foreach_maximum_(roots, 1e-30)
+    found = torch._foreach_mul([one.first for one in parameters], _inverse_roots(parameters))
+    torch._foreach_mul_(found, torch._foreach_div([one.gradient for one in parameters], roots))
+    torch._foreach_mul_(found, list(scaled))
+    torch._foreach_mul_(found, [(1 - one.second_beta) / (1 - one.beta) / one.correction for one in parameters])
+    return list(found)
 
 
 class RowCredits:
@@ -170,6 +178,7 @@ class RowCredits:
         rows_per_step: rows that this process sees in a step.
         window: updates between two guide passes, at most.
         processes: how many share a step's rows; the gradient is then the mean of theirs.
+        valued: whether the values of rows are made; else `set_values` may give others.
 
     Raises:
         ValueError: an optimizer that does not step as AdamW does.
@@ -182,11 +191,12 @@ class RowCredits:
         rows_per_step: int,
         window: int,
         processes: int = 1,
+        valued: bool = True,
     ):
         for group in optimizer.param_groups:
             if not {"lr", "betas", "eps"} <= set(group) or group.get("maximize") or group.get("amsgrad"):
                 raise ValueError(f"{type(optimizer).__name__} takes no AdamW step: needs betas, eps and no amsgrad")
-        self.parameters, self.optimizer, self.processes = parameters, optimizer, processes
+        self.parameters, self.optimizer, self.processes, self.valued = parameters, optimizer, processes, valued
         self.groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         slowest = max((group["betas"][0] for group in optimizer.param_groups), default=0.0)
         self.kept_steps = max(1, math.ceil(math.log(FADED) / math.log(slowest))) if slowest else 1
@@ -199,17 +209,14 @@ class RowCredits:
         self.taken = torch.zeros(kept_rows, dtype=torch.bool)
         """[slots]."""
         empty = [torch.zeros(kept_rows, len(self.names), dtype=torch.float64) for _ in TABLES[1:]]
-        self.weight, self.moved, self.moved_late, self.credit, self.value = empty
-        """[slots, P]: what the next update uses of the row; what the window's updates used so far, times their rates;
-        the same, times how late in the window; what windows before gave; the row's value."""
+        self.weight, self.late, self.credit, self.value = empty
+        """[slots, P]: what the last update used of the row; what the window's updates used, times their rates and how
+        late in the window they were; the row's credit and value so far."""
         self.steps: dict[int, _Step] = {}
         self.opened = self.last = 0
         """Updates before the window, and so far."""
         self.wholes: dict[int, Tensor] = {}
         """[K] fold of the clipped gradient of the window's steps."""
-        self.mean: dict[str, Tensor] = {}
-        """D, added up over the window with the weights `mean_weight`."""
-        self.mean_weight = dict.fromkeys(self.names, 0.0)
         self._pending: list[tuple[list[str], Tensor]] = []
 
     def add(self, ids: Sequence[str]) -> None:
@@ -227,13 +234,17 @@ class RowCredits:
         active = [name for name in self.names if self.parameters[name].grad is not None and name in guide]
         counts = updates_of(self.optimizer, {name: self.parameters[name] for name in active})
         now = {name: self._updated(name, counts[name]) for name in active}
-        turned = torch.zeros(self.folding.size, dtype=self.folding.dtype, device=self.folding.device)
+        straight, turned = self.folding.direction(()), self.folding.direction(())
         for part in together(active, guide):
-            roots, through = _derivatives([now[name] for name in part], [guide[name] for name in part])
-            self._add_to_mean(dict(zip(part, roots, strict=True)), now)
-            self.folding.direction(zip(part, through, strict=True), into=turned)
-        self._fade(number, now)
-        self._keep(number, now, clip, turned)
+            own, gradients = [now[name] for name in part], [guide[name] for name in part]
+            scaled = torch._foreach_mul(_inverse_roots(own), gradients)
+            self.folding.direction(zip(part, scaled, strict=True), into=straight)
+            self.folding.direction(zip(part, _through_v(own, scaled), strict=True), into=turned)
+        self._fade(now)
+        slots = self._keep(number, now, clip)
+        self._move(number, now, straight)
+        if self.valued:
+            self._value(number, slots, torch.stack([straight, turned], 1))
         self.last = number
 
     def _updated(self, name: str, count: float) -> _Updated:
@@ -243,30 +254,24 @@ class RowCredits:
         beta, second_beta = group["betas"]
         return _Updated(parameter.grad, *moments, count, float(group["lr"]), beta, second_beta, group["eps"])
 
-    def _add_to_mean(self, roots: Mapping[str, Tensor], now: Mapping[str, _Updated]) -> None:
-        for name, root in roots.items():
-            rate, earlier = now[name].rate, self.mean.get(name)
-            self.mean[name] = root * rate if earlier is None else earlier.add_(root, alpha=rate)
-            self.mean_weight[name] += rate
-
-    def _fade(self, number: int, now: Mapping[str, _Updated]) -> None:
+    def _fade(self, now: Mapping[str, _Updated]) -> None:
         """Momentum of the rows of earlier steps goes on to fade where a parameter was updated."""
         # a state that begins anew remembers nothing
         left = {name: one.beta if one.count > 1 else 0.0 for name, one in now.items()}
         self.weight *= self._by_parameter(left, 1.0)
-        self._move(number, slice(None), now)
 
     def _by_parameter(self, numbers: Mapping[str, float], otherwise: float = 0.0) -> Tensor:
         """[P]."""
         return torch.tensor([numbers.get(name, otherwise) for name in self.names], dtype=torch.float64)
 
-    def _move(self, number: int, slots: Any, now: Mapping[str, _Updated]) -> None:
-        moved = self.weight[slots] * self._by_parameter({name: one.rate for name, one in now.items()})
-        self.moved[slots] += moved
-        self.moved_late[slots] += moved * (number - self.opened - 0.5)
+    def _move(self, number: int, now: Mapping[str, _Updated], straight: Tensor) -> None:
+        """Credits this update by the last guide gradient, and notes how much of it a later one is to correct."""
+        moved = self.weight * self._by_parameter({name: one.rate for name, one in now.items()})
+        self.credit += moved * self.folding.products(self.rows, straight.unsqueeze(1))[..., 0]
+        self.late += moved * (number - self.opened - 0.5)
 
-    def _keep(self, number: int, now: Mapping[str, _Updated], clip: Clip, turned: Tensor) -> None:
-        """The rows of this update, with their part of it."""
+    def _keep(self, number: int, now: Mapping[str, _Updated], clip: Clip) -> Tensor:
+        """The slots of this update's rows, with their part of it."""
         whole = self.folding.direction((name, one.gradient) for name, one in now.items())
         ids = [name for some, _ in self._pending for name in some]
         rows = torch.cat([rows for _, rows in self._pending]) * clip.factor
@@ -274,15 +279,25 @@ class RowCredits:
         slots = self._slots(len(ids))
         self.rows[slots.to(self.rows.device)] = rows
         self.taken[slots] = True
-        for table in (self.moved, self.moved_late, self.credit):
-            table[slots] = 0
+        self.late[slots] = self.credit[slots] = 0
         self.weight[slots] = self._by_parameter({name: 1 - one.beta for name, one in now.items()})
-        self._move(number, slots, now)
         ratios = clip.without((rows @ whole).double().cpu(), rows.square().sum(1).double().cpu())
         self.wholes[number] = whole
         self.steps[number] = _Step(ids, slots.tolist(), ratios.tolist(), {name: one.lr for name, one in now.items()})
-        through = self.folding.products(torch.cat([rows, whole.unsqueeze(0)]), turned.unsqueeze(1))[..., 0]
-        self.value[slots] = -self._taken_out(number, through[:-1], through[-1])
+        return slots
+
+    def _value(self, number: int, slots: Tensor, directions: Tensor) -> None:
+        """What taking rows out does, by the last guide gradient."""
+        rows = torch.cat([self.rows[slots.to(self.rows.device)], self.wholes[number].unsqueeze(0)])
+        straight, turned = self.folding.products(rows, directions).unbind(2)
+        self.value[slots] = self._taken_out(number, (straight - turned)[:-1], (straight - turned)[-1])
+
+    def set_values(self, number: int, names: Sequence[str], values: Tensor) -> None:
+        """Gives the rows of the last update other values, [B, len(names)]; not a number where there are no names."""
+        slots = self.steps[number].slots
+        self.value[slots] = 0.0 if names else float("nan")
+        for column, name in enumerate(names):
+            self.value[slots, self.names.index(name)] = values[:, column]
 
     def _taken_out(self, number: int, own: Tensor, whole: Tensor) -> Tensor:
         """[B, P] what a change of the gradient by each row and by the clip factor without it does.
@@ -317,28 +332,27 @@ class RowCredits:
         length = self.last - self.opened
         if not length:
             return []
-        directions = torch.stack([self._direction(before), self._direction(after)], 1)
-        products = self.folding.products(self.rows, directions)
-        late = self.moved_late / length
-        self.credit += products[..., 0] * (self.moved - late) + products[..., 1] * late
-        self.moved.zero_()
-        self.moved_late.zero_()
-        for number, whole in self.wholes.items():
+        turn = self._turn(before, after).unsqueeze(1)
+        products = self.folding.products(self.rows, turn)[..., 0]
+        self.credit += products * self.late / length
+        self.late.zero_()
+        for number, whole in self.wholes.items() if self.valued else ():
             slots, at = self.steps[number].slots, (number - self.opened) / length
-            mixed = torch.tensor([1 - at, at], dtype=torch.float64)
-            total = (self.folding.products(whole.unsqueeze(0), directions) @ mixed)[0]
-            self.value[slots] += self._taken_out(number, products[slots] @ mixed, total)
-        self.opened, self.wholes, self.mean = self.last, {}, {}
-        self.mean_weight = dict.fromkeys(self.names, 0.0)
+            total = self.folding.products(whole.unsqueeze(0), turn)[0, :, 0]
+            self.value[slots] += at * self._taken_out(number, products[slots], total)
+        self.opened, self.wholes = self.last, {}
         return [self._settle(number) for number in list(self.steps) if self.last - number >= self.kept_steps]
 
-    def _direction(self, guide: Mapping[str, Tensor]) -> Tensor:
-        """[K] guide gradient times D, as it was on average in the window."""
-        return self.folding.direction(
-            (name, total * guide[name] / self.mean_weight[name])
-            for name, total in self.mean.items()
-            if self.mean_weight[name]  # with a learning rate of 0 nothing moved
-        )
+    def _turn(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Tensor:
+        """[K] how the guide gradient turned in the window, times D as it is now."""
+        moved = {name: None for number in self.wholes for name in self.steps[number].rates}
+        counts = updates_of(self.optimizer, {name: self.parameters[name] for name in moved})
+        turn = self.folding.direction(())
+        for part in together(list(moved), after):
+            found = _inverse_roots([self._updated(name, counts[name]) for name in part])
+            torch._foreach_mul_(found, [after[name] - before[name] for name in part])
+            self.folding.direction(zip(part, found, strict=True), into=turn)
+        return turn
 
     def finish(self) -> list[Settled]:
         """All steps that are not settled, with what they did so far; after the last window."""
@@ -357,7 +371,7 @@ class RowCredits:
         used = self.taken.nonzero().squeeze(1)
         tables = {name: table[used.to(table.device)] for name, table in self._tables().items()}
         wholes = {f"whole|{number}": whole for number, whole in self.wholes.items()}
-        return {"used": used, **tables, **wholes, **{f"mean|{name}": total for name, total in self.mean.items()}}
+        return {"used": used, **tables, **wholes}
 
     def counters(self) -> dict[str, Any]:
         """What a checkpoint must hold besides, as JSON."""
@@ -365,7 +379,6 @@ class RowCredits:
             "slots": len(self.taken),
             "opened": self.opened,
             "last": self.last,
-            "mean_weight": dict(self.mean_weight),
             "steps": {str(number): asdict(step) for number, step in self.steps.items()},
         }
 
@@ -376,10 +389,8 @@ class RowCredits:
         if not self.steps:
             self._grow(max(0, counters["slots"] - len(self.taken)))
             self.opened, self.last = counters["opened"], counters["last"]
-            self.mean_weight = dict(counters["mean_weight"])
-            named = [key.partition("|") for key in tensors]
-            self.wholes = {int(own): tensors[f"whole|{own}"] for kind, _, own in named if kind == "whole"}
-            self.mean = {own: tensors[f"mean|{own}"] for kind, _, own in named if kind == "mean"}
+            wholes = [key.partition("|")[2] for key in tensors if key.startswith("whole|")]
+            self.wholes = {int(number): tensors[f"whole|{number}"] for number in sorted(wholes, key=int)}
             slots = used
         else:
             slots = self._slots(len(used))

@@ -83,7 +83,8 @@ def written_out(run: Run, steps: int) -> dict[int, Tensor]:
         chosen = run.chosen(number)
         parameters = list(run.model.parameters())
         single = [
-            torch.autograd.grad(loss(run.model, (run.rows[0][n : n + 1], run.rows[1][n : n + 1]), ROWS), parameters) for n in chosen.tolist()
+            torch.autograd.grad(loss(run.model, (run.rows[0][n : n + 1], run.rows[1][n : n + 1]), ROWS), parameters)
+            for n in chosen.tolist()
         ]
         before = guide_gradient(run.model, run.guide)
         run.step()
@@ -110,7 +111,7 @@ def test_credits_are_the_written_out_sums(limit: float | None) -> None:
         torch.testing.assert_close(found[number].credits.sum(1), rows, rtol=1e-9, atol=1e-13)
 
 
-@pytest.mark.parametrize(("window", "share"), [(1, 0.02), (5, 0.05), (10, 0.10)])
+@pytest.mark.parametrize(("window", "share"), [(1, 0.02), (5, 0.02), (10, 0.02)])
 def test_credits_and_decay_add_up_to_the_drop(window: int, share: float) -> None:
     run = Run(window=window, limit=0.3)
     before = run.loss()
@@ -125,7 +126,8 @@ def without_each(run: Run) -> Tensor:
     chosen = run.chosen(run.number + 1)
     parameters = list(run.model.parameters())
     single = [
-        torch.autograd.grad(loss(run.model, (run.rows[0][n : n + 1], run.rows[1][n : n + 1]), ROWS), parameters) for n in chosen.tolist()
+        torch.autograd.grad(loss(run.model, (run.rows[0][n : n + 1], run.rows[1][n : n + 1]), ROWS), parameters)
+        for n in chosen.tolist()
     ]
     whole = [sum(parts) for parts in zip(*single, strict=True)]
 

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from ghosttune.cli.terminal import on_one_line, visible
-from ghosttune.run.tables import VALUE_COLUMNS
+from ghosttune.run.tables import ROW_TERMS, VALUE_COLUMNS
 
 LINE_SECONDS = 5.0
 """Least time between two progress lines where there is no terminal."""
@@ -161,14 +161,9 @@ class Display:
         )
         parts = ", ".join(f"{name} {value:+.4f}" for name, value in groups.items())
         self.line(f"           lowered by {parts}; residual {account['modules_residual']:+.4f} of {drop:+.4f}")
-        if account["rows"] is not None:
-            terms = {
-                "rows": "rows",
-                **({"rows in what is left out": "rows_left_out"} if "rows_left_out" in account else {}),
-            }
-            terms |= {"earlier steps' momentum": "carried_momentum", "weight decay": "weight_decay"}
-            parts = ", ".join(f"{title} {account[name]:+.4f}" for title, name in terms.items())
-            self.line(f"           by step: {parts}, residual {account['residual']:+.4f}")
+        terms = {title: account[name] for name, title in ROW_TERMS.items() if name in account}
+        parts = ", ".join(f"{title} {value:+.4f}" for title, value in terms.items())
+        self.line(f"           by rows: {parts}; residual {account['residual']:+.4f}")
         for name, found in account["columns"].items():
             auroc = found["auroc"]
             self.line(

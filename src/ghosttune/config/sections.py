@@ -476,13 +476,14 @@ class LedgerSettings(Section):
         cost="one more copy of the trained parameters; each guide gradient is noisier",
     )
     """Guide passes see at most this many guide rows each, in subsets that take turns."""
-    values: Literal["adamw", "sgd"] = setting(
-        "adamw",
-        why="AdamW steps further where gradients have been small",
-        benefit="`adamw` credits a row with what it did through the optimizer that runs",
-        cost="`sgd` is what others publish, and not what moved these weights",
+    values: Literal["removal", "adamw", "sgd"] = setting(
+        "removal",
+        why="without a row the clip factor and the optimizer's v̂ are others too, which changes what all other rows do",
+        benefit="`removal` is what the guide loss would have been after the step without the row",
+        cost="`adamw` holds clip factor and v̂ fixed, and `sgd`, which others publish, knows neither",
     )
-    """What a row's value is of: the step that AdamW makes, or a plain gradient step."""
+    """What a row's value is of: the real step without the row, AdamW's step with all else fixed, or a plain gradient
+    step. A row's credit, by which the account closes, does not depend on it."""
 
 
 class MeasureSettings(Section):

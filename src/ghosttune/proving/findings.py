@@ -34,6 +34,11 @@ def at_least(what: str, measured: float, bar: float) -> Finding:
     return Finding(what, measured, f">= {bar:.3g}", bool(measured >= bar))
 
 
+def within(what: str, measured: float, low: float, high: float) -> Finding:
+    """Judged by `low <= measured <= high`; not a number fails."""
+    return Finding(what, measured, f"{low:.3g} to {high:.3g}", bool(low <= measured <= high))
+
+
 def every(what: str, held: Sequence[bool] | Mapping[Any, bool]) -> Finding:
     """How many of the cases hold, all of which have to; the first that does not is named where they have names."""
     cases = held if isinstance(held, Mapping) else dict(enumerate(held))

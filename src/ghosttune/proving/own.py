@@ -165,7 +165,7 @@ def account_closes(own: OwnModel, bench: Bench) -> list[Finding]:
     share = abs(said["modules_residual"]) / said["guide_loss_path"]
     return [
         at_most("|sum over modules - drop| of the loss's path", share, SHARE),
-        beside("of the drop, what rows, momentum and decay leave", said["residual"]),
+        beside("of the drop, what rows and decay leave", said["residual"]),
     ]
 
 

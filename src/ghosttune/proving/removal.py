@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from ghosttune.proving.findings import Bench, Finding, at_least, beside, every
+from ghosttune.proving.findings import Bench, Finding, at_least, beside, every, within
 from ghosttune.proving.reference import (
     KeepingTrainer,
     Step,
@@ -23,63 +24,84 @@ from ghosttune.proving.reference import (
 )
 
 EARLY, LATE = range(2, 12), range(51, 71)
-CORRELATION = 0.98
+CORRELATION, SLOPES = 0.98, (0.8, 1.25)
+BINDING = 0.2
+"""A limit of the gradient's length below that of nearly every step."""
 
 
 def values_tell_what_removal_does(bench: Bench) -> list[Finding]:
-    """Steps after 50, 16 rows each, clipping not binding; what is harder stands beside it."""
-    unclipped = trained(bench.folder / "adamw", LATE[-1] + 2, 1e9)
-    late, repeated = correlations(unclipped, bench.folder / "adamw", LATE, 1e9)
-    early, _ = correlations(unclipped, bench.folder / "adamw", EARLY, 1e9)
-    found = [
-        every("steps that the reference repeats as they were", repeated),
-        at_least(
-            f"median Pearson r over {len(LATE)} steps of 16 rows after step 50", float(np.median(late)), CORRELATION
-        ),
-        beside("lowest of them", float(np.min(late))),
-        beside(f"steps {EARLY[0]} to {EARLY[-1]}", float(np.median(early))),
-    ]
-    if bench.quick:
-        return found
-    clipped, _ = correlations(trained(bench.folder / "clip", LATE[-1] + 2, 0.2), bench.folder / "clip", LATE, 0.2)
-    plain = trained(bench.folder / "sgd", LATE[-1] + 2, 1e9, values="sgd")
-    sgd, _ = correlations(plain, bench.folder / "sgd", LATE, 1e9)
-    return [
-        *found,
-        beside("with clipping that binds", float(np.median(clipped))),
-        beside("SGD values of the same steps", float(np.median(sgd))),
-    ]
+    """Steps after 50, 16 rows each, with a clip that binds and without; other values of the same steps beside them."""
+    found = []
+    for limit, kind in ((BINDING, "clip binds"), (1e9, "no clip"))[: 1 if bench.quick else 2]:
+        folder = bench.folder / kind.replace(" ", "-")
+        trainer = trained(folder, LATE[-1] + 2, limit)
+        late = agreements(trainer, folder, LATE, limit)
+        early = agreements(trainer, folder, EARLY, limit)
+        found += [
+            every(f"{kind}: steps that the reference repeats as they were", [one.repeated for one in late + early]),
+            at_least(f"{kind}: median Pearson r over {len(LATE)} steps of 16 rows", median(late, "r"), CORRELATION),
+            within(f"{kind}: median of the real change over the value", median(late, "slope"), *SLOPES),
+            beside(f"{kind}: lowest r of them", min(one.r for one in late)),
+            beside(f"{kind}: steps {EARLY[0]} to {EARLY[-1]}", median(early, "r")),
+        ]
+    for values in () if bench.quick else ("adamw", "sgd"):
+        folder = bench.folder / values
+        other = agreements(trained(folder, LATE[-1] + 2, BINDING, values), folder, LATE, BINDING)
+        found.append(beside(f"clip binds: r of `{values}` values of the same steps", median(other, "r")))
+    return found
 
 
-def trained(folder: Path, steps: int, max_norm: float, values: str = "adamw") -> KeepingTrainer:
+def trained(folder: Path, steps: int, max_norm: float, values: str = "removal") -> KeepingTrainer:
     options: dict[str, Any] = {"learning_rate": 1e-3, "weight_decay": 0.01, "max_grad_norm": max_norm}
     return measured(folder, rows=160, max_steps=steps, per_device_train_batch_size=16, values=values, **options)
 
 
-def correlations(
-    trainer: KeepingTrainer, folder: Path, numbers: Sequence[int], max_norm: float
-) -> tuple[list[float], list[bool]]:
-    """(Pearson r of each step, whether the reference arrived at the trainer's own weights in each)."""
-    rows, decays = table(folder, "ledger"), decays_of(trainer)
-    found, repeated = [], []
+@dataclass(frozen=True)
+class Agreement:
+    """Of one step's values with what taking each row out of it does."""
+
+    r: float
+    slope: float
+    """Real change over value, by least squares."""
+    repeated: bool
+    """Whether the reference arrived at the trainer's own weights."""
+
+
+def median(found: Sequence[Agreement], name: str) -> float:
+    return float(np.median([getattr(one, name) for one in found]))
+
+
+def agreements(trainer: KeepingTrainer, folder: Path, numbers: Sequence[int], max_norm: float) -> list[Agreement]:
+    """Of these steps. A value is of all the movement that the row's gradient makes; of it, the step itself makes the
+    share (1−β1)/(1−β1^t)."""
+    values, decays = values_of(folder), decays_of(trainer)
+    found = []
     for number in numbers:
         step = trainer.steps[number - 1]
-        values: dict[str, float] = {}
-        for place, at in enumerate(rows["step"]):
-            if at == number:
-                name = rows["example_id"][place]
-                values[name] = values.get(name, 0.0) + rows["value"][place]
         set_weights(trainer.model, step.weights)
         own = [gradient_of(trainer.model, [row], step.targets) for row in rows_of(step)]
         whole = updated(step, step.gradient, decays, max_norm)
         # 1e-9 of a weight: the trainer multiplies in another order
-        repeated.append(all(bool((whole[n] - step.after[n]).abs().max() <= 1e-9) for n in whole))
+        repeated = all(bool((whole[n] - step.after[n]).abs().max() <= 1e-9) for n in whole)
         losses = [
             guide_loss(trainer.model, updated(step, gradient, decays, max_norm))
             for gradient in [step.gradient, *({n: g - without[n] for n, g in step.gradient.items()} for without in own)]
         ]
-        found.append(float(np.corrcoef(np.array(losses[1:]) - losses[0], list(values.values()))[0, 1]))
-    return found, repeated
+        real, said = np.array(losses[1:]) - losses[0], np.array(list(values[number].values()))
+        said *= 0.1 / (1 - 0.9**number)
+        slope = float(np.cov(said, real)[0, 1] / said.var(ddof=1))
+        found.append(Agreement(float(np.corrcoef(real, said)[0, 1]), slope, repeated))
+    return found
+
+
+def values_of(folder: Path) -> dict[int, dict[str, float]]:
+    """The value of each row in each step."""
+    rows = table(folder, "ledger")
+    values: dict[int, dict[str, float]] = {}
+    for step, name, value in zip(rows["step"], rows["example_id"], rows["value"], strict=True):
+        own = values.setdefault(step, {})
+        own[name] = own.get(name, 0.0) + (value or 0.0)
+    return values
 
 
 def updated(step: Step, gradient: dict[str, Tensor], decays: dict[str, float], max_norm: float) -> dict[str, Tensor]:

@@ -28,6 +28,7 @@ from ghosttune.reports.drawing import (
 )
 from ghosttune.reports.figures import Figure, Standing
 from ghosttune.reports.reading import Place, RunNumbers, mean_of, role_of, roles_of
+from ghosttune.run.tables import ROW_TERMS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -52,6 +53,9 @@ class Bar(NamedTuple):
     """Half of its 95 % interval; 0 where it has none."""
 
 
+TERM_COLOURS = {"rows": "green", "rows_left_out": "blue", "carried_momentum": "purple", "weight_decay": "gold"}
+
+
 @FIGURES.register("ledger_account", Standing("helped", 1))
 def ledger_account(numbers: RunNumbers) -> Figure | None:
     """How the measured drop of the guide loss is made up."""
@@ -64,15 +68,10 @@ def ledger_account(numbers: RunNumbers) -> Figure | None:
         groups[group] += fell
     by_group = [Bar(group, groups[group], colour_of(group)) for group in in_order(groups)]
     views = {"by group": [*by_group, Bar("residual", account["modules_residual"], LIGHT["soft"])]}
-    if account["rows"] is not None:
-        views["by step"] = [
-            Bar("rows, in their own step", account["rows"], LIGHT["green"]),
-            *(
-                Bar("rows, in what is left out", account[term], LIGHT["blue"])
-                for term in {"rows_left_out"} & set(account)
-            ),
-            Bar("momentum of earlier rows", account["carried_momentum"], LIGHT["purple"]),
-            Bar("weight decay", account["weight_decay"], LIGHT["gold"]),
+    if account["rows"] is not None:  # of earlier versions, some have no account of rows
+        terms = [(title, account[name], name) for name, title in ROW_TERMS.items() if name in account]
+        views["by rows"] = [
+            *(Bar(title, value, LIGHT[TERM_COLOURS[name]]) for title, value, name in terms),
             Bar("residual", account["residual"], LIGHT["soft"]),
         ]
     measured = Bar("measured drop", drop, LIGHT["ink"])

@@ -55,6 +55,7 @@ def _row_card(row: Mapping[str, Any], text: Sequence[tuple[str, str]], parts: It
     own = {name: value for name, value in row.items() if name not in VALUE_COLUMNS and value not in (None, "")}
     facts = [
         f"value {row['value']:+.4g} nats per target",
+        *([f"credit {row['credit']:+.4g}"] if row.get("credit") is not None else []),
         f"visits: {row['steps_seen']}",
         f"tokens: {row['tokens']}",
         *(f"{name}: {shown(value)}" for name, value in own.items()),

@@ -136,13 +136,13 @@ def reservations(numbers: RunNumbers) -> list[str]:
         )
     if account and account["rows"] is not None:
         drop = account["guide_loss_start"] - account["guide_loss_end"]
-        if abs(account["residual"]) > 0.5 * abs(drop):
+        if abs(account["residual"]) > 0.2 * abs(drop):
             notes.append(
-                f"The account by step leaves {account['residual']:+.3g} of {drop:+.3g} nats unexplained: trust the "
+                f"The account by rows leaves {account['residual']:+.3g} of {drop:+.3g} nats unexplained: trust the "
                 "ranking of the rows and the account by group, not its terms."
             )
         if account["unscored_rows"]:
-            notes.append(f"{account['unscored_rows']} visits of rows have no value: those of first updates.")
+            notes.append(f"{account['unscored_rows']} visits of rows have no value.")
     for split in splits_of(numbers):
         for who, alarm in numbers.evaluation[split].get("degenerate", {}).items():
             if alarm["alarm"]:

@@ -19,8 +19,17 @@ if TYPE_CHECKING:
 ROWS_IN_MEMORY = 200_000
 """A part is written when so many rows wait: bounds memory between two checkpoints."""
 
-VALUE_COLUMNS = ("example_id", "value", "standing", "steps_seen", "tokens")
+VALUE_COLUMNS = ("example_id", "value", "credit", "standing", "steps_seen", "tokens")
 """Columns of tables/values that are ours; the others came with the rows."""
+
+ROW_TERMS = {
+    "rows": "rows",
+    "rows_left_out": "rows, in what is left out",
+    "carried_momentum": "momentum of earlier rows",
+    "weight_decay": "weight decay",
+}
+"""Terms of the account by rows in `run.json` -> what they are called; `carried_momentum` is of earlier versions, whose
+`rows` held what a row did in its own step only."""
 
 PART = "part-{:09d}.parquet"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -20,7 +20,7 @@ from ghosttune.schedules.phases import scheduled
 from ghosttune.training.engines import Unsupported
 from ghosttune.training.exports import write_gradient_analysis, write_modules, write_values
 from ghosttune.training.instruments import Instrument, Measurement, MicroBatch
-from ghosttune.training.ledger import MODULE_COLUMNS, ROW_COLUMNS, Ledger
+from ghosttune.training.ledger import MODULE_COLUMNS, ROW_COLUMNS, Ledger, Values
 from ghosttune.training.norms import EFFECTIVE_COLUMNS, NORM_COLUMNS, EffectiveNorms, Norms
 from ghosttune.training.phasing import Phasing
 from ghosttune.training.rotation import CONTRAST_COLUMNS, FEWEST_GUIDE_ROWS, Rotation
@@ -37,7 +37,7 @@ def attach(
     effective_every: int | None = 10,
     guide_every: int = 10,
     guide_subset: int | None = None,
-    values: Literal["adamw", "sgd"] = "adamw",
+    values: Values = "removal",
     phases: str | None = None,
     optimizer_state: str = "rewarm 10",
     unsupported: Unsupported = "exact",
@@ -78,7 +78,8 @@ def attach(
         tables = Table(run, "ledger", ROW_COLUMNS), Table(run, "module_steps", MODULE_COLUMNS)
         rotation = _rotation(trainer, run, guide, guide_subset, guide_every, facts) if guide_subset else None
         own = _TrainerGuide(trainer, guide)
-        ledger = Ledger(model, facts, own, *tables, guide_every, values, ends, rotation, unsupported)
+        size = trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps
+        ledger = Ledger(model, facts, own, *tables, guide_every, values, size, ends, rotation, unsupported)
         instruments.append(ledger)
     measured = Measurement(model, instruments, trainer.args.max_grad_norm)
     rows = len(trainer.train_dataset)  # type: ignore[arg-type]

@@ -30,7 +30,7 @@ def write_values(
     `rows`: (example_id, the row's own columns, named by `name_beside`); `tokens` of each, where known. Returns
     `standing` and the yes/no columns of the rows that were scored.
 
-    `value` is the sum of the row's entries in the ledger.
+    `value` and `credit` are the sums of the row's entries in the ledger.
     `standing` is for ranking: the row's value over the root mean square of the values of its step, averaged over the
     times it was scored. It takes out when a row came: early steps move the loss a thousand times more than late ones.
     A row that was never scored has neither.
@@ -40,12 +40,13 @@ def write_values(
 
     totals = _totals(run)
     names = list(dict.fromkeys(name for _, row in rows for name in row))
-    never: tuple[None, None, int] = (None, None, 0)
-    value, standing, seen = zip(*(totals.get(example_id, never) for example_id, _ in rows), strict=True)
+    never: tuple[None, None, None, int] = (None, None, None, 0)
+    value, credit, standing, seen = zip(*(totals.get(example_id, never) for example_id, _ in rows), strict=True)
     table = pa.table(
         {
             "example_id": pa.array((example_id for example_id, _ in rows), pa.string()),
             "value": pa.array(value, pa.float64()),
+            "credit": pa.array(credit, pa.float64()),
             "standing": pa.array(standing, pa.float64()),
             "steps_seen": pa.array(seen, pa.int64()),
         }
@@ -71,14 +72,15 @@ def _columns(rows: Sequence[tuple[str, Mapping[str, Any]]], names: Sequence[str]
         yield from some.items()
 
 
-def _totals(run: RunDir) -> dict[str, tuple[float | None, float | None, int]]:
-    """(value, standing, steps seen) by row: the ledger's entries added up, in the order of the steps."""
-    table = read_table(run, "ledger", ["step", "example_id", "value"])
+def _totals(run: RunDir) -> dict[str, tuple[float | None, float | None, float | None, int]]:
+    """(value, credit, standing, steps seen) by row: the ledger's entries added up, in the order of the steps."""
+    table = read_table(run, "ledger", ["step", "example_id", "value", "credit"])
     ids = table["example_id"].combine_chunks().dictionary_encode()
     entries = np.stack([ids.indices.to_numpy(), table["step"].to_numpy()])
     visits, place = np.unique(entries, axis=1, return_inverse=True)
-    values = np.zeros(visits.shape[1])
+    values, credits = np.zeros((2, visits.shape[1]))
     np.add.at(values, place.ravel(), table["value"].to_numpy(zero_copy_only=False))
+    np.add.at(credits, place.ravel(), table["credit"].to_numpy(zero_copy_only=False))
     row, step = visits
     scored = ~np.isnan(values)
     squares = np.bincount(step[scored], weights=values[scored] ** 2)
@@ -87,10 +89,17 @@ def _totals(run: RunDir) -> dict[str, tuple[float | None, float | None, int]]:
     count = len(ids.dictionary)
     times = np.bincount(row[scored], minlength=count)
     sums = np.bincount(row[scored], weights=values[scored], minlength=count)
+    credited = np.bincount(row, weights=np.nan_to_num(credits), minlength=count)
+    known = np.bincount(row[~np.isnan(credits)], minlength=count)
     standings = np.bincount(row[scored], weights=standing, minlength=count) / np.maximum(1, times)
     seen = np.bincount(row, minlength=count)
     return {
-        name: (float(sums[i]), float(standings[i]), int(seen[i])) if times[i] else (None, None, int(seen[i]))
+        name: (
+            float(sums[i]) if times[i] else None,
+            float(credited[i]) if known[i] else None,
+            float(standings[i]) if times[i] else None,
+            int(seen[i]),
+        )
         for i, name in enumerate(ids.dictionary.to_pylist())
     }
 

@@ -66,8 +66,17 @@ class StepGradient:
     step: int
     norms: dict[str, Tensor]
     """Norm of each parameter's gradient, on its device; parameters without a gradient are absent."""
-    clip: Tensor
-    """What clipping multiplies the gradient with, at most 1."""
+    length: Tensor
+    """Of all of it."""
+    limit: float | None
+    """Length to which it is clipped; None for any."""
+
+    @property
+    def clip(self) -> Tensor:
+        """What clipping multiplies it with, at most 1: exactly as `torch.nn.utils.clip_grad_norm_` does."""
+        if self.limit is None:
+            return torch.ones_like(self.length)
+        return (self.limit / (self.length + 1e-6)).clamp(max=1.0)
 
 
 class Instrument:
@@ -157,9 +166,7 @@ class Measurement(TrainerCallback):
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         norms = lengths(list(gradients.values()))
         total = torch.linalg.vector_norm(torch.stack(norms))
-        # torch.nn.utils.clip_grad_norm_ multiplies with exactly this
-        clip = (self.max_grad_norm / (total + 1e-6)).clamp(max=1.0) if self.max_grad_norm else torch.ones_like(total)
-        return StepGradient(self.step + 1, dict(zip(gradients, norms, strict=True)), clip)
+        return StepGradient(self.step + 1, dict(zip(gradients, norms, strict=True)), total, self.max_grad_norm or None)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.step = state.global_step + 1

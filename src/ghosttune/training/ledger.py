@@ -1,18 +1,18 @@
 """The ledger: which modules and which rows lowered the guide loss, step by step, adding up to the measured change.
 
 Module entry: −½⟨∇L(before) + ∇L(after), Δθ_module⟩ with the real Δθ of the window between two guide passes (the
-trapezoid form of loss change allocation, Lan et al. 2019, arXiv 1909.01440). Row entry (value): `ghostgrad.InRunValues`
-with the last guide gradient. The account of a run is
+trapezoid form of loss change allocation, Lan et al. 2019, arXiv 1909.01440). Row entries: `ghostgrad.crediting`, which
+takes the same Δθ apart by the rows whose gradients it is a mixture of. The account of a run is
 
-    measured drop = rows · (1−β1)/(1−β1^t), summed + carried momentum + weight decay + residual
+    measured drop = credits of all rows + weight decay + residual
 
-with each term computed by itself; the residual holds curvature, the drift of v̂, and first updates, which have no v̂.
-What rows did to parameters that are left out of their values is a term of its own.
+with each term computed by itself; the residual holds the curvature between two guide passes and what is left of folds
+that are sketches. What rows did to parameters that are left out of their entries is a term of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -20,17 +20,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ghostgrad.values import InRunValues, inner_products
+from ghostgrad import Observer
+from ghostgrad.crediting import Clip, RowCredits, Settled
+from ghostgrad.values import InRunValues
 from ghosttune.config.facts import ParameterFacts
+from ghosttune.errors import RunError
 from ghosttune.metrics.intervals import mean_ratio, verdict
 from ghosttune.run.tables import Table
 from ghosttune.training.engines import Unsupported, row_engine
 from ghosttune.training.guide import Guide, guide_gradient, guide_losses
 from ghosttune.training.instruments import Instrument, MicroBatch, StepGradient
-from ghosttune.training.processes import gathered, processes
+from ghosttune.training.processes import gathered, processes, rank
 from ghosttune.training.rotation import Rotation
 
-ROW_COLUMNS = {"step": "int64", "example_id": "string", "group": "string", "layer": "int64", "value": "float64"}
+ROW_COLUMNS = {
+    "step": "int64",
+    "example_id": "string",
+    "group": "string",
+    "layer": "int64",
+    "value": "float64",
+    "credit": "float64",
+}
 MODULE_COLUMNS = {
     "step": "int64",
     "steps": "int64",
@@ -42,17 +52,20 @@ MODULE_COLUMNS = {
 }
 """`step` ends the window, `steps` is how many updates it spans."""
 
-TERMS = ("momentum", "decay", "left_out")
-"""Of the rows' account, kept on the device; the last is what rows did to parameters that none is credited with."""
+Values = Literal["removal", "adamw", "sgd"]
+"""What a row's value is of: the real step without the row, AdamW's at a fixed clip factor and v̂, or a plain step."""
 
-SAVED = ("loss_before", "path", "modules", "rows", "unscored_rows", "window_start", "steps_done", "latest", "active")
+SAVED = (
+    "loss_before", "path", "modules", "rows", "left_out", "decay", "unscored_rows", "window_start", "steps_done",
+    "latest", "active", "decays",
+)  # fmt: skip
 
 
 class Ledger(Instrument):
     """Keeps the account of rows and modules.
 
-    Costs a pass over the guide rows every `guide_every` updates, two copies of the trained parameters, and on every
-    step one inner product per row and parameter.
+    Costs a pass over the guide rows every `guide_every` updates, two copies of the trained parameters, and what
+    `ghostgrad.crediting` does; a row's entries come when no more of its gradient moves the weights.
 
     Args:
         model: the model that trains, unwrapped.
@@ -61,7 +74,8 @@ class Ledger(Instrument):
         rows: table of ROW_COLUMNS; one entry per consumed row, group and layer.
         modules: table of MODULE_COLUMNS; one entry per window and parameter.
         guide_every: updates between two guide passes.
-        values: `adamw` scores the step that AdamW makes, `sgd` a plain gradient step.
+        values: what a row's value is of.
+        rows_per_step: rows that this process trains in an update.
         boundaries: updates after which other parameters train; no window reaches across them.
         rotation: guide passes see subsets of the guide rows in turn; None for all rows every time.
         unsupported: what is done with trained parameters without a rule; those left out are no row's, and their part
@@ -79,7 +93,8 @@ class Ledger(Instrument):
         rows: Table,
         modules: Table,
         guide_every: int,
-        values: Literal["adamw", "sgd"],
+        values: Values,
+        rows_per_step: int,
         boundaries: Collection[int] = (),
         rotation: Rotation | None = None,
         unsupported: Unsupported = "exact",
@@ -91,7 +106,7 @@ class Ledger(Instrument):
         self.row_table, self.module_table = rows, modules
         self.tables = (rows, modules, *([rotation.table] if rotation else []))
         self.guide_every = guide_every
-        self.kind: Literal["adamw", "sgd"] = values
+        self.kind, self.rows_per_step = values, rows_per_step
         self.gradient: dict[str, Tensor] = {}
         """Of the guide loss, at the last guide pass."""
         self.reference: dict[str, Tensor] = {}
@@ -99,19 +114,31 @@ class Ledger(Instrument):
         self.start: dict[str, Tensor] = {}
         """`losses`: what each guide row added to the guide loss before the first step."""
         self.end: Tensor | None = None
-        self.loss_before = self.path = self.modules = self.rows = 0.0
+        self.loss_before = self.path = self.modules = self.rows = self.left_out = self.decay = 0.0
         self.unscored_rows = self.window_start = self.steps_done = 0
-        self.carried = {name: torch.zeros((), dtype=torch.float64) for name in TERMS}
+        self.decays: dict[str, float] = {}
+        """Learning rate times weight decay, by parameter, over the updates since the last guide pass."""
+        self.credits: RowCredits | None = None
+        """None where every trained parameter is left out."""
+        self.saved_credits: Sequence[tuple[Mapping[str, Tensor], Any]] = []
+        self.ids: list[str] = []
+        """Of the rows of the step under way."""
         self.active: list[str] = []
         """Parameters that train in the step under way."""
         self.latest: dict[str, float] = {}
         """Drop of the guide loss per update, by parameter, over the last window in which it trained."""
 
     def open(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        if self.engine.parameters:
+            window = max(1, self.guide_every)
+            self.credits = RowCredits(
+                self.engine.parameters, optimizer, self.rows_per_step, window, processes(), self.kind == "removal"
+            )
+            for saved in self.saved_credits:
+                self.credits.restore(*saved)
+            self.saved_credits = []
         self.optimizer = optimizer
-        self.values = InRunValues(self.parameters, optimizer, self.kind)
-        device = next(iter(self.parameters.values())).device
-        self.carried = {name: total.to(device) for name, total in self.carried.items()}
+        self.values = InRunValues(self.parameters, optimizer, "sgd" if self.kind == "sgd" else "adamw")
         if not self.start:
             self.start = {"losses": guide_losses(model, self.guide)}
 
@@ -120,108 +147,107 @@ class Ledger(Instrument):
         if not self.gradient or (due and step - 1 > self.window_start):
             self._guide_pass(step - 1)
         self.active = [name for name in self.gradient if self.parameters[name].requires_grad]
-        self.dots = self.values.open_step({name: self.gradient[name] for name in self.active}, self.engine.unseen)
-        self._add_carried()
+        self.observers: list[Observer] = [self.credits.observer] if self.credits else []
+        if self.kind != "removal":
+            self.observers.append(self.values.open_step(self._towards()))
 
-    @contextmanager
-    def observing(self, batch: MicroBatch) -> Iterator[None]:
-        with self.engine.observe(self.dots, selected=batch.selected(self.engine)):
-            yield
-        self.values.add(batch.example_ids)
-
-    def after_backward(self, gradient: StepGradient) -> None:
-        self.clip = gradient.clip
-        self.shares = {name: self._share(name) for name in self.active}
-        if apart := self.values.apart:  # the sum over all rows is the step's own gradient
-            gradients = {name: self.parameters[name].grad for name in apart}
-            present = {name: gradient for name, gradient in gradients.items() if gradient is not None}
-            factors = [self.shares[name] for name in present]
-            if present:
-                products = inner_products({name: apart[name] for name in present}, present)
-                self.carried["left_out"] += self.clip * (products @ products.new_tensor(factors))
-
-    def after_update(self, step: int) -> None:
-        self.steps_done = step
-        scored = self.values.close_step(self.clip)
-        parts = gathered((scored.ids, scored.values.double() / processes()))
-        ids = [name for own, _ in parts for name in own]
-        table = torch.cat([values for _, values in parts])
-        if self.kind == "adamw":
-            self.rows += float((table.sum(0) * torch.tensor([self.shares[name] for name in scored.names])).sum())
-        keys, per_key = self._by_group_and_layer(scored.names, table)
-        self.unscored_rows += 0 if scored.names else len(ids)
-        count = len(ids)
-        self.row_table.append(
-            step,
-            {
-                "step": [step] * (count * len(keys)),
-                "example_id": [name for name in ids for _ in keys],
-                "group": [group for group, _ in keys] * count,
-                "layer": [layer for _, layer in keys] * count,
-                "value": per_key.flatten().tolist() if scored.names else [None] * (count * len(keys)),
-            },
-        )
-
-    def _by_group_and_layer(self, names: list[str], table: Tensor) -> tuple[list[tuple[str, int | None]], Tensor]:
-        """The groups and layers, and [rows, groups and layers] the sums over their parameters."""
-        places = {(fact.group, fact.layer): None for fact in (self.facts[name] for name in self.active)}
-        keys = list(places)
-        belongs = torch.zeros(len(names), len(keys), dtype=table.dtype)
-        for row, name in enumerate(names):
-            belongs[row, keys.index((self.facts[name].group, self.facts[name].layer))] = 1
-        return keys, table @ belongs
+    def _towards(self) -> dict[str, Tensor]:
+        """The guide gradient of what trains in the step under way and is shown row by row."""
+        return {name: self.gradient[name] for name in self.active if name not in self.engine.unseen}
 
     @property
     def direction(self) -> Mapping[str, Tensor]:
-        """What a row's gradient is multiplied with for its value in the step under way; empty before AdamW has a v̂."""
-        return self.dots.directions[0]
+        """What a row's gradient is multiplied with for what AdamW's next step makes of it; empty before it has a v̂."""
+        return self.values.directions(self._towards())
 
-    def _share(self, name: str) -> float:
-        """(1−β1)/(1−β1^t): the part of a step's gradient that this update uses; the rest comes as momentum."""
-        if self.kind == "sgd":
-            return 1.0
-        beta = self.values.group(name)["betas"][0]
-        return (1 - beta) / (1 - beta ** (self.values.updates.get(name, 0.0) + 1))
+    @contextmanager
+    def observing(self, batch: MicroBatch) -> Iterator[None]:
+        with self.engine.observe(*self.observers, selected=batch.selected(self.engine)):
+            yield
+        self.ids += batch.example_ids
+        if self.credits:
+            self.credits.add(batch.example_ids)
+        if self.kind != "removal":
+            self.values.add(batch.example_ids)
 
-    def _add_carried(self) -> None:
-        """What momentum of earlier steps and weight decay will do to the guide loss in this update; no copy to host."""
-        if self.kind == "sgd":
-            return
-        parameters = self.parameters
-        if directions := {**self.direction, **self.values.apart}:
-            moments = {name: self.optimizer.state[parameters[name]]["exp_avg"] for name in directions}
-            betas = {name: self.values.group(name)["betas"][0] for name in directions}
-            self._carry("momentum", directions, moments, [b / (1 - b) * self._share(n) for n, b in betas.items()])
-        groups = [self.values.group(name) for name in self.active]
-        decays = [group["lr"] * group["weight_decay"] for group in groups]
-        if any(decays):
-            weights = {name: parameters[name].detach() for name in self.active}
-            self._carry("decay", weights, self.gradient, decays)
+    def after_backward(self, gradient: StepGradient) -> None:
+        self.clip = Clip(float(gradient.length), gradient.limit)
 
-    def _carry(self, term: str, left: Mapping[str, Tensor], right: Mapping[str, Tensor], factors: list[float]) -> None:
-        products = inner_products(left, right)
-        self.carried[term] += products @ products.new_tensor(factors)
+    def after_update(self, step: int) -> None:
+        self.steps_done = step
+        groups = {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
+        for name in self.active:
+            group = groups[id(self.parameters[name])]
+            self.decays[name] = self.decays.get(name, 0.0) + group["lr"] * group["weight_decay"]
+        if self.credits:
+            self.credits.update(step, self._towards(), self.clip)
+        if self.kind != "removal":
+            scored = self.values.close_step(self.clip.factor)
+            if self.credits:
+                self.credits.set_values(step, scored.names, scored.values.double() / processes())
+        if not self.credits:
+            nothing = torch.full((len(self.ids), len(self.active)), float("nan"), dtype=torch.float64)
+            self._append_rows(step, [Settled(step, self.ids, self.active, nothing, nothing)])
+        self.ids = []
+
+    def _append_rows(self, now: int, settled: Sequence[Settled]) -> None:
+        """Entries of rows of which every process has settled some; `now` is the update after which they are known."""
+        for parts in zip(*gathered(list(settled)), strict=True):
+            ids, names = [name for one in parts for name in one.ids], parts[0].names
+            credits, values = (torch.cat([getattr(one, kind) for one in parts]) for kind in ("credits", "values"))
+            keys, belongs = self._groups_and_layers(names)
+            self.rows += float(credits.nansum())
+            self.unscored_rows += int(values.isnan().all(1).sum())
+            count = len(ids)
+            self.row_table.append(
+                now,
+                {
+                    "step": [parts[0].step] * (count * len(keys)),
+                    "example_id": [name for name in ids for _ in keys],
+                    "group": [group for group, _ in keys] * count,
+                    "layer": [layer for _, layer in keys] * count,
+                    "value": _cells(values @ belongs),
+                    "credit": _cells(credits @ belongs),
+                },
+            )
+
+    def _groups_and_layers(self, names: Sequence[str]) -> tuple[list[tuple[str, int | None]], Tensor]:
+        """The groups and layers of these parameters, and [parameters, groups and layers] which belongs to which."""
+        own = [(self.facts[name].group, self.facts[name].layer) for name in names]
+        keys = list(dict.fromkeys(own))
+        belongs = torch.zeros(len(names), len(keys), dtype=torch.float64)
+        for row, key in enumerate(own):
+            belongs[row, keys.index(key)] = 1
+        return keys, belongs
 
     def _guide_pass(self, step: int) -> None:
         """Takes the guide gradient after `step` updates and enters what the window before it changed."""
         loss, gradient = self._guide_gradient(step)
         now = {name: self.parameters[name].detach() for name in gradient}
         if self.gradient:
-            entries = torch.stack(
-                [
-                    -0.5 * ((self.gradient[name] + gradient[name]).double() * (now[name] - self.reference[name])).sum()
-                    for name in gradient
-                ]
-            ).tolist()
+            mean = {name: 0.5 * (self.gradient[name] + gradient[name]).double() for name in gradient}
+            moved = [-(mean[name] * (now[name] - self.reference[name])).sum() for name in gradient]
+            entries = torch.stack(moved).tolist()
+            decays = self._decayed(mean, now)
+            self.decay += sum(decays.values())
+            drops = dict(zip(gradient, entries, strict=True))
+            self.left_out += sum(drops[name] - decays.get(name, 0.0) for name in self.engine.unseen if name in drops)
             self.path += abs(loss - self.loss_before)
             self.modules += sum(entries)
             self._append_modules(step, list(gradient), entries)
             if self.rotation is not None:
                 self.rotation.enter(step, {name: now[name] - self.reference[name] for name in gradient})
-            drops = dict(zip(gradient, entries, strict=True))
             self.latest |= {name: drops[name] / (step - self.window_start) for name in self.active}
-        self.gradient, self.loss_before, self.window_start = gradient, loss, step
+            if self.credits:
+                self._append_rows(step, self.credits.close_window(self.gradient, gradient))
+        self.gradient, self.loss_before, self.window_start, self.decays = gradient, loss, step, {}
         self.reference = {name: parameter.clone() for name, parameter in now.items()}
+
+    def _decayed(self, mean: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> dict[str, float]:
+        """What weight decay did in the window, by parameter: it moved each towards 0, by a share of where it was."""
+        decays = {name: rate for name, rate in self.decays.items() if rate}
+        halfway = {name: 0.5 * (now[name] + self.reference[name]).double() for name in decays}
+        return {name: rate * float((mean[name] * halfway[name]).sum()) for name, rate in decays.items()}
 
     def _guide_gradient(self, step: int) -> tuple[float, dict[str, Tensor]]:
         if self.rotation is None:
@@ -247,7 +273,11 @@ class Ledger(Instrument):
         return (
             {f"ledger.gradient|{name}": tensor for name, tensor in self.gradient.items()}
             | {f"ledger.reference|{name}": tensor for name, tensor in self.reference.items()}
-            | {f"ledger.carried|{name}": total for name, total in self.carried.items()}
+            | {
+                f"ledger.credits|{process}|{name}": tensor
+                for process, (tensors, _) in enumerate(self._credits_of_all())
+                for name, tensor in tensors.items()
+            }
             | {f"ledger.start|{name}": losses for name, losses in self.start.items()}
             | (
                 {f"ledger.contrast|{n}": tensor for n, tensor in self.rotation.contrast.items()}
@@ -256,20 +286,34 @@ class Ledger(Instrument):
             )
         )
 
+    def _credits_of_all(self) -> list[tuple[Mapping[str, Tensor], Any]]:
+        """What each process keeps of rows."""
+        return gathered((self.credits.tensors(), self.credits.counters())) if self.credits else []
+
     def counters(self) -> dict[str, Any]:
         rotation = {"rotation": self.rotation.totals} if self.rotation else {}
-        return {"ledger": {name: getattr(self, name) for name in SAVED}} | rotation
+        credits = [counters for _, counters in self._credits_of_all()]
+        return {"ledger": {name: getattr(self, name) for name in SAVED} | {"credits": credits}} | rotation
 
     def restore(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
-        for name, value in counters["ledger"].items():
-            setattr(self, name, value)
-        order = {name: place for place, name in enumerate([*self.facts, *TERMS, "losses"])}
+        if "credits" not in counters["ledger"]:
+            raise RunError(
+                "this checkpoint is of an earlier version, whose ledger kept rows in another way: finish the run with "
+                "that version, or start it again"
+            )
+        for name in SAVED:
+            setattr(self, name, counters["ledger"][name])
         parts = {}
-        for part in ("gradient", "reference", "carried", "start", "contrast"):
-            prefix = f"ledger.{part}|"
-            own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        order = {name: place for place, name in enumerate([*self.facts, "losses"])}
+        for part in ("gradient", "reference", "start", "contrast"):
+            own = _below(tensors, f"ledger.{part}|")
             parts[part] = {name: own[name] for name in sorted(own, key=order.__getitem__)}
-        self.gradient, self.reference, self.carried, self.start, contrast = parts.values()
+        self.gradient, self.reference, self.start, contrast = parts.values()
+        kept = [
+            (_below(tensors, f"ledger.credits|{process}|"), own)
+            for process, own in enumerate(counters["ledger"]["credits"])
+        ]
+        self.saved_credits = kept[rank() :: processes()]
         if self.rotation is not None:
             self.rotation.restore(contrast, self.window_start, counters["rotation"])
 
@@ -277,6 +321,8 @@ class Ledger(Instrument):
         """Closes the last window and measures the guide loss at the end."""
         if self.steps_done > self.window_start:
             self._guide_pass(self.steps_done)
+        if self.credits:
+            self._append_rows(self.steps_done, self.credits.finish())
         self.end = guide_losses(model, self.guide)
 
     def account(self) -> dict[str, Any]:
@@ -298,13 +344,18 @@ class Ledger(Instrument):
         }
         if self.rotation is not None:
             account |= self.rotation.account()
-        if self.kind == "sgd":  # what a plain gradient step would have done says nothing of this optimizer's
-            return account | dict.fromkeys(("rows", "carried_momentum", "weight_decay", "residual"))
-        momentum, decay, left_out = (float(self.carried[name]) for name in TERMS)
         return account | {
             "rows": self.rows,
-            **({"rows_left_out": left_out} if self.engine.unseen else {}),
-            "carried_momentum": momentum,
-            "weight_decay": decay,
-            "residual": drop - self.rows - left_out - momentum - decay,
+            **({"rows_left_out": self.left_out} if self.engine.unseen else {}),
+            "weight_decay": self.decay,
+            "residual": drop - self.rows - self.left_out - self.decay,
         }
+
+
+def _cells(table: Tensor) -> list[float | None]:
+    """Row by row, null for what is not a number."""
+    return [None if number != number else number for number in table.flatten().tolist()]
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}

@@ -81,7 +81,8 @@ def _ledger(
     rows, modules = Table(run, "ledger", ROW_COLUMNS), Table(run, "module_steps", MODULE_COLUMNS)
     every, unsupported = ledger.guide_every, config.measure.unsupported
     try:
-        return [Ledger(model, facts, guide, rows, modules, every, ledger.values, boundaries, rotation, unsupported)]
+        size, values = config.train.rows_per_step, ledger.values
+        return [Ledger(model, facts, guide, rows, modules, every, values, size, boundaries, rotation, unsupported)]
     except UnsupportedLayer as error:
         raise _refusal(config, "measure.ledger.guide_every", "measure.ledger", error) from error
 
