@@ -1,0 +1,167 @@
+"""The shipped recipes as they are: what the account by rows leaves of them, and what taking a row out really does."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ghosttune.config.loading import load_config
+from ghosttune.config.schema import RunConfig
+from ghosttune.errors import GhosttuneError
+from ghosttune.run.directory import RunDir
+from ghosttune.run.tables import read_table
+from ghosttune.training.guide import evaluating, guide_losses
+from ghosttune.training.ledger import Ledger
+from ghosttune.training.measuring import instrument_of
+from ghosttune.training.trainer import RunTrainer
+from ghosttune.workflows import train as training
+from ghosttune.workflows.quickstart import PROFILE
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "quickstart": {"profile": PROFILE},
+    "init": {"overrides": ["data.train.path=builtin:rows", "train.warmup_steps=5"]},
+}
+"""What `ghosttune quickstart` runs, and what `ghosttune init` writes down."""
+
+ASIDE = ("evaluate.limit=0", "measure.norms=null", "model.device=cpu")
+"""What takes time and touches neither rows nor weights."""
+
+
+def recipe(name: str, *changes: str) -> RunConfig:
+    """The recipe with `--set` texts."""
+    given = RECIPES[name]
+    return load_config(profile=given.get("profile"), overrides=[*given.get("overrides", ()), *ASIDE, *changes])
+
+
+@dataclass
+class Before:
+    """All that an update is made of: what was before it, and its rows."""
+
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    random: Tensor
+    inputs: dict[str, Any]
+    targets: Any
+
+
+class Removal:
+    """Takes rows out of the updates of a run, one at a time, each in the very update that the run made.
+
+    Args:
+        numbers: of the updates, from 1.
+    """
+
+    def __init__(self, numbers: Sequence[int]):
+        self.kept: dict[int, Before] = {}
+        outer = self
+
+        class Keeping(RunTrainer):
+            def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+                outer.trainer = self
+                if (number := self.state.global_step + 1) in numbers:
+                    outer.kept[number] = Before(
+                        {n: p.detach().clone() for n, p in model.named_parameters() if n in model.trained},
+                        copy.deepcopy(self.optimizer.optimizer.state_dict()),
+                        torch.get_rng_state(),
+                        {key: value.clone() for key, value in inputs.items()},
+                        num_items_in_batch,
+                    )
+                return super().training_step(model, inputs, num_items_in_batch)
+
+        self.trainer: Any = None
+        self.kind = Keeping
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Runs inside are trained by the trainer that keeps updates."""
+        own = training.RunTrainer
+        training.RunTrainer = self.kind  # type: ignore[misc]
+        try:
+            yield
+        finally:
+            training.RunTrainer = own  # type: ignore[misc]
+
+    def changes(self, number: int) -> tuple[list[str], np.ndarray]:
+        """(ids of the rows, by how much the guide loss after the update is higher without each, over the share of the
+        gradient that the update uses)."""
+        trainer, before = self.trainer, self.kept[number]
+        model, settings = trainer.model, trainer.config.train
+        parameters = {n: p for n, p in model.named_parameters() if n in before.weights}
+        _set(parameters, before.weights)
+        torch.set_rng_state(before.random)
+        model.train()
+        training_now = {n: p for n, p in parameters.items() if _is_in(p, trainer, before)}
+        losses = trainer.task.example_loss(model, before.inputs) / before.targets
+        single = [torch.autograd.grad(loss, list(training_now.values()), retain_graph=True) for loss in losses]
+        whole = [torch.stack(parts).sum(0) for parts in zip(*single, strict=True)]
+        ledger: Ledger = instrument_of(trainer.measurement, Ledger)
+
+        def after(removed: int | None) -> float:
+            _set(parameters, before.weights)
+            optimizer = trainer.optimizer.optimizer
+            optimizer.load_state_dict(copy.deepcopy(before.optimizer))
+            optimizer.zero_grad()
+            for place, parameter in enumerate(training_now.values()):
+                parameter.grad = whole[place] - (0 if removed is None else single[removed][place])
+            torch.nn.utils.clip_grad_norm_(list(training_now.values()), settings.max_grad_norm)
+            optimizer.step()
+            with evaluating(model):
+                return float(guide_losses(model, ledger.guide).sum())
+
+        beta = settings.adam_beta1
+        counts = [float(s["step"]) for s in before.optimizer["state"].values()] or [0.0]
+        share = (1 - beta) / (1 - beta ** (max(counts) + 1))
+        with_all = after(None)
+        found = np.array([after(row) - with_all for row in range(len(losses))]) / share
+        rows = before.inputs["example_index"].tolist()
+        return [trainer.train_rows[row].example_id for row in rows], found
+
+
+def _is_in(parameter: Any, trainer: Any, before: Before) -> bool:
+    """Whether a phase that has begun by then trains it: in runs without phases, all are."""
+    return trainer.phasing is None or parameter.requires_grad
+
+
+def _set(parameters: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in weights.items():
+            parameters[name].copy_(value)
+
+
+def values_in(run: Path) -> dict[int, dict[str, float]]:
+    """The value of each row in each update of a run."""
+    table = read_table(RunDir(run), "ledger", ["step", "example_id", "value"]).to_pydict()
+    values: dict[int, dict[str, float]] = {}
+    for step, name, value in zip(*table.values(), strict=True):
+        own = values.setdefault(step, {})
+        own[name] = own.get(name, 0.0) + (value or 0.0)
+    return values
+
+
+def agreement(said: np.ndarray, real: np.ndarray) -> tuple[float, float]:
+    """(Pearson r, slope of the real change over the value)."""
+    return float(np.corrcoef(said, real)[0, 1]), float(np.cov(said, real)[0, 1] / said.var(ddof=1))
+
+
+def removals(name: str, folder: Path, numbers: Sequence[int], *changes: str) -> list[tuple[float, float]]:
+    """Trains a recipe, without phases, up to the last of these updates, and takes each of their rows out."""
+    removal = Removal(numbers)
+    config = recipe(name, "phases=null", *changes)
+    if config.train.gradient_accumulation_steps != 1:
+        raise GhosttuneError("a row is taken out of updates of one micro-batch only")
+    with removal.watching():
+        training.train(config, folder)
+    values = values_in(folder)
+    found = []
+    for number in numbers:
+        ids, real = removal.changes(number)
+        found.append(agreement(np.array([values[number][row] for row in ids]), real))
+    return found
