@@ -201,7 +201,7 @@ class RowCredits:
         slowest = max((group["betas"][0] for group in optimizer.param_groups), default=0.0)
         self.kept_steps = max(1, math.ceil(math.log(FADED) / math.log(slowest))) if slowest else 1
         kept_rows = (self.kept_steps + window) * rows_per_step
-        self.folding = Folding(parameters, kept_rows)
+        self.folding = Folding(parameters, kept_rows * processes)  # the same folds in however many processes
         self.names = self.folding.names
         self.observer = self.folding.observer()
         self.rows = torch.zeros(kept_rows, self.folding.size, dtype=self.folding.dtype, device=self.folding.device)
@@ -274,7 +274,8 @@ class RowCredits:
         """The slots of this update's rows, with their part of it."""
         whole = self.folding.direction((name, one.gradient) for name, one in now.items())
         ids = [name for some, _ in self._pending for name in some]
-        rows = torch.cat([rows for _, rows in self._pending]) * clip.factor
+        none = self.rows.new_zeros(0, self.folding.size)  # the last step of an epoch may leave a process without rows
+        rows = torch.cat([none, *(rows for _, rows in self._pending)]) * clip.factor
         self._pending = []
         slots = self._slots(len(ids))
         self.rows[slots.to(self.rows.device)] = rows

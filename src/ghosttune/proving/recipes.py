@@ -66,6 +66,8 @@ class Removal:
         class Keeping(RunTrainer):
             def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
                 outer.trainer = self
+                if self.state.global_step > max(numbers):  # the schedule is that of the whole run
+                    self.control.should_training_stop = True
                 if (number := self.state.global_step + 1) in numbers:
                     outer.kept[number] = Before(
                         {n: p.detach().clone() for n, p in model.named_parameters() if n in model.trained},
