@@ -163,7 +163,7 @@ def test_micro_batches_do_not_change_the_tables(tmp_path, dtype, rtol):
             for column, values in columns.items():
                 if column in ("norm", "norm_after_clip", "update_norm", "weight_norm", "effective_norm"):
                     np.testing.assert_allclose(other[name][column], values, rtol=rtol, atol=1e-7)
-                elif column in ("value", "guide_loss_drop", "relative_norm"):
+                elif column in ("value", "credit", "guide_loss_drop", "relative_norm"):
                     left, right = (np.array(v, float) for v in (other[name][column], values))
                     np.testing.assert_allclose(left, right, rtol=rtol, atol=rtol * np.nanmax(np.abs(right)))
                 else:

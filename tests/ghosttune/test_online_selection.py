@@ -160,9 +160,9 @@ def test_scores_are_those_of_the_weights_before_the_step(chosen_by, by, step):
     assert all(row["score"] <= worst_kept for row in candidates if not row["kept"])
 
 
-def test_values_are_what_the_ledger_credits_them_with(chosen_by):
+def test_scores_are_adamws_values_in_the_ledger(chosen_by):
     """A kept row's entries in the ledger are its score over the targets of the step; nothing was clipped."""
-    run = chosen_by("value")
+    run = chosen_by("value", measure__ledger__values="adamw")
     prepared = prepare(run.config)
     targets = {row.example_id: row.targets for row in prepared.train.features}
     credited = defaultdict(float)

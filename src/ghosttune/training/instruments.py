@@ -134,8 +134,12 @@ class Measurement(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
         self.step = state.global_step
+        self.open(getattr(optimizer, "optimizer", optimizer))
+
+    def open(self, optimizer: torch.optim.Optimizer) -> None:
+        """Before the first step, or where there is none left."""
         for instrument in self.instruments:
-            instrument.open(self.model, getattr(optimizer, "optimizer", optimizer))
+            instrument.open(self.model, optimizer)
 
     def begin_step(self) -> None:
         """The step under way begins, unless it has; for who needs the instruments before its first micro-batch."""

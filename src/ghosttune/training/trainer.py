@@ -198,6 +198,13 @@ class RunTrainer(Trainer):
         for old in set(self.run.checkpoint_steps()) - kept:
             shutil.rmtree(self.run.checkpoint(old))
 
+    def take_up(self, checkpoint: Path) -> None:
+        """Weights, optimizer and instruments as a checkpoint has them, for a run that has no step left to make."""
+        checkpoints.restore_adapter(checkpoint, self.model)
+        self.create_optimizer_and_scheduler(self.config.train.max_steps or 0)
+        checkpoints.restore_optimizer(checkpoint, self.model, self.optimizer)
+        self.measurement.open(self.optimizer)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         checkpoints.verify(Path(resume_from_checkpoint))
         checkpoints.restore_adapter(Path(resume_from_checkpoint), self.model)

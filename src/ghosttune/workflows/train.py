@@ -385,10 +385,9 @@ def _run_stages(
         resuming=checkpoint is not None,
     )
     if watch.complete and checkpoint is not None:  # it was cut off after its last step
-        checkpoints.restore_adapter(checkpoint, model)
         step = run.checkpoint_steps()[-1]
+        trainer.take_up(checkpoint)
         if phasing is not None:  # its table says which learning rates there were
-            trainer.create_optimizer_and_scheduler(config.train.max_steps or 0)
             phasing.rule_rates(trainer.lr_scheduler, config.train.warmup_steps)
     else:
         with record.stage("train"), watch.interruptible():

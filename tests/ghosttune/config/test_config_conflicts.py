@@ -155,7 +155,7 @@ CASES = {
         (
             {"measure.ledger.guide_every": None, "measure.ledger.values": "sgd"},
             "measure.ledger.values",
-            {"measure.ledger.values": "adamw"},
+            {"measure.ledger.values": "removal"},
         ),
         (
             {"measure.ledger.guide_every": None, "measure.ledger.guide_subset": 8},
