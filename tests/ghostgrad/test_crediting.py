@@ -1,4 +1,4 @@
-"""Credits and values against the real optimizer: written-out sums, rows really taken out, and an account that closes."""
+"""Credits and values against the real optimizer: sums written out, rows really taken out, an account that closes."""
 
 from __future__ import annotations
 
