@@ -136,7 +136,7 @@ def without_each(run: Run) -> Tensor:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1.0)
         optimizer.load_state_dict(copy.deepcopy(run.optimizer.state_dict()))
         for place, parameter in enumerate(model.parameters()):
-            parameter.grad = whole[place] - (0 if removed is None else single[removed][place])
+            parameter.grad = torch.as_tensor(whole[place] - (0 if removed is None else single[removed][place]))
         torch.nn.utils.clip_grad_norm_(model.parameters(), run.limit or math.inf)
         optimizer.step()
         return float(detached_loss(model, run.guide, 100))

@@ -155,7 +155,10 @@ def test_micro_batches_do_not_change_the_tables(tmp_path, dtype, rtol):
     found = []
     for size, accumulation in ((8, 1), (4, 2), (2, 4)):
         folder = tmp_path / str(size)
-        options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation}
+        options: dict[str, Any] = {
+            "per_device_train_batch_size": size,
+            "gradient_accumulation_steps": accumulation,
+        }
         measured(folder, dtype=dtype, effective_every=3, guide_every=2, **options)
         found.append({name: table(folder, name) for name in ("norms", "effective", "ledger", "module_steps")})
     for other in found[1:]:

@@ -15,7 +15,7 @@ from ghosttune import train
 from ghosttune.config.facts import ParameterFacts
 from ghosttune.errors import ConfigError, InputError
 from ghosttune.run.tables import read_table
-from ghosttune.training.instruments import MicroBatch
+from ghosttune.training.instruments import MicroBatch, StepGradient
 from ghosttune.training.norms import EffectiveNorms
 from ghosttune.workflows.check import check
 from ghosttune.workflows.index import index
@@ -184,6 +184,6 @@ def test_effective_norms_are_those_of_the_wrapped_module(name: str, method_confi
     norms.before_step(1)
     with norms.observing(MicroBatch(["a", "b", "c"])):
         model(input_ids=ids, labels=ids).loss.backward()
-    norms.after_backward(type("Gradient", (), {"step": 1, "norms": {}})())
+    norms.after_backward(StepGradient(1, {}, torch.zeros(()), None))
     expected = torch.einsum("bto,bti->oi", seen["y"], seen["x"]).norm()
     assert table.columns["effective_norm"] == [pytest.approx(float(expected), rel=1e-4)]
