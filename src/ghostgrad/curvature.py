@@ -60,7 +60,7 @@ def preconditioned(
         block.solved(own.double(), damping, len(store))
         for block, own in zip(blocks, _parts(queries.detach().cpu(), blocks), strict=True)
     ]
-    return torch.cat([own.flatten(1) for own in found], 1).float()
+    return torch.cat([own.flatten(1) for own in found], 1).to(queries.dtype)
 
 
 class _Block:

@@ -166,7 +166,11 @@ class Sketches(_PerParameter):
 
     def rows(self) -> Tensor:
         """[B, k] in the sketcher's order of parameters and in its dtype; zeros for a parameter that was not used."""
+        return self.unrounded().to(self.sketcher.options.dtype)
+
+    def unrounded(self) -> Tensor:
+        """[B, k] in the dtype sums were made in, so that rows of parts add up to the row of the whole."""
         like = next(iter(self.values.values()))
         unused = {n: like.new_zeros(len(like), self.sketcher.width(n)) for n in self.sketcher if n not in self.values}
         found = self.values | unused
-        return torch.cat([found[name] for name in self.sketcher], 1).to(self.sketcher.options.dtype)
+        return torch.cat([found[name] for name in self.sketcher], 1)

@@ -186,13 +186,13 @@ class Sketcher:
         return sum(self.width(name) for name in self)
 
     def row(self, direction: Mapping[str, Tensor]) -> Tensor:
-        """[size] float32: the sketch of one gradient given whole, [*P] per parameter.
+        """[size]: the sketch of one gradient given whole, [*P] per parameter, in its dtype.
 
         Its inner product with the sketch of an example estimates that of the direction with the example's gradient.
         """
         self.check(direction)
         parts = [Dense(direction[name].unsqueeze(0)).sketch(self.on(name, direction[name].device)) for name in self]
-        return torch.cat([part.squeeze(0).float() for part in parts])
+        return torch.cat([part.squeeze(0) for part in parts])
 
     def check(self, parameters: Mapping[str, Tensor]) -> None:
         """Raises ValueError unless `parameters` has every sketched one in its shape."""

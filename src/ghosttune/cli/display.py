@@ -224,6 +224,16 @@ class Display:
         if not report.errors and not report.findings:
             self.line("nothing to complain about", "green")
 
+    def shaded(self, shares: Any) -> None:
+        """A row's tokens and the answer's, the greener the more they pushed, the redder the more they held back."""
+        divided = {shares.example_id: shares.row} | ({"the answer": shares.answer} if len(shares.answer) > 1 else {})
+        for name, pieces in divided.items():
+            largest = max(abs(piece.share) for piece in pieces) or 1.0
+            text = Text(f"{on_one_line(name)}: ")
+            for piece in pieces:
+                text.append(on_one_line(piece.text) or "…", style=_shade(piece.share / largest))
+            self.console.print(text, soft_wrap=True)
+
     def preview(self, rows: list[Any]) -> None:
         """Rows with their trained tokens marked."""
         for row in rows:
@@ -237,6 +247,13 @@ class Display:
                 text.append(f"⟦{visible(token)}⟧" if flag else visible(token), style="bold green" if flag else "dim")
             self.console.print(text, soft_wrap=True)
             self.line()
+
+
+def _shade(strength: float) -> str:
+    """Style of a share between -1 and 1: white behind it at 0, green above, red below."""
+    fading = round(255 * (1 - abs(strength)))
+    red, green = (fading, 255) if strength > 0 else (255, fading)
+    return f"black on rgb({red},{green},{fading})"
 
 
 def _scored(metric: str, scale: str, result: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten
@@ -18,6 +19,7 @@ from ghosttune.cli.terminal import on_one_line, say
 if TYPE_CHECKING:
     from ghosttune.workflows.attribute import Attribution, Influence
     from ghosttune.workflows.neighbours import Neighbour
+    from ghosttune.workflows.tokens import Share, TokenShares
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
 Checkpoints = Annotated[
@@ -32,6 +34,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 LONGEST = 300
 """Characters of a row that a line shows; --json has all."""
+
+MOST_SHARES = 5
+"""Tokens, or pairs of them, that a line shows, those of the largest shares; --json has all."""
 
 LINE_SECONDS = 5.0
 """Least time between two lines of progress."""
@@ -122,6 +127,9 @@ def attribute(
     completion: Annotated[str | None, typer.Option("--completion", help="The answer to be explained.")] = None,
     top: Annotated[int, typer.Option("--top", min=1, help="How many rows of each side.")] = 10,
     by: Annotated[str, typer.Option("--by", help="cosine, dot, adamw or preconditioned.")] = "cosine",
+    tokens: Annotated[
+        int, typer.Option("--tokens", min=0, help="How many rows of each side are divided among their tokens.")
+    ] = 0,
     damping: Annotated[
         float | None,
         typer.Option(
@@ -147,6 +155,7 @@ def attribute(
         data=data,
         damping=damping,
         top=top,
+        tokens=tokens,
         device=device,
         trust_remote_code=trust_remote_code,
     )
@@ -155,6 +164,14 @@ def attribute(
         return
     for line in attribution_lines(found):
         say(line)
+    if found.tokens:
+        from ghosttune.cli.display import Display
+
+        display = Display()
+        for shares in found.tokens:
+            display.shaded(shares)
+            for line in share_lines(shares):
+                say(line)
 
 
 def similar(
@@ -328,6 +345,35 @@ def attribution_lines(found: Attribution) -> list[str]:
         if not rows:
             lines.append(f"{name}  none")
     return lines
+
+
+def share_lines(shares: TokenShares) -> list[str]:
+    """The tokens of the row and of the answer, and the pairs of them, with the largest shares of the row's score."""
+    lines = [f"{on_one_line(shares.example_id)} by its tokens: {_largest(shares.row)}"]
+    if len(shares.answer) > 1:
+        pairs = [
+            (share, f"{_token(own)} → {_token(asked)}")
+            for own, row in zip(shares.row, shares.pairs, strict=True)
+            for asked, share in zip(shares.answer, row, strict=True)
+        ]
+        lines.append(f"  by the answer's: {_largest(shares.answer)}")
+        lines.append(f"  by pairs: {_said(pairs)}")
+    return lines
+
+
+def _largest(shares: Sequence[Share]) -> str:
+    return _said([(share.share, _token(share)) for share in shares])
+
+
+def _said(shares: list[tuple[float, str]]) -> str:
+    first = sorted(shares, key=lambda entry: -abs(entry[0]))[:MOST_SHARES]
+    rest = shares[MOST_SHARES:]
+    left = f", {len(rest)} others {sum(share for share, _ in shares) - sum(share for share, _ in first):+.3g}"
+    return ", ".join(f"{text} {share:+.3g}" for share, text in first) + (left if rest else "")
+
+
+def _token(share: Share) -> str:
+    return f"⟦{on_one_line(share.text)}⟧" if share.text else f"(the other {share.tokens:,} tokens)"
 
 
 def _row(row: Influence | Neighbour) -> str:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ghosttune.cli.rows import attribution_lines
+from ghosttune.cli.rows import attribution_lines, share_lines
 from ghosttune.cli.terminal import say
 from ghosttune.errors import GhosttuneError, InputError, nearest
 from ghosttune.inference.chatting import Conversation
@@ -202,7 +202,8 @@ def _why(talk: Talk, argument: str) -> None:
         raise InputError(f"/why takes a number of rows, got {argument!r}")
     question, after = talk.conversation.last_question, talk.conversation
     turns = after.without_last().asking(question)
-    for line in attribution_lines(why(talk.opened(), turns, after.said[-1].content, top=int(argument or "5"))):
+    found = why(talk.opened(), turns, after.said[-1].content, top=int(argument or "5"), tokens=True)
+    for line in (*attribution_lines(found), *(line for shares in found.tokens for line in share_lines(shares))):
         talk.say(line)
 
 

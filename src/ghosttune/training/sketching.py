@@ -160,6 +160,17 @@ class RowGradients:
                 added = torch.zeros(len(batch), own.shape[1], dtype=torch.float32, device=own.device)
                 yield list(batch), added.index_add_(0, places, own.float()).to(own.dtype)
 
+    def unrounded(self, windows: Sequence[RowFeatures]) -> Tensor:
+        """[n, size] of each window by itself, in order, in the dtype sums are made in."""
+        found = []
+        with evaluating(self.model):
+            for start in range(0, len(windows), self.batch_size):
+                sketches = Sketches(self.sketcher)
+                part = windows[start : start + self.batch_size]
+                self._observe({str(place): [window] for place, window in enumerate(part)}, sketches)
+                found.append(sketches.unrounded())
+        return torch.cat(found)
+
     def direction(self, rows: Sequence[RowFeatures]) -> dict[str, Tensor]:
         """Gradient of the rows' loss in nats per target, by parameter."""
         guide = GuideRows(self.task, self.collate, rows, self.batch_size, self.device)

@@ -12,8 +12,8 @@ Positive lowered the loss. Several checkpoints give the mean, weighted by the le
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -27,8 +27,9 @@ from ghosttune.data.content import content
 from ghosttune.data.encoding import RowFeatures
 from ghosttune.data.records import TURN_FORMATS, Record, Turn
 from ghosttune.errors import DataError, InputError, listed
-from ghosttune.training.sketching import over_second_moments
+from ghosttune.training.sketching import RowGradients, over_second_moments
 from ghosttune.workflows.opened import OpenedRun, Rows, sketch_error
+from ghosttune.workflows.tokens import TokenShares, divided, token_shares, undivided
 
 By = Literal["cosine", "dot", "adamw", "preconditioned"]
 
@@ -60,6 +61,8 @@ class Attribution:
     """Of positive score, highest first."""
     harmful: list[Influence]
     """Of negative score, lowest first."""
+    tokens: list[TokenShares] = field(default_factory=list)
+    """Of the first helpful, then of the first harmful rows, as many as were asked for."""
 
 
 @dataclass(frozen=True)
@@ -81,20 +84,25 @@ def attribute(
     data: str | Path | None = None,
     damping: float | None = None,
     top: int = 10,
+    tokens: int = 0,
     device: str = "auto",
     trust_remote_code: bool = False,
 ) -> Attribution:
     """The `top` most helpful and most harmful rows for the rows of a file, or for a prompt and its completion.
 
     The rows are the training rows, or those of `data`, and must have been indexed at the checkpoints. `damping` is for
-    `preconditioned` alone, DAMPING if not given. Raises InputError where anything of this is missing or does nothing.
+    `preconditioned` alone, DAMPING if not given. `tokens` rows of each side are divided among their tokens and those of
+    the answer (`by_token` says what that costs). Raises InputError where anything of this is missing or does nothing.
     """
     if damping is not None and by != "preconditioned":
         raise InputError(f"--damping does nothing for --by {by}; it is for --by preconditioned")
+    if tokens > top:
+        raise InputError(f"--tokens {tokens} asks for more rows than --top {top} shows")
     opened = run if isinstance(run, OpenedRun) else OpenedRun(run, device, trust_remote_code)
     asked = _asked(opened, query, prompt, completion)
     rows, steps = opened.rows(data), opened.steps(checkpoints)
-    found = scored(opened, rows, asked, steps, by, DAMPING if damping is None else damping)
+    damping = DAMPING if damping is None else damping
+    found = scored(opened, rows, asked, steps, by, damping)
     order = torch.argsort(found.scores, descending=True, stable=True).tolist()
 
     def influence(place: int) -> Influence:
@@ -105,12 +113,24 @@ def attribute(
     ranked = [influence(place) for place in dict.fromkeys([*order[:top], *order[::-1][:top]])]
     helpful = [row for row in ranked if row.score > 0][:top]
     harmful = sorted((row for row in ranked if row.score < 0), key=lambda row: row.score)[:top]
-    return Attribution(by, steps, len(asked), len(rows.ids), helpful, harmful)
+    first = [row.example_id for row in (*helpful[:tokens], *harmful[:tokens])]
+    shares = by_token(opened, rows, first, asked, steps, by, damping) if first else []
+    return Attribution(by, steps, len(asked), len(rows.ids), helpful, harmful, shares)
 
 
-def why(run: str | Path | OpenedRun, prompt: str | Sequence[Turn], completion: str, top: int = 5) -> Attribution:
-    """The training rows behind an answer; an `OpenedRun` in place of its path is not opened for every question."""
-    return attribute(run, prompt=prompt, completion=completion, top=top)
+def why(
+    run: str | Path | OpenedRun, prompt: str | Sequence[Turn], completion: str, top: int = 5, tokens: bool = False
+) -> Attribution:
+    """The training rows behind an answer; an `OpenedRun` in place of its path is not opened for every question.
+
+    With `tokens` the first helpful row is divided among its tokens, against the answer as a whole.
+    """
+    opened = run if isinstance(run, OpenedRun) else OpenedRun(run)
+    found = attribute(opened, prompt=prompt, completion=completion, top=top)
+    if not tokens:
+        return found
+    first, asked = [row.example_id for row in found.helpful[:1]], _asked(opened, None, prompt, completion)
+    return replace(found, tokens=by_token(opened, opened.train, first, asked, found.checkpoints, divide_answer=False))
 
 
 def scored(
@@ -119,13 +139,10 @@ def scored(
     """What every row did to the query, with the error of the projections."""
     if by not in get_args(By):
         raise InputError(f"rows cannot be scored by {by!r}; known are {listed(get_args(By))}")
-    stores = [opened.store(rows, step) for step in steps]  # all that is missing is said before anything is computed
-    rates = torch.tensor([opened.learning_rate(step) for step in steps]) if len(steps) > 1 else torch.ones(1)
-    if not rates.any():
-        raise InputError(f"the learning rate was 0 at the checkpoints {listed(steps)}; choose others")
     total, squares = torch.zeros(len(rows.ids)), torch.zeros(len(rows.ids))
-    for step, store, weight in zip(steps, stores, (rates / rates.sum()).tolist(), strict=True):
-        towards = _direction(opened, store, query, step, by, damping)
+    for step, store, weight in _checkpoints(opened, rows, steps):
+        gradients = opened.gradients(step, opened.sketcher(store))
+        towards = _directions(opened, store, gradients, [query], step, by, damping)
         own = scores(store, towards, "cosine" if by == "cosine" else "dot")[0]
         places = torch.tensor([store.place(name) for name in rows.ids])
         total += weight * own[places]
@@ -133,15 +150,70 @@ def scored(
     return Scored(total, squares.sqrt())
 
 
-def _direction(
-    opened: OpenedRun, store: GradientStore, query: Sequence[RowFeatures], step: int, by: By, damping: float
+def by_token(
+    opened: OpenedRun,
+    rows: Rows,
+    ids: Sequence[str],
+    query: Sequence[RowFeatures],
+    steps: Sequence[int],
+    by: By = "cosine",
+    damping: float = DAMPING,
+    divide_answer: bool = True,
+) -> list[TokenShares]:
+    """The scores of these rows, divided among their tokens and those of the query where it is one row.
+
+    Computed from the model: a target token's gradient is that of its row trained at this token alone, in the sketch
+    of the store. Shares of a row add up to its score, but for the rounding of stored rows. Costs one forward and
+    backward for each piece of each row and of the query (`tokens.divided`), memory one gradient (or sketch) for each
+    piece of two rows. InputError for rows whose targets are not tokens.
+    """
+    tokenizer = opened.prepared.encoder.tokenizer
+    answer = divided(query[0], tokenizer) if divide_answer and len(query) == 1 else undivided(query)
+    wanted = set(ids)
+    own = {row.example_id: divided(row, tokenizer) for row in rows.features if row.example_id in wanted}
+    weights = [[piece.targets / sum(each.targets for each in answer)] for piece in answer]
+    found = {name: torch.zeros(len(pieces), len(answer)) for name, pieces in own.items()}
+    for step, store, rate in _checkpoints(opened, rows, steps):
+        gradients = opened.gradients(step, opened.sketcher(store))
+        towards = _directions(opened, store, gradients, [piece.rows for piece in answer], step, by, damping)
+        towards = towards * towards.new_tensor(weights)
+        for name, pieces in own.items():
+            targets = gradients.unrounded([row for piece in pieces for row in piece.rows]).cpu()
+            products = targets @ towards.mT
+            if by == "cosine":
+                lengths = targets.sum(0).norm() * towards.sum(0).norm()
+                products /= lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
+            found[name] = found[name] + rate * products
+    return [token_shares(name, own[name], answer, found[name]) for name in ids]
+
+
+def _checkpoints(opened: OpenedRun, rows: Rows, steps: Sequence[int]) -> Iterator[tuple[int, GradientStore, float]]:
+    """(step, store of the rows, weight of its scores) of each; what is missing is said before anything is computed."""
+    stores = [opened.store(rows, step) for step in steps]
+    rates = torch.tensor([opened.learning_rate(step) for step in steps]) if len(steps) > 1 else torch.ones(1)
+    if not rates.any():
+        raise InputError(f"the learning rate was 0 at the checkpoints {listed(steps)}; choose others")
+    return zip(steps, stores, (rates / rates.sum()).tolist(), strict=True)
+
+
+def _directions(
+    opened: OpenedRun,
+    store: GradientStore,
+    gradients: RowGradients,
+    queries: Sequence[Sequence[RowFeatures]],
+    step: int,
+    by: By,
+    damping: float,
 ) -> Tensor:
-    """[1, size] what the stored rows are multiplied with."""
-    sketcher = opened.sketcher(store)
-    gradient = opened.gradients(step, sketcher).direction(query)
-    if by == "adamw":
-        gradient = over_second_moments(gradient, opened.second_moments(step), opened.config.train.adam_epsilon)
-    towards = sketcher.row(gradient).unsqueeze(0)
+    """[q, size] what the stored rows are multiplied with, for each of the queries, in nats per target of it."""
+    sketcher, moments = gradients.sketcher, opened.second_moments(step) if by == "adamw" else {}
+    found = []
+    for query in queries:
+        gradient = gradients.direction(query)
+        if by == "adamw":
+            gradient = over_second_moments(gradient, moments, opened.config.train.adam_epsilon)
+        found.append(sketcher.row(gradient).cpu())
+    towards = torch.stack(found)
     if not towards.any():
         raise DataError(f"the query has no gradient at step {step}, so that no row can have done anything to it")
     if by != "preconditioned":

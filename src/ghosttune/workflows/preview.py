@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ghosttune.config.schema import RunConfig
 from ghosttune.workflows.prepare import prepare
@@ -30,12 +31,12 @@ def preview(config: RunConfig, rows: int = 3) -> list[PreviewedRow]:
     shown = []
     for features in first:
         row = prepared.encoder.marked(features)
-        tokens = list(zip(_token_texts(tokenizer, row.input_ids), row.trained, strict=True))
+        tokens = list(zip(token_texts(tokenizer, row.input_ids), row.trained, strict=True))
         shown.append(PreviewedRow(features.example_id, tokens, metadata[features.example_id], row.target))
     return shown
 
 
-def _token_texts(tokenizer, ids: list[int]) -> list[str]:
+def token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
     """The text each token adds; a character spread over several tokens is shown by the last of them."""
     texts: list[str] = []
     done = ""

@@ -60,8 +60,9 @@ def test_preview_shows_tokens_and_is_not_obeyed(odd_settings, said):
 def test_commands_about_rows_are_not_obeyed(odd, said):
     run = odd[0]
     said("index", run, "--device", "cpu")
-    lines = said("attribute", run, "--prompt", "Say red", "--completion", "red", "--top", 1, "--device", "cpu")
-    assert_nothing_obeyed(lines)
+    asked = ("--prompt", "Say red", "--completion", f"red {NASTY}", "--top", 1, "--tokens", 1)
+    lines = said("attribute", run, *asked, "--device", "cpu")
+    assert_nothing_obeyed(lines, "⟦\\u")
     assert [line for line in lines.split("\n") if line.startswith("harmful    -9.99")] == [], "a forged line"
     assert_nothing_obeyed(said("cluster", run, "--clusters", 2, "--top", 1, "--by", "tokens", "--device", "cpu"))
     assert_nothing_obeyed(said("cluster", run, "--clusters", 2, "--json", "--device", "cpu"))
@@ -106,4 +107,4 @@ def test_there_is_no_other_way_to_print():
                     found.append(f"{file.name}: {called}")
                 if called.endswith("console.print"):
                     found.append(f"{file.name}: {called}")
-    assert sorted(found) == ["display.py: self.console.print"] * 3 + ["terminal.py: typer.echo"]
+    assert sorted(found) == ["display.py: self.console.print"] * 4 + ["terminal.py: typer.echo"]
