@@ -251,13 +251,16 @@ def train(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
+    tokens: Annotated[
+        int, typer.Option("--tokens", min=0, max=10, help="Rows at each end whose tokens are shaded; opens the model.")
+    ] = 0,
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Write the report of a run: one page that opens from disk, with PNG and CSV of every figure beside it."""
     from ghosttune.workflows.report import report as reported
 
-    pages = {str(run): str(reported(run, trust_remote_code=trust_remote_code)) for run in runs}
+    pages = {str(run): str(reported(run, tokens=tokens, trust_remote_code=trust_remote_code)) for run in runs}
     say(json.dumps(pages, indent=2, ensure_ascii=False) if as_json else "\n".join(pages.values()))
 
 

@@ -19,8 +19,20 @@ UNFOLDED = 4
 
 ANSWERS = 8
 
+STRONGEST = 60
+"""Per cent of colour behind the target of the largest number: words stay readable on it."""
+
 Texts = Mapping[str, Sequence[tuple[str, str]]]
 """example_id -> (who says it, what)."""
+
+Shades = Mapping[str, Sequence[tuple[str, int, float]]]
+"""example_id -> (text of a target, how many tokens it is, how fast a step along its gradient lowers the guide loss)."""
+
+SHADING = (
+    "Targets are shaded by how fast a step of AdamW along each one's gradient lowers the guide loss, at the last "
+    "checkpoint: green lowers it, orange raises it, the strongest of a row are its largest. A value is of all visits "
+    "to the row; this is of where the run ended, when a row that was learned has hardly a gradient left."
+)
 
 FIRST_FIELDS = ("prompt", "reference", "references", "output", "base_output")
 """Of a prediction, in the order in which they are shown."""
@@ -33,25 +45,36 @@ def extremes(numbers: RunNumbers) -> dict[str, list[dict[str, Any]]]:
     return {"lowest": rows[:count], "highest": rows[::-1][:count]} if count else {}
 
 
-def extreme_rows(numbers: RunNumbers, texts: Texts, why_no_texts: str) -> Markup:
+def extreme_rows(numbers: RunNumbers, texts: Texts, why_no_texts: str, shades: Shades) -> Markup:
     """Cards of the rows at both ends; `why_no_texts` is shown where `texts` is empty."""
     ends = extremes(numbers)
     parts = _parts(numbers, [row["example_id"] for rows in ends.values() for row in rows])
     blocks: list[Markup] = [tag("p", why_no_texts, class_="soft")] if ends and not texts else []
+    blocks += [tag("p", SHADING)] if shades else []
     for end, rows in ends.items():
         harmful = sum(row["standing"] < 0 for row in rows)
         blocks.append(tag("h3", f"The {len(rows)} rows that stand {end}"))
         blocks.append(
             tag("p", f"{harmful or 'None'} of them raised the loss of the guide rows more than they lowered it.")
         )
-        cards = [_row_card(row, texts.get(row["example_id"], ()), parts[row["example_id"]]) for row in rows]
+        cards = [
+            _row_card(
+                row, texts.get(row["example_id"], ()), parts[row["example_id"]], shades.get(row["example_id"], ())
+            )
+            for row in rows
+        ]
         blocks += cards[:UNFOLDED]
         if more := cards[UNFOLDED:]:
             blocks.append(tag("details", tag("summary", f"{len(more)} more"), *more))
     return joined(blocks)
 
 
-def _row_card(row: Mapping[str, Any], text: Sequence[tuple[str, str]], parts: Iterable[str]) -> Markup:
+def _row_card(
+    row: Mapping[str, Any],
+    text: Sequence[tuple[str, str]],
+    parts: Iterable[str],
+    shades: Sequence[tuple[str, int, float]],
+) -> Markup:
     own = {name: value for name, value in row.items() if name not in VALUE_COLUMNS and value not in (None, "")}
     facts = [
         f"value {row['value']:+.4g} nats per target",
@@ -66,8 +89,27 @@ def _row_card(row: Mapping[str, Any], text: Sequence[tuple[str, str]], parts: It
         tag("h5", standing, " ", row["example_id"]),
         tag("p", " · ".join(facts), class_="meta"),
         tag("p", " · ".join(parts), class_="meta"),
-        tag("dl", *(joined([tag("dt", who), tag("dd", said(what))]) for who, what in text)),
+        tag(
+            "dl",
+            *(joined([tag("dt", who), tag("dd", said(what))]) for who, what in text),
+            *([tag("dt", "targets"), tag("dd", said(_shaded(shades)))] if shades else []),
+        ),
         class_="card",
+    )
+
+
+def _shaded(shades: Sequence[tuple[str, int, float]]) -> Markup:
+    """Targets, the stronger the larger their number, which is said where one points."""
+    largest = max(abs(number) for _, _, number in shades) or 1.0
+    return joined(
+        tag(
+            "span",
+            text or f" … {tokens:,} more",
+            title=f"{number:+.3g}",
+            style=f"--strength: {STRONGEST * abs(number) / largest:.0f}%",
+            class_="lowers" if number > 0 else "raises",
+        )
+        for text, tokens, number in shades
     )
 
 

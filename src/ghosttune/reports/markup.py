@@ -56,6 +56,6 @@ def facts(entries: Mapping[str, Any]) -> Markup:
     return tag("dl", *(joined([tag("dt", name), tag("dd", value)]) for name, value in entries.items()), class_="facts")
 
 
-def said(text: str) -> Markup:
+def said(text: str | Markup) -> Markup:
     """Text of a row, with its line breaks."""
     return tag("div", text, class_="said", dir="auto")

@@ -10,7 +10,7 @@ from ghosttune.registry import FIGURES
 from ghosttune.reports.configuration import configuration, cost, origin
 from ghosttune.reports.drawing import PALETTE, as_svg
 from ghosttune.reports.evaluation import splits_of
-from ghosttune.reports.examples import Texts, answers, extreme_rows
+from ghosttune.reports.examples import Shades, Texts, answers, extreme_rows
 from ghosttune.reports.figures import INTRODUCTIONS, SECTIONS, Figure, picture_name, write_figure
 from ghosttune.reports.markup import Markup, joined, table, tag
 from ghosttune.reports.reading import RunNumbers
@@ -20,11 +20,12 @@ from ghosttune.run.directory import RunDir, write_folder, write_json, write_text
 STYLE = Path(__file__).with_name("style.css")
 
 
-def write_report(run: RunDir, texts: Texts, why_no_texts: str) -> Path:
+def write_report(run: RunDir, texts: Texts, why_no_texts: str, shades: Shades) -> Path:
     """Writes report/ of a run and returns the path of its page.
 
-    `texts` are those of training rows, `why_no_texts` the reason where there are none. Figures of data that the run
-    does not have are left out. An earlier report is replaced as a whole.
+    `texts` are those of training rows, `why_no_texts` the reason where there are none, `shades` their targets' numbers
+    where they were asked for. Figures of data that the run does not have are left out. An earlier report is replaced as
+    a whole.
     """
     numbers = RunNumbers(run)
     figures = figures_of(numbers)
@@ -33,7 +34,7 @@ def write_report(run: RunDir, texts: Texts, why_no_texts: str) -> Path:
         for name, figure in figures.items():
             write_figure(folder, name, figure)
         write_json(folder / "summary.json", numbers.summary)
-        write_text(folder / "index.html", page(numbers, figures, texts, why_no_texts))
+        write_text(folder / "index.html", page(numbers, figures, texts, why_no_texts, shades))
 
     write_folder(run.report, fill)
     return run.report / "index.html"
@@ -47,13 +48,13 @@ def figures_of(numbers: RunNumbers) -> dict[str, Figure]:
     return {name: figure for name, figure in made.items() if figure is not None}
 
 
-def page(numbers: RunNumbers, figures: Mapping[str, Figure], texts: Texts, why_no_texts: str) -> str:
+def page(numbers: RunNumbers, figures: Mapping[str, Figure], texts: Texts, why_no_texts: str, shades: Shades) -> str:
     """The HTML."""
     blocks = {section: _figures(figures, section) for section in SECTIONS}
     beside = {
         "loss": _phases(numbers),
         "moved": _statistics(numbers),
-        "rows": joined([_columns(numbers), extreme_rows(numbers, texts, why_no_texts)]),
+        "rows": joined([_columns(numbers), extreme_rows(numbers, texts, why_no_texts, shades)]),
         "evaluation": joined([_scores(numbers), *(answers(numbers, split) for split in splits_of(numbers))]),
     }
     contents = {section: joined([block, beside.get(section, "")]) for section, block in blocks.items()}

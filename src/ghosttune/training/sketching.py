@@ -7,14 +7,24 @@ them fit into EXACT_BYTES; else every parameter's is projected (`ghostgrad.sketc
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ghostgrad import PROFILES, GradientEngine, Gram, Observer, Sketcher, Sketches, SketchOptions, UnsupportedLayer
+from ghostgrad import (
+    PROFILES,
+    Dots,
+    GradientEngine,
+    Gram,
+    Observer,
+    Sketcher,
+    Sketches,
+    SketchOptions,
+    UnsupportedLayer,
+)
 from ghostgrad.sketch import ErrorBar, error_bar
 from ghosttune.config.facts import ParameterFacts
 from ghosttune.data.encoding import RowFeatures
@@ -28,6 +38,8 @@ EXACT_BYTES = 1 << 28
 
 CALIBRATION_ROWS = 16
 """Rows whose exact inner products tell the error of sketched ones: 120 pairs."""
+
+Seen = TypeVar("Seen", bound=Observer)
 
 Batch = dict[str, list[RowFeatures]]
 """example_id -> its windows: one, but for tasks that cut long texts."""
@@ -162,14 +174,19 @@ class RowGradients:
 
     def unrounded(self, windows: Sequence[RowFeatures]) -> Tensor:
         """[n, size] of each window by itself, in order, in the dtype sums are made in."""
-        found = []
+        return torch.cat([found.unrounded() for found in self._alone(windows, lambda: Sketches(self.sketcher))])
+
+    def dots(self, windows: Sequence[RowFeatures], direction: Mapping[str, Tensor]) -> Tensor:
+        """[n] inner product of each window's gradient by itself with a direction, as `direction` gives one."""
+        return torch.cat([found.total() for found in self._alone(windows, lambda: Dots(direction))])
+
+    def _alone(self, windows: Sequence[RowFeatures], observer: Callable[[], Seen]) -> Iterator[Seen]:
+        """An observer that has seen the windows, for each batch of them, in order."""
         with evaluating(self.model):
             for start in range(0, len(windows), self.batch_size):
-                sketches = Sketches(self.sketcher)
-                part = windows[start : start + self.batch_size]
-                self._observe({str(place): [window] for place, window in enumerate(part)}, sketches)
-                found.append(sketches.unrounded())
-        return torch.cat(found)
+                seen, part = observer(), windows[start : start + self.batch_size]
+                self._observe({str(place): [window] for place, window in enumerate(part)}, seen)
+                yield seen
 
     def direction(self, rows: Sequence[RowFeatures]) -> dict[str, Tensor]:
         """Gradient of the rows' loss in nats per target, by parameter."""

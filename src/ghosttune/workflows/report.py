@@ -13,16 +13,34 @@ from ghosttune.data.sources import Source, open_source
 from ghosttune.errors import InputError
 from ghosttune.models.loading import load_tokenizer
 from ghosttune.registry import TASKS
-from ghosttune.reports.examples import Texts, extremes
+from ghosttune.reports.examples import Shades, Texts, extremes
 from ghosttune.reports.page import write_report
 from ghosttune.reports.reading import RunNumbers
 from ghosttune.run.directory import RunDir
 
 
-def report(path: str | Path, *, trust_remote_code: bool = False) -> Path:
-    """Writes `report/` of the run at `path` and returns the path of its page; RunError when there is no run."""
+def report(path: str | Path, *, tokens: int = 0, trust_remote_code: bool = False) -> Path:
+    """Writes `report/` of the run at `path` and returns the path of its page; RunError when there is no run.
+
+    The targets of `tokens` rows at each end are shaded, which opens the run and its model (`tokens.guide_shares`).
+    InputError where nothing can be shaded.
+    """
     run = RunDir(path).open()
-    return write_report(run, *texts_of(run, trust_remote_code))
+    return write_report(run, *texts_of(run, trust_remote_code), shades_of(run, tokens, trust_remote_code))
+
+
+def shades_of(run: RunDir, count: int, trust_remote_code: bool = False) -> Shades:
+    """What is to be shaded of the first `count` rows at each end."""
+    if not count:
+        return {}
+    ids = [row["example_id"] for rows in extremes(RunNumbers(run)).values() for row in rows[:count]]
+    if not ids:
+        raise InputError(f"{run.path} has no values of rows, so that there is nothing to shade (measure.ledger)")
+    from ghosttune.workflows.opened import OpenedRun
+    from ghosttune.workflows.tokens import guide_shares
+
+    found = guide_shares(OpenedRun(run.path, trust_remote_code=trust_remote_code), ids)
+    return {name: [(share.text, share.tokens, share.share) for share in shares] for name, shares in found.items()}
 
 
 def texts_of(run: RunDir, trust_remote_code: bool = False) -> tuple[Texts, str]:

@@ -3,6 +3,8 @@
 A row's loss is the sum of its targets' losses, and so its gradient the sum of theirs. A score of `attribute` is linear
 in the row's gradient and in the answer's, but for their lengths, by which `cosine` divides: it is the sum, over the
 row's targets s and the answer's targets t, of ⟨P ∇L_t, g_s⟩ over those lengths. Each pair has its share.
+
+A target token's gradient is that of its row trained at this token alone, so that every layer with a rule has it.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from torch import Tensor
 
 from ghosttune.data.encoding import Features, RowFeatures
 from ghosttune.errors import InputError
+from ghosttune.training.sketching import EXACT, over_second_moments, sketcher_of
+from ghosttune.workflows.opened import OpenedRun
 from ghosttune.workflows.preview import token_texts
 
 MOST_PIECES = 64
@@ -81,6 +85,25 @@ def divided(row: RowFeatures, tokenizer: Any) -> list[Piece]:
         groups.append(("\ufffd", unfinished))
     rest = [place for _, places in groups[MOST_PIECES:] for place in places]
     return [_piece(row, *group) for group in [*groups[:MOST_PIECES], *([("", rest)] if rest else [])]]
+
+
+def guide_shares(opened: OpenedRun, ids: Sequence[str]) -> dict[str, list[Share]]:
+    """example_id -> how fast a step of AdamW along each target's gradient lowers the guide loss, per learning rate.
+
+    ⟨∇L_guide / (√v̂ + ε), g_s⟩ at the last checkpoint, from whole gradients; needs no store. Costs a forward and
+    backward of the guide rows, and one of each row for each of its pieces. InputError as `divided`.
+    """
+    (step,) = opened.steps(["last"])
+    tokenizer, wanted = opened.prepared.encoder.tokenizer, set(ids)
+    own = {row.example_id: divided(row, tokenizer) for row in opened.train.features if row.example_id in wanted}
+    gradients = opened.gradients(step, sketcher_of(opened.row_facts, opened.parameters, len(own), EXACT))
+    direction = over_second_moments(
+        gradients.direction(opened.prepared.guide.features),
+        opened.second_moments(step),
+        opened.config.train.adam_epsilon,
+    )
+    dots = {name: gradients.dots([row for piece in own[name] for row in piece.rows], direction) for name in own}
+    return {name: _shares(own[name], dots[name]) for name in ids}
 
 
 def _piece(row: Features, text: str, places: list[int]) -> Piece:

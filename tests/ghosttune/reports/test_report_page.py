@@ -10,6 +10,7 @@ import sys
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hostile_rows import HOSTILE
@@ -19,13 +20,16 @@ from ghosttune import report
 from ghosttune.cli.main import app
 from ghosttune.data.records import Record, Records, Turn
 from ghosttune.data.sources import Source
-from ghosttune.errors import RunError
+from ghosttune.errors import InputError, RunError
 from ghosttune.registry import FIGURES
+from ghosttune.reports.examples import extremes
 from ghosttune.reports.page import figures_of
 from ghosttune.reports.page import page as page_of
 from ghosttune.reports.reading import RunNumbers
 from ghosttune.run.directory import RunDir
-from ghosttune.workflows.report import every_text, texts_of
+from ghosttune.workflows.opened import OpenedRun
+from ghosttune.workflows.report import every_text, shades_of, texts_of
+from ghosttune.workflows.tokens import guide_shares
 
 
 class Page(HTMLParser):
@@ -108,7 +112,7 @@ def test_texts_of_changed_rows_are_not_shown(copied, full_run, tmp_path):
     config.write_text(config.read_text().replace(str(full_run.parent), str(tmp_path)))
     texts, why_none = texts_of(RunDir(copied))
     assert not texts and why_none.endswith(f"because these files changed since: {rows}")
-    assert escape(why_none) in page_of(RunNumbers(RunDir(copied)), {}, texts, why_none)
+    assert escape(why_none) in page_of(RunNumbers(RunDir(copied)), {}, texts, why_none, {})
 
 
 def test_texts_of_lost_rows_are_not_shown(copied, full_run):
@@ -118,11 +122,33 @@ def test_texts_of_lost_rows_are_not_shown(copied, full_run):
     assert not texts and "cannot be read any more" in why_none and "/nowhere/rows.jsonl" in why_none
 
 
+def test_targets_are_shaded_by_what_they_do_to_the_guide_loss(full_run, full, tmp_path):
+    (tmp_path / "page.html").write_text(page_of(full, {}, {}, "", shades_of(RunDir(full_run), 1)), encoding="utf-8")
+    page = Page(tmp_path / "page.html")
+    ids = [rows[0]["example_id"] for rows in extremes(full).values()]
+    shares = guide_shares(OpenedRun(full_run), ids)
+    expected = [share for name in ids for share in shares[name]]
+    found = [found for tag, found in page.elements if found.get("class") in ("lowers", "raises")]
+    assert [shade["title"] for shade in found] == [f"{share.share:+.3g}" for share in expected]
+    assert [shade["class"] == "lowers" for shade in found] == [share.share > 0 for share in expected]
+    assert page.source.count("--strength: 60%") >= 2
+    assert not [shade for _, shade in page.elements if set(shade) & {"onerror", "onclick", "onload"}]
+    assert "Targets are shaded" in page.text
+    said = "".join(share.text for share in shares[ids[0]])
+    assert said.startswith("red ") and said in "".join(page.texts)
+
+
+def test_what_cannot_be_shaded_is_refused(bare_run):
+    with pytest.raises(InputError, match="has no values of rows, so that there is nothing to shade"):
+        shades_of(RunDir(bare_run), 1)
+
+
 def test_rows_of_every_task_have_a_text():
     turns = Record("a", (Turn("user", "Who?"), Turn("assistant", "I.")), "g")
     labelled = Record("b", (), "g", columns={"text": "fine", "label": 3, "note": None})
     tagged = Record("c", (), "g", columns={"tokens": ["Anna", "left"], "tags": ["B-PER", "O"]})
-    found = dict(every_text(Source(Records.of([turns, labelled, tagged]), "any", {}), None))
+    config: Any = None  # of no concern to rows that are not in blocks
+    found = dict(every_text(Source(Records.of([turns, labelled, tagged]), "any", {}), config))
     assert found["a"] == [("user", "Who?"), ("assistant", "I.")]
     assert found["b"] == [("text", "fine"), ("label", "3")]
     assert found["c"] == [("tokens", "Anna left"), ("tags", "B-PER O")]
@@ -154,7 +180,7 @@ def test_a_run_that_did_not_finish(copied, status):
         "evaluation",
     }
     said = {"running": "has not finished", "stopped": "was stopped", "failed": "failed: out of &lt;memory&gt;"}
-    assert said[status] in page_of(numbers, {}, {}, "")
+    assert said[status] in page_of(numbers, {}, {}, "", {})
 
 
 def test_a_report_replaces_the_one_before(bare_run, tmp_path):

@@ -34,17 +34,30 @@ def precise(indexed) -> Iterator[OpenedRun]:
     yield opened
 
 
-def one_backward_per_token(opened, row, step):
-    """[targets, numbers] gradients of the nats of each target token, by definition."""
+def nats_of_targets(opened, row, step):
+    """The nats of each target token, by definition."""
     model = opened.at(step).eval()
-    named = [parameter for _, parameter in sorted(opened.parameters.items())]
     logits = model(input_ids=torch.from_numpy(row.input_ids).long().unsqueeze(0), use_cache=False).logits[0]
-    found = []
-    for place in np.flatnonzero(row.trained):
-        nats = -torch.log_softmax(logits[place - 1], 0)[int(row.input_ids[place])]
-        gradients = torch.autograd.grad(nats, named, retain_graph=True)
-        found.append(torch.cat([gradient.flatten() for gradient in gradients]))
-    return torch.stack(found)
+    places = np.flatnonzero(row.trained)
+    return [-torch.log_softmax(logits[place - 1], 0)[int(row.input_ids[place])] for place in places]
+
+
+def backward(opened, nats):
+    """[numbers] the gradient of the nats by every trained number."""
+    named = [parameter for _, parameter in sorted(opened.parameters.items())]
+    return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(nats, named, retain_graph=True)])
+
+
+def one_backward_per_token(opened, row, step):
+    """[targets, numbers]."""
+    return torch.stack([backward(opened, nats) for nats in nats_of_targets(opened, row, step)])
+
+
+def under_adamw(opened, gradients, step):
+    """The same over √v̂ + ε, v̂ in float32 as it is stored."""
+    state = load_file(opened.run.checkpoint(step) / "optimizer.safetensors")
+    second = torch.cat([state[f"{name}|exp_avg_sq"].flatten() for name in sorted(opened.parameters)])
+    return torch.where(second > 0, gradients / ((second / (1 - 0.999**step)).sqrt() + 1e-8).double(), 0.0)
 
 
 def towards(opened, answer, step, by):
@@ -53,10 +66,7 @@ def towards(opened, answer, step, by):
     parameters = [parameter for _, parameter in sorted(opened.parameters.items())]
     sizes = [parameter.numel() for parameter in parameters]
     if by == "adamw":
-        state = load_file(opened.run.checkpoint(step) / "optimizer.safetensors")
-        second = torch.cat([state[f"{name}|exp_avg_sq"].flatten() for name in sorted(opened.parameters)])
-        corrected = (second / (1 - 0.999**step)).double()
-        found = torch.where(second > 0, found / (corrected.sqrt() + 1e-8), 0.0)
+        found = under_adamw(opened, found, step)
     if by == "preconditioned":
         rows = torch.stack([one_backward_per_token(opened, row, step).sum(0) for row in opened.train.features])
         parts = zip(parameters, rows.split(sizes, 1), found.split(sizes, 1), strict=True)
@@ -68,9 +78,11 @@ def towards(opened, answer, step, by):
     return found
 
 
-@pytest.mark.parametrize(("by", "rtol"), [("cosine", 1e-10), ("dot", 1e-10), ("adamw", 1e-5), ("preconditioned", 2e-3)])
+@pytest.mark.parametrize(
+    ("by", "rtol"), [("cosine", 1e-10), ("dot", 1e-10), ("adamw", 1e-10), ("preconditioned", 2e-3)]
+)
 def test_pairs_equal_one_backward_per_token(precise, by, rtol):
-    """In float64, but for v̂, which is stored in float32, and the curvature of rows stored in float32."""
+    """In float64, but for the curvature of rows, which is of those stored in float32."""
     row, answer = precise.train.features[2], precise.prepared.guide.features[0]
     own, asked = one_backward_per_token(precise, row, 6), towards(precise, answer, 6, by)
     exact = own @ asked.mT
@@ -96,6 +108,19 @@ def test_shares_add_up_to_the_score(opened, by, checkpoints):
         record = opened.train.record(row.example_id)
         assert "".join(share.text for share in shares.row).startswith(record.reference.split()[0])
         assert "".join(share.text for share in shares.answer).startswith("red red 7")
+
+
+def test_shares_of_the_guide_loss_equal_one_backward_per_token(precise):
+    guide, rows = precise.prepared.guide.features, precise.train.features[2:4]
+    targets = sum(row.targets for row in guide)
+    # Of the mean, row by row: Llama's norms are float32 in any model, and round what a backward brings them.
+    own = [backward(precise, torch.stack(nats_of_targets(precise, row, 6)).sum() / targets) for row in guide]
+    direction = under_adamw(precise, torch.stack(own).sum(0), 6)
+    found = tokens.guide_shares(precise, [row.example_id for row in rows[::-1]])
+    assert list(found) == [row.example_id for row in rows[::-1]]
+    for row in rows:
+        exact = one_backward_per_token(precise, row, 6) @ direction
+        assert [share.share for share in found[row.example_id]] == pytest.approx(exact.tolist(), rel=1e-10)
 
 
 def test_a_query_of_several_rows_is_not_divided(opened):
