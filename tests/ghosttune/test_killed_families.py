@@ -23,6 +23,7 @@ from ghosttune.config.rendering import plain_yaml
 from ghosttune.proving.specimens import short_run, write_rows
 from ghosttune.run.directory import RunDir
 from ghosttune.run.scratch import scratch_folder
+from ghosttune.workflows.launching import _first_failure
 from processes import limited
 
 KILL, TERM = signal.SIGKILL, signal.SIGTERM
@@ -192,6 +193,21 @@ def indexing(run: Path, folder: Path) -> Iterator[Family]:
         yield members
 
 
+@pytest.mark.parametrize("dies", [0, 1])
+def test_a_killed_process_is_noticed_while_another_works_on(dies):
+    """Nothing that they have to say to each other tells the other: it is told by who has started both."""
+    code = ["import time; time.sleep(100)", "import os; os.kill(os.getpid(), 9)"]
+    started = [subprocess.Popen([sys.executable, "-c", code[rank == dies]]) for rank in range(2)]
+    try:
+        begun = time.monotonic()
+        assert _first_failure(started) == (dies, False)
+        assert time.monotonic() - begun < SECONDS_LEFT
+    finally:
+        for process in started:
+            process.kill()
+            process.wait(timeout=30)
+
+
 def parent(members: Family) -> psutil.Process:
     return psutil.Process(members.process.pid)
 
@@ -239,12 +255,11 @@ def test_a_run_of_a_sweep_that_is_killed_costs_no_other(endless, tmp_path):
     with sweeping(endless, tmp_path / "out") as members:
         killed = members.child()
         killed.kill()
-        log = tmp_path / "out"
-        members.wait_for(lambda: len(members.members()) == 2)
+        assert members.process.stdout is not None
+        assert any(b"killed by signal 9" in line for line in members.process.stdout), "it ended without saying so"
+        assert len(members.members()) == 2
         members.process.terminate()
         members.require_gone(TERM)
-        said = members.said()
-    assert "killed by signal 9" in said and log.exists()
 
 
 @pytest.mark.slow(seconds=50)

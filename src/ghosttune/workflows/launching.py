@@ -33,7 +33,7 @@ from ghosttune.workflows.prepare import default_run_folder
 SECONDS_TO_END = 20.0
 """How long the others may take to end by themselves, and to say why, once one has failed."""
 
-SECONDS_AFTER_A_KILL = 1.0
+SECONDS_AFTER_A_KILL = 0.5
 """The same once one was killed, of which the others know nothing to say, or once a second signal came."""
 
 LOOK_AGAIN = 0.05
@@ -122,7 +122,7 @@ def _first_failure(started: list[subprocess.Popen[bytes]]) -> tuple[int | None, 
     with handling((signal.SIGINT, signal.SIGTERM), pass_on):
         while going:
             time.sleep(LOOK_AGAIN)
-            going = any(process.poll() is None for process in started)
+            going = None in [process.poll() for process in started]  # each is looked at, whatever the first one does
             if failed is None and (failed := _failed(started)) is not None:
                 killed = started[failed].returncode < 0
                 deadline = time.monotonic() + (SECONDS_AFTER_A_KILL if killed else SECONDS_TO_END)
