@@ -3,6 +3,7 @@
 # make test    everything that is quick (under 10 minutes on 2 cores)
 # make proofs  the slow tests: crashes, real data, and every known-answer proof in full
 # make chaos   a hundred kills at random writes and some full disks, at most 10 minutes
+# make benchmarks  what costs what, beside machine, versions and commands; about an hour
 # make mutations  puts the bugs of the register back, one by one, and shows that a test fails for each
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest --durations=10 -rs
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo check test proofs chaos mutations clean
+.PHONY: demo check test proofs chaos benchmarks mutations clean
 
 demo: .venv/runs
 	$(BIN)/ghosttune quickstart
@@ -29,6 +30,9 @@ proofs: .venv/tests
 
 chaos: .venv/tests
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/chaos.py --kills 100 --minutes 10
+
+benchmarks: .venv/runs
+	$(BIN)/python scripts/benchmarks.py
 
 mutations: .venv/tests
 	$(BIN)/python scripts/mutation_gate.py

@@ -8,37 +8,43 @@ higher for rows that lower the loss, and the CPU seconds from the adapter and th
 imports.
 """
 
+# pyright: reportMissingImports=false, reportPossiblyUnbound=false
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import attribution
 import numpy as np
 import torch
-from bergson.cli.commands import Build, Ekfac, Score, Trackstar, Trak
-from bergson.config.config import (
-    AstraConfig,
-    DataConfig,
-    HessianConfig,
-    HessianPipelineConfig,
-    IndexConfig,
-    InversionConfig,
-    LRScheduleConfig,
-    PreprocessConfig,
-    QuerySetConfig,
-    ScoreConfig,
-    TrackstarConfig,
-    TrackstarIndexConfig,
-    TrakConfig,
-)
-from bergson.data import load_scores_loss_signed
-from bergson.magic.cli import worker
-from bergson.magic.config import MagicConfig
 from datasets import Dataset
+from quick import QUICK, launch
+
+try:
+    from bergson.cli.commands import Build, Ekfac, Score, Trackstar, Trak
+    from bergson.config.config import (
+        AstraConfig,
+        DataConfig,
+        HessianConfig,
+        HessianPipelineConfig,
+        IndexConfig,
+        InversionConfig,
+        LRScheduleConfig,
+        PreprocessConfig,
+        QuerySetConfig,
+        ScoreConfig,
+        TrackstarConfig,
+        TrackstarIndexConfig,
+        TrakConfig,
+    )
+    from bergson.data import load_scores_loss_signed
+    from bergson.magic.cli import worker
+    from bergson.magic.config import MagicConfig
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"skipped: needs `pip install bergson==2.5.1 torchopt` ({missing})") from None
 
 OUT = Path("runs/attribution")
 PEER = OUT / "peer"
@@ -143,9 +149,10 @@ ARMS = {
 }
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
     torch.set_num_threads(1)
-    for name in sys.argv[1:]:
+    (OUT / "scores").mkdir(exist_ok=True)
+    for name in argv:
         out = PEER / name
         shutil.rmtree(out, ignore_errors=True)
         started = time.process_time()
@@ -156,5 +163,12 @@ def main() -> None:
         print(f"{name}: {scores.shape}, {seconds:.1f} s of CPU time", flush=True)
 
 
+def after_attribution(argv: list[str]) -> None:
+    """What it reads is made first."""
+    attribution.main(["rows", "--e2e", argv[0]])
+    attribution.main(["peer"])
+    main(argv[1:])
+
+
 if __name__ == "__main__":
-    main()
+    launch(after_attribution if QUICK else main, "{e2e}/trainset.csv dot")

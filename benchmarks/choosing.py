@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from quick import QUICK, SMALL, launch, shipped_rows
 
 import ghosttune
 from ghosttune.config.loading import load_config
 from ghosttune.data.files import read_file
-from ghosttune.data.sources import builtin_rows
 from ghosttune.workflows.index import index
 from ghosttune.workflows.opened import OpenedRun
 from ghosttune.workflows.select import select
@@ -36,11 +36,13 @@ SETTINGS = {
     "measure.norms.effective": None,
     "phases": None,
     "evaluate.limit": 0,
-}
-SKILL: dict[str, Any] = {"data__max_length": 512, "train__eval_steps": 20}
+} | SMALL
+SKILL: dict[str, Any] = {"data__max_length": 512, "train__eval_steps": 4 if QUICK else 20}
+FORMS, OTHERS, CHOSEN = (5, 30, 10) if QUICK else (30, 570, 120)
+WARM_STEPS, SKILL_STEPS = (4, 4) if QUICK else (40, 60)
 
 
-def trained(out: Path, rows: Path | str, seed: int, ledger: bool = False, **settings: Any) -> Any:
+def trained(out: Path, rows: Path, seed: int, ledger: bool = False, **settings: Any) -> Any:
     """A run; with or without a ledger it trains on the same rows, since the guide rows have a split of their own."""
     given = SETTINGS | {"data.train.path": str(rows), "train.seed": seed}
     if not ledger:
@@ -57,7 +59,8 @@ def last_loss(run: Any) -> float:
 
 def mistakes(seed: int, steps: int) -> dict[str, Any]:
     folder = OUT / f"mistakes-{seed}"
-    base = trained(folder / "all", "builtin:rows", seed, ledger=True, train__max_steps=steps)
+    rows = written(shipped_rows(), folder.with_suffix(".jsonl"))
+    base = trained(folder / "all", rows, seed, ledger=True, train__max_steps=steps)
     found = {"all": last_loss(base)}
     planted = {row["example_id"] for row in base.values if row["planted"]}
     dropped = {}
@@ -69,16 +72,16 @@ def mistakes(seed: int, steps: int) -> dict[str, Any]:
         chosen = select(base.path, folder / f"{name}.jsonl", keep=0.9, **how)  # type: ignore[arg-type]
         dropped[name] = sum(row.example_id in planted for row in chosen.dropped)
         keep = {"data__train__keep": chosen.file, "train__max_steps": steps}
-        found[name] = last_loss(trained(folder / name, "builtin:rows", seed, **keep))
+        found[name] = last_loss(trained(folder / name, rows, seed, **keep))
     return {"dev_loss": found, "planted_among_dropped": dropped, "planted": len(planted)}
 
 
 def mixed_rows(noise: Path, out: Path) -> Path:
     """30 order forms and 570 rows of E2E to train on; the shipped dev and guide rows."""
-    shipped = [json.loads(line) for line in builtin_rows().read_text().splitlines()]
-    forms = [row for row in shipped if row["split"] == "train" and not row["planted"]][:30]
+    shipped = shipped_rows()
+    forms = [row for row in shipped if row["split"] == "train" and not row["planted"]][:FORMS]
     table = [fields for _, fields in read_file(noise)]
-    picked = np.random.default_rng(0).choice(len(table), 570, replace=False)
+    picked = np.random.default_rng(0).choice(len(table), OTHERS, replace=False)
     others = [
         {"id": f"e2e-{n}", "prompt": table[n]["mr"], "completion": table[n]["ref"], "split": "train", "skill": False}
         for n in picked.tolist()
@@ -87,26 +90,32 @@ def mixed_rows(noise: Path, out: Path) -> Path:
     rows = [{name: row[name] for name in kept} | {"skill": True} for row in forms]
     judges = [row for row in shipped if row["split"] in ("dev", "guide")]
     judges = [{name: row[name] for name in kept} | {"skill": True} for row in judges]
+    return written([*rows, *others, *judges], out)
+
+
+def written(rows: list[dict[str, Any]], out: Path) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *others, *judges]))
+    out.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return out
 
 
 def skill(seed: int, noise: Path) -> dict[str, Any]:
     folder = OUT / f"skill-{seed}"
     rows = mixed_rows(noise, folder.with_suffix(".jsonl"))
-    warm = trained(folder / "warm", rows, seed, ledger=True, train__max_steps=40, **SKILL)
+    warm = trained(folder / "warm", rows, seed, ledger=True, train__max_steps=WARM_STEPS, **SKILL)
     index(warm.path)
     opened = OpenedRun(warm.path)
     found: dict[str, float] = {}
+    share = FORMS / (FORMS + OTHERS)
     forms: dict[str, dict[int, float]] = {}
     for name, how in {"similar": {"by": "similarity"}, "random": {"by": "random"}}.items():
-        chosen = select(opened, folder / f"{name}.jsonl", keep=120, **how)  # type: ignore[arg-type]
+        chosen = select(opened, folder / f"{name}.jsonl", keep=CHOSEN, **how)  # type: ignore[arg-type]
         ranked = sorted(chosen.kept, key=lambda row: -(row.score or 0.0))
         forms[name] = {
-            top: sum(not row.example_id.startswith("e2e-") for row in ranked[:top]) / top / 0.05 for top in (30, 120)
+            top: sum(not row.example_id.startswith("e2e-") for row in ranked[:top]) / top / share
+            for top in (FORMS, CHOSEN)
         }
-        keep = {"data__train__keep": chosen.file, "train__max_steps": 60}
+        keep = {"data__train__keep": chosen.file, "train__max_steps": SKILL_STEPS}
         found[name] = last_loss(trained(folder / name, rows, seed, **SKILL | keep))
     return {"dev_loss": found, "enrichment": forms}
 
@@ -137,13 +146,13 @@ def interval(values: np.ndarray) -> str:
     return f"[{values.mean() - half:.4f}, {values.mean() + half:.4f}]"
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("part", choices=("mistakes", "skill", "summary"))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--noise", type=Path)
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(argv)
     if chosen.part == "summary":
         summary()
         return
@@ -154,4 +163,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(
+        main,
+        "mistakes --steps 4",
+        "skill --noise {e2e}/trainset.csv",
+        "summary",
+    )

@@ -25,6 +25,7 @@ from math import comb
 from pathlib import Path
 
 import torch
+from quick import launch
 from torch import Tensor, nn
 
 from ghostgrad import Dots, GradientEngine, Gram, Norms, Sketcher, Sketches, SketchOptions
@@ -311,7 +312,7 @@ def report(title: str, times: dict[str, list[float]], memory: dict[str, int], ro
     return lines
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("setting", choices=("lora", "full", "projection", "top"))
     parser.add_argument("--arms", default="plain,norms,dots,sketches,frozen,sketch,stored")
@@ -386,4 +387,10 @@ def measure(steps: Steps | Building, chosen: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    launch(
+        main,
+        "lora --arms plain,norms,dots,sketches --rounds 1 --batch 2 --length 8",
+        "full --arms plain,off,gram,naive,vmap --rounds 1 --batch 2 --length 8",
+        "projection --rounds 1 --batch 2 --length 8",
+        "top --rows 1000",
+    )

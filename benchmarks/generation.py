@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from quick import launch
 
 from ghosttune.config.sections import SourceSettings
 from ghosttune.data.sources import open_source
@@ -77,7 +78,7 @@ def seconds(answers: Answers) -> tuple[float, list[str]]:
     return time.process_time() - begun, texts
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="a run tuned on E2E")
     parser.add_argument("--e2e", required=True, help="folder with E2E's devset.csv (or .gz)")
@@ -85,7 +86,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=32, help="of the two others")
     parser.add_argument("--repeated", action="store_true", help="the rows as they are, several per prompt")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     torch.set_num_threads(1)
     pipeline = Pipeline.open(options.run, "cpu")
     pipeline.model = merged(pipeline.model)
@@ -110,4 +111,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main, "{run} --e2e {e2e} --prompts 4 --rounds 1 --batch 2")

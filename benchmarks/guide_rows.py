@@ -97,13 +97,13 @@ def _range(values: np.ndarray) -> str:
     return f"{values.mean():.2f}" + (f" ({low:.2f} to {high:.2f})" if len(values) > 1 else "")
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)
     parser.add_argument("--counts", type=int, nargs="+", default=COUNTS)
     parser.add_argument("--draws", type=int, default=50)
     parser.add_argument("--flag", default="planted")
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(argv)
     opened = OpenedRun(chosen.run, "cpu")
     pool = len(opened.prepared.guide.features)
     if max(chosen.counts) > pool:
@@ -122,4 +122,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from quick import launch
+
+    launch(main, "{run} --counts 2 8 --draws 3")

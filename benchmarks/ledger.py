@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import peft
 import torch
+from quick import QUICK, launch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ghosttune.models.modules import module_facts, parameter_facts
@@ -32,7 +33,8 @@ from ghosttune.training.instruments import Instrument, Measurement, MicroBatch
 from ghosttune.training.ledger import MODULE_COLUMNS, ROW_COLUMNS, Ledger
 from ghosttune.training.norms import EFFECTIVE_COLUMNS, NORM_COLUMNS, EffectiveNorms, Norms
 
-ROWS, LENGTH, STEPS = 8, 64, 10
+ROWS, LENGTH, STEPS = (2, 16, 10) if QUICK else (8, 64, 10)
+LAYERS = 2 if QUICK else 8
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 BARS = {"norms": 1.02, "effective": 1.05, "ledger": 1.15}
 
@@ -59,7 +61,7 @@ class Arm:
             vocab_size=8192,
             hidden_size=512,
             intermediate_size=1408,
-            num_hidden_layers=8,
+            num_hidden_layers=LAYERS,
             num_attention_heads=8,
             num_key_value_heads=8,
             max_position_embeddings=256,
@@ -113,13 +115,13 @@ def median_interval(ratios: np.ndarray) -> tuple[float, float, float]:
     return float(np.median(ratios)), float(low), float(high)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--arms", default="norms,effective,ledger")
     parser.add_argument("--memory", choices=["plain", *BARS])
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(argv)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         if chosen.memory:
@@ -150,4 +152,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(
+        main,
+        "--rounds 1",
+        "--memory ledger",
+    )

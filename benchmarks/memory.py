@@ -58,7 +58,8 @@ def measured(path: Path, settings: list[str]) -> dict[str, float]:
     from ghosttune.models.loading import load_model, load_tokenizer
 
     config = load_config(overrides=[f"data.train.path={path}", *settings])
-    load_model(config.model, 0), load_tokenizer(config.model)  # libraries are not what is measured
+    load_model(config.model, 0)  # libraries are not what is measured
+    load_tokenizer(config.model)
     before = anonymous()
     peak, done = [before], threading.Event()
 
@@ -93,11 +94,11 @@ def status(name: str) -> float:
     return round(next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1000, 1)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("megabytes", nargs="*", type=int)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.file:
         return print(json.dumps(measured(arguments.file, SETTINGS)))
     for megabytes in arguments.megabytes:
@@ -110,4 +111,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from quick import launch
+
+    launch(main, "1")

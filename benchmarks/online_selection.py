@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from quick import QUICK, SMALL, launch, shipped_rows
 
 import ghosttune
 from ghosttune.config.loading import load_config
 from ghosttune.data.files import read_file
-from ghosttune.data.sources import builtin_rows
 
 OUT = Path("runs/online_selection")
-STEPS = 60
-FORMS, MISTAKES, OTHERS = 54, 6, 540
+STEPS = 10 if QUICK else 60
+FORMS, MISTAKES, OTHERS = (8, 2, 30) if QUICK else (54, 6, 540)
 SETTINGS = {
     "model.device": "cpu",
     "measure.norms.every": None,
@@ -38,7 +38,7 @@ SETTINGS = {
     "data.max_length": 512,
     "train.per_device_train_batch_size": 8,
     "train.eval_steps": 10,
-}
+} | SMALL
 ARMS: dict[str, dict[str, Any]] = {"none": {}} | {
     name: {"data.online_selection.by": name} for name in ("random", "loss", "gradient_norm", "value")
 }
@@ -46,7 +46,7 @@ ARMS: dict[str, dict[str, Any]] = {"none": {}} | {
 
 def mixed_rows(noise: Path, out: Path) -> Path:
     """Order forms, right and wrong, among rows of E2E; the shipped dev and guide rows."""
-    shipped = [json.loads(line) for line in builtin_rows().read_text().splitlines()]
+    shipped = shipped_rows()
     forms = [row for row in shipped if row["split"] == "train" and not row["planted"]][:FORMS]
     forms += [row for row in shipped if row["split"] == "train" and row["planted"]][:MISTAKES]
     table = [fields for _, fields in read_file(noise)]
@@ -111,12 +111,12 @@ def summary() -> None:
         print(f"time {np.median(ratio):.2f}  order forms {forms.mean():.0%} of what trained")
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["run", "summary"])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--noise", type=Path)
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     if given.what == "summary":
         return summary()
     if given.noise is None:
@@ -128,4 +128,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(
+        main,
+        "run --noise {e2e}/trainset.csv",
+        "summary",
+    )

@@ -18,6 +18,7 @@ import numpy as np
 import peft
 import torch
 from ledger import median_interval
+from quick import QUICK, launch
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -25,7 +26,7 @@ from ghosttune.models.modules import module_facts, parameter_facts
 from ghosttune.schedules.phases import scheduled
 from ghosttune.training.phasing import Phasing, let_the_backward_stop
 
-LAYERS, ROWS, LENGTH = 24, 8, 64
+LAYERS, ROWS, LENGTH = (4, 2, 16) if QUICK else (24, 8, 64)
 PHASES = ["all", "top 25%", "late", "early", "attention", "mlp"]
 
 
@@ -63,12 +64,12 @@ class Kept:
         return tensor
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--checkpointing", action="store_true")
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(argv)
     torch.set_num_threads(1)
     model = deep_model(chosen.checkpointing)
     turns = PHASES * (chosen.rounds + 1)
@@ -108,4 +109,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(
+        main,
+        "--rounds 2",
+        "--rounds 2 --clock cpu --checkpointing",
+    )

@@ -157,7 +157,7 @@ def study(gradients: Gradients, sizes: Iterable[int], seeds: int) -> list[dict[s
     return lines
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, default=Path("runs/projection_error/results.json"))
@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help=f"at least {SIDE**2}")
     parser.add_argument("--checkpoint", default="best")
     parser.add_argument("--layers", nargs="+", default=["*"])
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(argv)
     lines = []
     for run in chosen.runs:
         gradients = whole_gradients(run, chosen.checkpoint, chosen.rows, chosen.seed, tuple(chosen.layers))
@@ -183,4 +183,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from quick import launch
+
+    launch(main, "{run} --rows 4 --seeds 2 --sizes 16 64")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from online_selection import STEPS, interval, mixed_rows, trained
+from quick import launch
 
 OUT = Path("runs/row_order")
 ARMS = {"grouped": True, "as drawn": False}
@@ -41,12 +42,12 @@ def summary() -> None:
         print(f"{arm:9} loss {interval(last)}  padding {padding:.1%}  {seconds:.1f} s of CPU")
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["run", "summary"])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--noise", type=Path)
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     if given.what == "summary":
         return summary()
     if given.noise is None:
@@ -55,4 +56,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(
+        main,
+        "run --noise {e2e}/trainset.csv",
+        "summary",
+    )

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from quick import launch
 
 from ghostgrad.influence import top_k
 from ghostgrad.store import GradientStore
@@ -100,7 +101,7 @@ def query(rows: int, size: int) -> None:
         print(f"sealed and verified in {time.perf_counter() - start:.1f} s")
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parts = parser.add_subparsers(dest="part", required=True)
     building = parts.add_parser("build")
@@ -111,7 +112,7 @@ def main() -> None:
     asking = parts.add_parser("query")
     asking.add_argument("--rows", type=int, default=100_000)
     asking.add_argument("--size", type=int, default=14336)
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(argv)
     if chosen.part == "build":
         build(chosen.run, chosen.sketch, chosen.rounds, chosen.clock)
     else:
@@ -119,4 +120,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(
+        main,
+        "build {run} --rounds 1",
+        "query --rows 1000 --size 512",
+    )

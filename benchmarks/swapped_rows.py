@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from quick import QUICK, launch
 
 import ghosttune
 from ghosttune.config.loading import load_config
@@ -34,9 +35,9 @@ SETTINGS = [
     "method.r=16",
     "method.lora_alpha=32",
     "data.max_length=512",
-    "data.guide.rows=128",
+    f"data.guide.rows={4 if QUICK else 128}",
     "train.learning_rate=0.005",
-    "train.warmup_steps=20",
+    f"train.warmup_steps={2 if QUICK else 20}",
     "measure.norms=null",
     "evaluate.limit=0",
 ]
@@ -80,13 +81,13 @@ def losses_under(run: Any, features: list[Any], collator: Any) -> np.ndarray:
     return np.array([found[row.example_id] for row in features])
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder")
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--out", type=Path, default=Path("runs/swapped"))
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(argv)
     clean = rows_of(chosen.folder, chosen.rows)
     clean_run = trained(chosen.out / "clean", clean, chosen.steps)
     splits = [line.split(",") for line in clean_run.folder.splits.read_text().splitlines()[1:]]
@@ -109,4 +110,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main, "{e2e} --rows 40 --steps 4")

@@ -21,10 +21,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from quick import launch
 
 VOCABULARY = 32_000
 TRAINERS = ("ghosttune", "trl", "transformers")
@@ -138,7 +140,7 @@ def train_ghosttune(rows: list, batch: int, steps: int, folder: Path, watch: Any
     run = RunDir(folder / "run").create()
     trainer = RunTrainer(
         model, config, run, TASKS["causal_lm"].build(), Encoded(features), Encoded(features[:1]), Collator(0),
-        Watch(run, config.train, lambda event: None), Measurement(model, [], 1.0), resuming=False,
+        Watch(run, config.train, lambda event: None), Measurement(model, [], 1.0), phasing=None, resuming=False,
     )  # fmt: skip
     trainer.add_callback(watch)
     with torch.enable_grad():
@@ -205,7 +207,7 @@ def measure(name: str, rows: list, batch: int) -> dict[str, Any]:
     return {"trainer": name, "seconds": seconds, "targets_per_second": targets / seconds, "losses": losses}
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="turns of each trainer")
     parser.add_argument("--rows", type=int, default=480)
@@ -213,15 +215,19 @@ def main() -> None:
     parser.add_argument("--e2e", help="folder with E2E's trainset.csv (or .gz)")
     parser.add_argument("--tokenizer", help="folder of the GPT-2 tokenizer, for --e2e")
     parser.add_argument("--worker", choices=TRAINERS, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     if options.worker:
         rows = rows_of(options.rows, options.e2e, options.tokenizer)
         print(json.dumps(measure(options.worker, rows, options.batch)))
         return
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in TRAINERS}
+    here = [name for name in TRAINERS if name != "trl" or find_spec("trl")]
+    for name in set(TRAINERS) - set(here):
+        print(f"skipped: {name}, which is not installed: pip install -e '.[bench]'")
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in here}
+    own = sys.argv[1:] if argv is None else argv
     for _ in range(options.rounds):
-        for name in TRAINERS:
-            worker = [sys.executable, __file__, *sys.argv[1:], "--worker", name]
+        for name in here:
+            worker = [sys.executable, __file__, *own, "--worker", name]
             printed = subprocess.run(worker, capture_output=True, text=True, check=True, env={**_environment()}).stdout
             results[name].append(json.loads(printed.strip().splitlines()[-1]))
     report(results)
@@ -237,7 +243,7 @@ def report(results: dict[str, list[dict[str, Any]]]) -> None:
         speeds = [turn["targets_per_second"] for turn in turns]
         spread = f"median of {len(speeds)}; {min(speeds):.0f} to {max(speeds):.0f}"
         print(f"{name:<14}{statistics.median(speeds):9.0f} targets/s ({spread})")
-    for name in TRAINERS[1:]:
+    for name in list(results)[1:]:
         pairs = zip(results["ghosttune"], results[name], strict=True)
         ratios = [ours["targets_per_second"] / theirs["targets_per_second"] for ours, theirs in pairs]
         print(f"ghosttune / {name}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
@@ -248,4 +254,4 @@ def report(results: dict[str, list[dict[str, Any]]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main, "--rounds 1 --rows 16")

@@ -1,6 +1,6 @@
 """How often verdicts name a difference that is not there, and how often they miss one that is.
 
-    python benchmarks/verdicts.py [--trials 4000] [--data ../shared/data/e2e] [--out benchmarks/verdicts.md] [--quick]
+    python benchmarks/verdicts.py [--trials 4000] [--data ../shared/data/e2e] [--out benchmarks/verdicts.md]
 
 Each cell draws rows anew, `--trials` times, and asks the product's own functions for a verdict. False: the share of
 trials without a difference in which one was named. Power: the share of trials with a difference in which it was named,
@@ -14,11 +14,12 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from quick import launch
 from scipy import stats
 
 from ghosttune.metrics.comparing import compared
@@ -130,7 +131,7 @@ def rouge_of_systems(folder: Path, most: int = 630) -> np.ndarray | None:
     return np.array([[best(row, name) for row in rows[:most]] for name in names])
 
 
-def table(rouge: np.ndarray | None, count: int, rows: tuple[int, ...], match: str) -> tuple[list[list[str]], float]:
+def table(rouge: np.ndarray | None, count: int, rows: Sequence[int], match: str) -> tuple[list[list[str]], float]:
     """(lines of the table, the largest share of false verdicts)."""
     lines, worst = [], 0.0
     for name, trial in trials(rouge):
@@ -147,16 +148,16 @@ def table(rouge: np.ndarray | None, count: int, rows: tuple[int, ...], match: st
     return lines, worst
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=4000)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/e2e"))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--match", default="", help="only cells whose name holds this")
-    parser.add_argument("--quick", action="store_true", help="50 trials of 6 and 20 rows")
-    given = parser.parse_args()
-    count, rows = (50, (6, 20)) if given.quick else (given.trials, ROWS)
-    lines, worst = table(None if given.quick else rouge_of_systems(given.data), count, rows, given.match)
+    parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
+    given = parser.parse_args(argv)
+    count, rows = given.trials, given.rows
+    lines, worst = table(rouge_of_systems(given.data), count, rows, given.match)
     if given.out:
         head = ["rows n", *map(str, rows)]
         page = [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines)]
@@ -167,4 +168,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main, "--trials 20 --rows 6 20")
