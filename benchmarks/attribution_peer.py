@@ -8,7 +8,7 @@ higher for rows that lower the loss, and the CPU seconds from the adapter and th
 imports.
 """
 
-# pyright: reportMissingImports=false, reportPossiblyUnbound=false
+# pyright: reportMissingImports=false, reportPossiblyUnboundVariable=false
 from __future__ import annotations
 
 import shutil

@@ -165,7 +165,7 @@ def main(argv: list[str] | None = None) -> None:
 if __name__ == "__main__":
     launch(
         main,
-        "mistakes --steps 4",
+        "mistakes --steps 12",
         "skill --noise {e2e}/trainset.csv",
         "summary",
     )

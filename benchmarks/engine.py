@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from math import comb
 from pathlib import Path
+from typing import Any
 
 import torch
 from quick import launch
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 
 from ghostgrad import Dots, GradientEngine, Gram, Norms, Sketcher, Sketches, SketchOptions
 from ghostgrad.influence import top_k
+from ghostgrad.sketch import Kind
 from ghostgrad.store import GradientStore
 
 Arm = Callable[[], None]
@@ -90,10 +92,10 @@ class Steps:
     """One training step in every variant, on one model and one batch."""
 
     def __init__(self, model: nn.Module, batch: int, length: int, vocabulary: int = 8000):
-        self.model = model.train()
+        self.model: Any = model.train()
         random = torch.Generator().manual_seed(0)
         self.ids = torch.randint(0, vocabulary, (batch, length), generator=random)
-        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.trained: dict[str, Any] = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(self.trained.values(), lr=1e-5)
         self.engine = GradientEngine(model)
         self.direction = {n: torch.randn(p.shape, generator=random) for n, p in self.trained.items()}
@@ -114,7 +116,7 @@ class Steps:
         self.loss().backward()
         self.update()
 
-    def observed(self, *observers: object) -> Arm:
+    def observed(self, *observers: Any) -> Arm:
         def step() -> None:
             with self.engine.observe(*observers):
                 self.loss().backward()
@@ -148,13 +150,13 @@ class Steps:
 
         grads = torch.func.vmap(torch.func.grad(row_loss), in_dims=(None, 0), randomness="different")(values, self.ids)
         for name, parameter in self.trained.items():
-            (grads[name].flatten(1) @ self.direction[name].flatten())
+            grads[name].flatten(1).matmul(self.direction[name].flatten())
             parameter.grad = grads[name].sum(0)
         self.update()
 
     def opacus(self) -> None:
         """Opacus' per-example gradients (hooks of its GradSampleModule), then their norms."""
-        from opacus.grad_sample import GradSampleModule
+        from opacus.grad_sample import GradSampleModule  # pyright: ignore[reportMissingImports]
 
         wrapped = GradSampleModule(self.model, loss_reduction="mean", strict=False)
         try:
@@ -181,7 +183,7 @@ class Steps:
         }
         return arms
 
-    def sketcher(self, kind: str = "rademacher") -> Sketcher:
+    def sketcher(self, kind: Kind = "rademacher") -> Sketcher:
         shapes = {name: tuple(p.shape) for name, p in self.trained.items()}
         tables = frozenset(n for n in shapes if "embed" in n or "wte" in n or "wpe" in n)
         options = SketchOptions(256, 8, ("*",), False, kind, "even", 42, torch.float16)
@@ -192,7 +194,7 @@ class Building:
     """Building sketches of the survey's section 9.4, 28 Linear layers, 16 x 16 numbers each: a pass, not a step."""
 
     def __init__(self, batch: int, length: int, folder: Path):
-        self.model = llama_projected()
+        self.model: Any = llama_projected()
         self.ids = torch.randint(0, 8000, (batch, length), generator=torch.Generator().manual_seed(0))
         self.engine = GradientEngine(self.model, select=["*_proj.weight"])
         shapes = {name: tuple(p.shape) for name, p in self.engine.parameters.items()}
@@ -229,8 +231,8 @@ class Building:
 
     def bergson(self) -> None:
         """Bergson's TraceCollector, whose targets it is told, with its own two-sided projection."""
-        from bergson.collector.gradient_collectors import TraceCollector
-        from bergson.gradients import GradientProcessor
+        from bergson.collector.gradient_collectors import TraceCollector  # pyright: ignore[reportMissingImports]
+        from bergson.gradients import GradientProcessor  # pyright: ignore[reportMissingImports]
 
         self.model.requires_grad_(False)
         self.model.get_input_embeddings().requires_grad_(True)

@@ -85,7 +85,7 @@ class Arm:
             return [norms, EffectiveNorms(self.model, facts, Table(run, "effective", EFFECTIVE_COLUMNS), STEPS)]
         if name == "ledger":
             tables = Table(run, "ledger", ROW_COLUMNS), Table(run, "module_steps", MODULE_COLUMNS)
-            return [Ledger(self.model, facts, Guide(batch(self.random)), *tables, STEPS, "adamw")]
+            return [Ledger(self.model, facts, Guide(batch(self.random)), *tables, STEPS, "removal", ROWS)]
         return []
 
     def step(self) -> None:

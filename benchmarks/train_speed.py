@@ -38,12 +38,12 @@ SEED = 0
 def rows_of(count: int, e2e: str | None, tokenizer: str | None) -> list[tuple[list[int], list[int]]]:
     """(prompt ids, completion ids) of each row; ids are folded into the vocabulary of the model."""
     if e2e and tokenizer:
-        from transformers import GPT2TokenizerFast
+        from transformers import AutoTokenizer
 
         from ghosttune.config.sections import SourceSettings
         from ghosttune.data.sources import open_source
 
-        read = GPT2TokenizerFast.from_pretrained(tokenizer)
+        read = AutoTokenizer.from_pretrained(tokenizer)
         records = open_source(SourceSettings(name="e2e_nlg", path=e2e)).records[:count]
         prompts = read([record.prompt[-1].content for record in records]).input_ids
         completions = read([f"{record.reference}{read.eos_token}" for record in records]).input_ids
@@ -158,7 +158,7 @@ def adapted() -> Any:
 def train_trl(rows: list, batch: int, steps: int, folder: Path, watch: Any) -> list[float]:
     import datasets
     from transformers import AutoTokenizer
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
 
     from ghosttune.data.encoding import IGNORED
     from ghosttune.models.builtin import builtin_model_folder

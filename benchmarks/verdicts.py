@@ -57,7 +57,7 @@ def scores(kind: str, random: Random, n: int, rouge: np.ndarray | None = None) -
 def paired(kind: str, rouge: np.ndarray | None, random: Random, n: int, size: float) -> tuple[bool, bool]:
     ours, theirs = scores(kind, random, n, rouge)
     ours = ours + size * float(np.std(ours - theirs)) / np.sqrt(n)
-    found = compared(of_mean(ours), of_mean(theirs))
+    found = compared(of_mean(ours.tolist()), of_mean(theirs.tolist()))
     differences = ours - theirs
     spread = differences.std(ddof=1)
     rival = (spread == 0 and differences[0] != 0) or (spread > 0 and stats.ttest_rel(ours, theirs).pvalue < 0.05)
@@ -85,7 +85,7 @@ def flags(kind: str, others: int, random: Random, n: int, size: float) -> tuple[
 
 def shares(random: Random, n: int, size: float) -> tuple[bool, bool]:
     ours, theirs = random.random(n) < 0.5, random.random(n) < 0.5 - size / np.sqrt(2 * n)
-    named = compared(of_hits(ours), of_hits(theirs))
+    named = compared(of_hits(ours.tolist()), of_hits(theirs.tolist()))
     assert named is not None
     return named.verdict != NOTHING, named.verdict != NOTHING
 
