@@ -327,7 +327,7 @@ def store(size: Size, folder: Path) -> dict[str, Any]:
     from ghosttune.workflows.opened import OpenedRun
 
     sys.path.insert(0, str(REPOSITORY / "benchmarks"))
-    from store import stored
+    from store import stored  # pyright: ignore[reportMissingImports]
 
     opened = OpenedRun(folder / "off-0", device())
     sketcher = sketcher_of(opened.adapted.facts, opened.parameters, size.rows, "standard@1")
