@@ -313,8 +313,9 @@ class RowCredits:
 
     def _slots(self, count: int) -> Tensor:
         """[count] free places; more are made where there are not enough."""
-        if missing := count - int((~self.taken).sum()):
-            self._grow(max(missing, 0))
+        free = int((~self.taken).sum())
+        if count > free:
+            self._grow(max(count - free, len(self.taken) // 2))
         return (~self.taken).nonzero().squeeze(1)[:count]
 
     def _grow(self, more: int) -> None:
