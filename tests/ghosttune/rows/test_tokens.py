@@ -20,6 +20,7 @@ from ghosttune.data.records import Turn
 from ghosttune.errors import InputError
 from ghosttune.workflows import tokens
 from ghosttune.workflows.attribute import attribute, by_token, scored, why
+from ghosttune.workflows.index import index
 from ghosttune.workflows.opened import OpenedRun
 
 BYS = ["cosine", "dot", "adamw", "preconditioned"]
@@ -121,6 +122,18 @@ def test_shares_of_the_guide_loss_equal_one_backward_per_token(precise):
     for row in rows:
         exact = one_backward_per_token(precise, row, 6) @ direction
         assert [share.share for share in found[row.example_id]] == pytest.approx(exact.tolist(), rel=1e-10)
+
+
+@pytest.mark.parametrize("by", BYS)
+def test_shares_of_projected_rows_add_up_to_the_projected_score(run, by):
+    """Not to the score of whole gradients; rows are stored in bfloat16, 8 bits of which keep 0.4 %."""
+    index(run, kind="compact@1", device="cpu")
+    found = attribute(run, **ASKED, by=by, top=2, tokens=2, device="cpu")
+    scores = {row.example_id: row for row in (*found.helpful, *found.harmful)}
+    assert found.tokens
+    for shares in found.tokens:
+        row = scores[shares.example_id]
+        assert sum(map(sum, shares.pairs)) == pytest.approx(row.score, rel=0.01)
 
 
 def test_a_query_of_several_rows_is_not_divided(opened):
