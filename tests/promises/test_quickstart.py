@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from itertools import accumulate
+
 import pytest
 
 from ghosttune import quickstart
+from ghosttune.workflows.opened import OpenedRun
+from ghosttune.workflows.tokens import guide_shares
 
 
 @pytest.fixture(scope="module")
@@ -36,3 +41,26 @@ def test_the_planted_rows_come_out_at_the_bottom(run):
     assert abs(account["residual"]) <= 0.2 * drop, "the account by rows closes at the shipped recipe"
     assert sum(row["credit"] for row in run.values) == pytest.approx(account["rows"], rel=1e-9)
     assert sum(row["steps_seen"] for row in run.values) == 240 * 8
+
+
+@pytest.mark.slow
+def test_the_target_that_harms_most_lies_in_the_planted_mistake(run):
+    """Of twenty wrong answers, each with two or three wrong tokens of some thirty, at least eighteen."""
+    opened = OpenedRun(run.path)
+    planted = [record for record in opened.train.records if record.metadata["planted"]][:20]
+    shares = guide_shares(opened, [record.example_id for record in planted])
+    found = []
+    for record in planted:
+        pieces = shares[record.example_id]
+        ends = list(accumulate(len(piece.text) for piece in pieces))
+        worst = min(range(len(pieces)), key=lambda place: pieces[place].share)
+        wrong = [span for mistake in record.metadata["mistake"].split("; ") for span in spans(mistake, pieces)]
+        found.append(any(start < ends[worst] <= end for start, end in wrong))
+    assert sum(found) >= 18
+
+
+def spans(mistake, pieces):
+    """Where the answer says what `count: 5 -> 12` says that it does."""
+    field, value = mistake.replace(": ", " -> ").split(" -> ")[::2]
+    for found in re.finditer(re.escape(f"{field}: {value}"), "".join(piece.text for piece in pieces)):
+        yield found.start() + len(field) + 2, found.end()
