@@ -37,7 +37,7 @@ def test_quick(name: str, tmp_path: Path, record_property) -> None:
         pytest.skip(f"{name} needs {NEEDS[name]}, which is not installed")
     command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--quick"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path, env=environment)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=500, cwd=tmp_path, env=environment)
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-4000:]
     assert ended.stdout.count("\n$ ") + ended.stdout.startswith("$ ") >= 1
     assert not list(tmp_path.iterdir()), "--quick leaves nothing behind"
