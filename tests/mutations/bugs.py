@@ -702,17 +702,10 @@ def batches_dropped(patch: pytest.MonkeyPatch) -> None:
     """A batch is dropped when there is much to do."""
     from ghosttune.training.ledger import Ledger
 
-    def make(after_update: Any) -> Any:
-        def dropping(self: Any, step: int) -> None:
-            rows = self.row_table
-            if step == 5:
-                self.row_table = type("Nowhere", (), {"append": lambda *given: None})()
-            after_update(self, step)
-            self.row_table = rows
+    def make(append: Any) -> Any:
+        return lambda self, now, settled: append(self, now, [one for one in settled if one.step != 5])
 
-        return dropping
-
-    swap(patch, Ledger, "after_update", make)
+    swap(patch, Ledger, "_append_rows", make)
 
 
 @bug("R-004-18b", "ghosttune/test_instruments.py::test_row_values_are_those_of_one_backward_per_row", "adamw and lora")
@@ -728,6 +721,25 @@ def values_without_rate(patch: pytest.MonkeyPatch) -> None:
         return unrated
 
     swap(patch, InRunValues, "_directions", make)
+
+
+# --- 016: accounts of rows that did not close, values that did not tell what removal does ---
+
+
+@bug("R-016-01", "ghostgrad/test_crediting.py::test_credits_and_decay_add_up_to_the_drop")
+def credited_once(patch: pytest.MonkeyPatch) -> None:
+    """A row is credited in its own step only, and the momentum of its gradient is nobody's."""
+    from ghostgrad.crediting import RowCredits
+
+    swap(patch, RowCredits, "_fade", lambda fade: lambda self, now: self.weight.zero_())
+
+
+@bug("R-016-02", "ghostgrad/test_crediting.py::test_a_value_is_what_taking_the_row_out_of_the_real_step_does", "0.3")
+def clip_held_fixed(patch: pytest.MonkeyPatch) -> None:
+    """Values hold the clip factor fixed, which is another without the row."""
+    from ghostgrad.crediting import Clip
+
+    swap(patch, Clip, "without", lambda without: lambda self, towards, squares: towards * 0 + 1)
 
 
 # --- 100: numbers that were silently wrong in this engine ---
