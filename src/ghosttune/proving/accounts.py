@@ -88,7 +88,7 @@ def rows_add_up(folder: Path) -> list[Finding]:
 
 
 def recipes_close(bench: Bench) -> list[Finding]:
-    """What the account by rows leaves of the drop at the shipped recipes: the quickstart's as it is, that of `init` with
+    """What the account by rows leaves of the drop at the shipped recipes: the quickstart's as it is, `init`'s with
     a guide pass after every update."""
     initial = train(recipe("init", "measure.ledger.guide_every=1"), bench.folder / "init")
     bars = {"quickstart, its own guide passes": (bench.learned, 0.2), "init, a guide pass per update": (initial, 0.1)}
