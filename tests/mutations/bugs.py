@@ -723,25 +723,6 @@ def values_without_rate(patch: pytest.MonkeyPatch) -> None:
     swap(patch, InRunValues, "_directions", make)
 
 
-# --- 016: accounts of rows that did not close, values that did not tell what removal does ---
-
-
-@bug("R-016-01", "ghostgrad/test_crediting.py::test_credits_and_decay_add_up_to_the_drop")
-def credited_once(patch: pytest.MonkeyPatch) -> None:
-    """A row is credited in its own step only, and the momentum of its gradient is nobody's."""
-    from ghostgrad.crediting import RowCredits
-
-    swap(patch, RowCredits, "_fade", lambda fade: lambda self, now: self.weight.zero_())
-
-
-@bug("R-016-02", "ghostgrad/test_crediting.py::test_a_value_is_what_taking_the_row_out_of_the_real_step_does", "0.3")
-def clip_held_fixed(patch: pytest.MonkeyPatch) -> None:
-    """Values hold the clip factor fixed, which is another without the row."""
-    from ghostgrad.crediting import Clip
-
-    swap(patch, Clip, "without", lambda without: lambda self, towards, squares: towards * 0 + 1)
-
-
 # --- 100: numbers that were silently wrong in this engine ---
 
 WRONG = "ghostgrad/test_verifying.py::test_what_would_be_silently_wrong_is_refused_by_name"
@@ -799,6 +780,22 @@ def failing_rows_kept(patch: pytest.MonkeyPatch) -> None:
     from ghostgrad.verifying import Verification
 
     swap(patch, Verification, "take_out", lambda take_out: lambda self, faults: None)
+
+
+@bug("R-100-06", "ghostgrad/test_crediting.py::test_credits_and_decay_add_up_to_the_drop")
+def credited_once(patch: pytest.MonkeyPatch) -> None:
+    """A row is credited in its own step only, and the momentum of its gradient is nobody's."""
+    from ghostgrad.crediting import RowCredits
+
+    swap(patch, RowCredits, "_fade", lambda fade: lambda self, now: self.weight.zero_())
+
+
+@bug("R-100-07", "ghostgrad/test_crediting.py::test_a_value_is_what_taking_the_row_out_of_the_real_step_does", "0.3")
+def clip_held_fixed(patch: pytest.MonkeyPatch) -> None:
+    """Values hold the clip factor fixed, which is another without the row."""
+    from ghostgrad.crediting import Clip
+
+    swap(patch, Clip, "without", lambda without: lambda self, towards, squares: towards * 0 + 1)
 
 
 NOT_PLANTED = {

@@ -86,7 +86,7 @@ class WithoutRule(Contents):
     """Trained tensors that no rule for single rows covers."""
 
     names: list[str]
-    found_in_the_first_pass: list[str] = []
+    found_in_the_first_pass: dict[str, str] = {}
     measured: str = ""
 
 
