@@ -39,7 +39,7 @@ def test_quick(name: str, tmp_path: Path, record_property) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     ended = subprocess.run(command, capture_output=True, text=True, timeout=500, cwd=tmp_path, env=environment)
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-4000:]
-    assert ended.stdout.count("\n$ ") + ended.stdout.startswith("$ ") >= 1
+    assert ended.stdout.strip(), "it prints what it measured"
     assert not list(tmp_path.iterdir()), "--quick leaves nothing behind"
     if left_out := [line for line in ended.stdout.splitlines() if line.startswith("skipped: ")]:
         record_property("said", "\n".join(left_out))
