@@ -8,6 +8,7 @@ waits with one batch in its hands. An error in any of them reaches process 0 in 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 
 import torch
 import torch.distributed as dist
@@ -16,25 +17,28 @@ from torch import Tensor
 from ghosttune.data.encoding import RowFeatures
 from ghosttune.errors import GhosttuneError
 from ghosttune.training.processes import processes, rank
-from ghosttune.training.sketching import RowGradients
+from ghosttune.training.sketching import Batch, RowGradients
 
 
-def dealt_sketches(gradients: RowGradients, rows: Sequence[RowFeatures]) -> Iterator[tuple[list[str], Tensor]]:
+def dealt_sketches(
+    gradients: RowGradients, rows: Sequence[RowFeatures], wanted: AbstractSet[str] | None = None
+) -> Iterator[tuple[list[str], Tensor]]:
     """What `RowGradients.sketches` gives and in its order, in process 0, which asks for the other processes' batches.
 
-    GhosttuneError when another process failed or ended.
+    Of some wanted rows: the batches that hold any of them, as a whole, because beside other rows, or padded to another
+    length, a row's gradient is rounded in another way. GhosttuneError when another process failed or ended.
     """
-    batches = list(gradients.batches(rows))
+    batches = _batches(gradients, rows, wanted)
     own = gradients.batch_sketches(batches[:: processes()])
     for place, batch in enumerate(batches):
         other = place % processes()
         yield (list(batch), _received(gradients, len(batch), other)) if other else next(own)
 
 
-def send_sketches(gradients: RowGradients, rows: Sequence[RowFeatures]) -> None:
+def send_sketches(gradients: RowGradients, rows: Sequence[RowFeatures], wanted: AbstractSet[str] | None = None) -> None:
     """This process's batches of the same rows to process 0, or why they cannot be made."""
     try:
-        for _, sketches in gradients.batch_sketches(list(gradients.batches(rows))[rank() :: processes()]):
+        for _, sketches in gradients.batch_sketches(_batches(gradients, rows, wanted)[rank() :: processes()]):
             dist.send(torch.zeros(1, dtype=torch.long, device=gradients.device), 0)
             dist.send(sketches.contiguous(), 0)
     except Exception as error:
@@ -42,6 +46,10 @@ def send_sketches(gradients: RowGradients, rows: Sequence[RowFeatures]) -> None:
         dist.send(torch.tensor([len(said)], device=gradients.device), 0)
         dist.send(said.to(gradients.device), 0)
         raise
+
+
+def _batches(gradients: RowGradients, rows: Sequence[RowFeatures], wanted: AbstractSet[str] | None) -> list[Batch]:
+    return [batch for batch in gradients.batches(rows) if wanted is None or wanted & batch.keys()]
 
 
 def _received(gradients: RowGradients, rows: int, other: int) -> Tensor:

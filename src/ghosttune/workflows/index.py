@@ -9,7 +9,6 @@ from typing import Any
 
 from ghostgrad import Sketcher
 from ghostgrad.store import DTYPES, GradientStore, StoreError
-from ghosttune.data.encoding import RowFeatures
 from ghosttune.errors import InputError, RunError, listed
 from ghosttune.run.directory import explained
 from ghosttune.training.dealing import dealt_sketches, send_sketches
@@ -137,8 +136,9 @@ def _complete(
     folder = opened.run.store(rows.name, step)
     with explained(folder), _opened_store(folder, sketcher, meaning) as store:
         missing = agreed([name for name in rows.ids if name not in store])
-        for ids, sketches in dealt_sketches(gradients, _named(rows, missing)):
-            store.append(ids, sketches)
+        for ids, sketches in dealt_sketches(gradients, rows.features, set(missing)):
+            new = [place for place, name in enumerate(ids) if name not in store]
+            store.append([ids[place] for place in new], sketches[new])
             tell(len(store), len(rows.ids))
         store.seal({"error": error})
     return len(missing)
@@ -148,12 +148,7 @@ def _help(opened: OpenedRun, rows: Rows, step: int, sketcher: Sketcher, batch_si
     """This process's share of the gradients that are missing."""
     missing = agreed(None)
     if missing:
-        send_sketches(opened.gradients(step, sketcher, batch_size), _named(rows, missing))
-
-
-def _named(rows: Rows, ids: Sequence[str]) -> list[RowFeatures]:
-    wanted = set(ids)
-    return [row for row in rows.features if row.example_id in wanted]
+        send_sketches(opened.gradients(step, sketcher, batch_size), rows.features, set(missing))
 
 
 def _opened_store(folder: Path, sketcher: Sketcher, meaning: dict[str, Any]) -> GradientStore:

@@ -131,6 +131,20 @@ def test_killed_and_taken_up_every_row_is_there_once(run, indexed):
     torch.testing.assert_close(after.rows(whole.ids), whole.rows(whole.ids), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("rows", [1, 13, 26])
+def test_cut_off_inside_a_batch_and_taken_up_it_has_the_same_bytes(own_indexed, rows):
+    """The rows that are missing are computed beside those that are not: alone they would be rounded otherwise."""
+    folder = own_indexed / "store" / "train" / "step-6"
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    stored = GradientStore.read_sealed(folder)
+    (folder / "seal.json").unlink()
+    (folder / "ids.txt").write_text("".join(f"{name}\n" for name in stored.ids[:rows]))
+    os.truncate(folder / "rows.bin", rows * stored.bytes_per_row)
+    (found,) = index(own_indexed, device="cpu")
+    assert found.added == 27 - rows
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
 @pytest.mark.parametrize("name", ["rows.bin", "ids.txt", "manifest.json", "seal.json"])
 def test_damage_is_named(own_indexed, name):
     file = own_indexed / "store" / "train" / "step-6" / name
