@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,7 +87,7 @@ def test_windows_of_one_row_stay_together():
         def __len__(self):
             return self.length
 
-    rows = [Window("a", 9), Window("b", 2), Window("a", 5), Window("c", 3), Window("d", 4), Window("a", 7)]
+    rows: list[Any] = [Window("a", 9), Window("b", 2), Window("a", 5), Window("c", 3), Window("d", 4), Window("a", 7)]
     batches = list(row_batches(rows, 3))
     assert [{name: len(own) for name, own in batch.items()} for batch in batches] == [
         {"b": 1, "c": 1, "d": 1},
