@@ -30,8 +30,8 @@ RATES = (3e-3, 3e-4)
 MAX_NORM = 0.2
 """To which `keeping_trainer` clips."""
 
-RESIDUAL = 0.1
-"""Of the drop."""
+RESIDUAL, BETWEEN = 0.1, 0.2
+"""Of the drop: at a guide pass after every update, and every few updates."""
 
 SHARE = 0.02
 """Of the path of the guide loss: what the trapezoid rule leaves of a step's curvature at the larger rate."""
@@ -94,7 +94,7 @@ def recipes_close(bench: Bench) -> list[Finding]:
     for name, run in runs.items():
         said = run.record["ledger"]
         drop = said["guide_loss_start"] - said["guide_loss_end"]
-        found.append(at_most(f"{name}: residual by rows, of the drop", abs(said["residual"] / drop), RESIDUAL))
+        found.append(at_most(f"{name}: residual by rows, of the drop", abs(said["residual"] / drop), BETWEEN))
     return found
 
 
