@@ -36,6 +36,14 @@ def start_child(
     return subprocess.Popen(command, env=known, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr)
 
 
+def let_go(process: subprocess.Popen[bytes]) -> int:
+    """The exit code of a child that has ended; closes the pipe by which it knew that its parent lives."""
+    code = process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
+    return code
+
+
 def end_with_parent() -> None:
     """In a process that `start_child` started: is killed from now on when its parent is gone. Elsewhere nothing."""
     if os.environ.pop(CHILD, None) is None:

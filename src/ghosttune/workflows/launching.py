@@ -25,7 +25,7 @@ from typing import IO
 from ghosttune.config.schema import RunConfig
 from ghosttune.errors import InputError
 from ghosttune.run.directory import PARTIAL, REPLACED, RunDir
-from ghosttune.run.family import OTHERS_GONE, handling, start_child
+from ghosttune.run.family import OTHERS_GONE, handling, let_go, start_child
 from ghosttune.run.scratch import scratch_folder
 from ghosttune.training.processes import meet, rank
 from ghosttune.workflows.prepare import default_run_folder
@@ -101,7 +101,7 @@ def _started(
     finally:
         for process in started:
             process.kill()
-            process.wait()
+            let_go(process)
 
 
 def _first_failure(started: list[subprocess.Popen[bytes]]) -> tuple[int | None, bool]:

@@ -17,7 +17,7 @@ from ghosttune.config.rendering import plain_yaml
 from ghosttune.config.sweeps import Trial, read_sweep
 from ghosttune.errors import GhosttuneError, InputError, RunError, listed
 from ghosttune.run.directory import RunDir, require_contained, write_json, write_text
-from ghosttune.run.family import interrupted_by_sigterm, start_child
+from ghosttune.run.family import interrupted_by_sigterm, let_go, start_child
 from ghosttune.workflows.arms import named
 from ghosttune.workflows.compare import Comparison, comparison_of
 from ghosttune.workflows.runs import open_run
@@ -131,7 +131,7 @@ def train_all(folder: SweepDir, trials: Sequence[Trial], processes: int, result:
                     listen(trial, "resumed" if folder.run(trial).exists else "started")
                     going[trial] = _start(folder, trial, share=processes)
             for trial in [trial for trial, process in going.items() if process.poll() is not None]:
-                code = going.pop(trial).returncode
+                code = let_go(going.pop(trial))
                 if code == 0 and _status(folder, trial) == "finished":
                     result.finished.append(trial)
                     listen(trial, "finished")
@@ -188,7 +188,7 @@ def _ended(going: dict[Trial, subprocess.Popen[bytes]]) -> Iterator[None]:
                 process.wait(timeout=max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
-                process.wait()
+            let_go(process)
 
 
 def _reason(folder: SweepDir, trial: Trial, code: int) -> str:
