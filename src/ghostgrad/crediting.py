@@ -24,7 +24,7 @@ after the update. Positive: the row lowered the guide loss.
         credits.add(ids)                                  # after every micro-batch
         ...clip, optimizer.step()...
         credits.update(step, guide, Clip(norm, limit))    # gradients still in place
-        settled = credits.close_window(guide_now)         # every k updates
+        settled = credits.close_window(guide, guide_now)  # every k updates
     settled = credits.finish()
 """
 
@@ -62,10 +62,7 @@ class Clip:
     @property
     def factor(self) -> float:
         """What it was multiplied with."""
-        return self.over(self.norm)
-
-    def over(self, norm: float) -> float:
-        return 1.0 if self.limit is None else min(1.0, self.limit / (norm + 1e-6))
+        return 1.0 if self.limit is None else min(1.0, self.limit / (self.norm + 1e-6))
 
     def without(self, towards: Tensor, squares: Tensor) -> Tensor:
         """[B] the factor without each row, over the factor with it.
@@ -138,29 +135,33 @@ class _Updated:
         return 1 - self.second_beta**self.count
 
 
-def _inverse_roots(parameters: Sequence[_Updated]) -> list[Tensor]:
-    """D = 1 / (√v̂ + ε) of each; 0 in elements whose gradient was 0 so far, where it would be 1/ε."""
+def _roots(parameters: Sequence[_Updated]) -> list[Tensor]:
+    """√v̂ of each."""
     second = [one.second for one in parameters]
-    found = torch._foreach_sign(second)
-    below = torch._foreach_sqrt(torch._foreach_div(second, [one.correction for one in parameters]))
-    torch._foreach_add_(below, [one.eps for one in parameters])
-    torch._foreach_div_(found, below)
+    return list(torch._foreach_sqrt(torch._foreach_div(second, [one.correction for one in parameters])))
+
+
+def _inverses(parameters: Sequence[_Updated], roots: list[Tensor]) -> list[Tensor]:
+    """D = 1 / (√v̂ + ε) of each; 0 in elements whose gradient was 0 so far, where it would be 1/ε."""
+    found = torch._foreach_sign([one.second for one in parameters])
+    torch._foreach_div_(found, torch._foreach_add(roots, [one.eps for one in parameters]))
     return list(found)
 
 
-def _through_v(parameters: Sequence[_Updated], scaled: Sequence[Tensor]) -> list[Tensor]:
+def _through_v(
+    parameters: Sequence[_Updated], roots: list[Tensor], inverses: list[Tensor], scaled: list[Tensor]
+) -> list[Tensor]:
     """What a change of each gradient does to the guide loss through v̂, over the learning rate.
 
     Args:
+        roots: √v̂.
+        inverses: D.
         scaled: the guide gradient times D. m D · u / √v̂ times it: each factor is bounded.
     """
-    roots = torch._foreach_sqrt(
-        torch._foreach_div([one.second for one in parameters], [one.correction for one in parameters])
-    )
-    torch._foreach_maximum_(roots, 1e-30)
-    found = torch._foreach_mul([one.first for one in parameters], _inverse_roots(parameters))
-    torch._foreach_mul_(found, torch._foreach_div([one.gradient for one in parameters], roots))
-    torch._foreach_mul_(found, list(scaled))
+    found = torch._foreach_mul([one.first for one in parameters], inverses)
+    above_zero = torch._foreach_maximum(roots, 1e-30)
+    torch._foreach_mul_(found, torch._foreach_div([one.gradient for one in parameters], above_zero))
+    torch._foreach_mul_(found, scaled)
     torch._foreach_mul_(found, [(1 - one.second_beta) / (1 - one.beta) / one.correction for one in parameters])
     return list(found)
 
@@ -168,9 +169,9 @@ def _through_v(parameters: Sequence[_Updated], scaled: Sequence[Tensor]) -> list
 class RowCredits:
     """Credits and values of a run's rows.
 
-    Costs a fold of every row and of the step's gradient, and per window one product of the kept rows with two folded
-    directions; memory: at most `folding.NUMBERS` numbers, or 64 per kept row and parameter, and two copies of the
-    parameters.
+    Costs a fold of every row, of the step's gradient and of two directions, and once per update and once per window the
+    product of the kept rows with a folded direction; memory: at most `folding.NUMBERS` numbers, or 64 per kept row and
+    parameter.
 
     Args:
         parameters: name to parameter, those the engine shows.
@@ -237,9 +238,13 @@ class RowCredits:
         straight, turned = self.folding.direction(()), self.folding.direction(())
         for part in together(active, guide):
             own, gradients = [now[name] for name in part], [guide[name] for name in part]
-            scaled = torch._foreach_mul(_inverse_roots(own), gradients)
+            roots = _roots(own)
+            inverses = _inverses(own, roots)
+            scaled = list(torch._foreach_mul(inverses, gradients))
             self.folding.direction(zip(part, scaled, strict=True), into=straight)
-            self.folding.direction(zip(part, _through_v(own, scaled), strict=True), into=turned)
+            if self.valued:
+                through = _through_v(own, roots, inverses, scaled)
+                self.folding.direction(zip(part, through, strict=True), into=turned)
         self._fade(now)
         slots = self._keep(number, now, clip)
         self._move(number, now, straight)
@@ -351,7 +356,8 @@ class RowCredits:
         counts = updates_of(self.optimizer, {name: self.parameters[name] for name in moved})
         turn = self.folding.direction(())
         for part in together(list(moved), after):
-            found = _inverse_roots([self._updated(name, counts[name]) for name in part])
+            own = [self._updated(name, counts[name]) for name in part]
+            found = _inverses(own, _roots(own))
             torch._foreach_mul_(found, [after[name] - before[name] for name in part])
             self.folding.direction(zip(part, found, strict=True), into=turn)
         return turn

@@ -16,8 +16,7 @@ from torch import Tensor
 from ghosttune.config.loading import load_config
 from ghosttune.config.schema import RunConfig
 from ghosttune.errors import GhosttuneError
-from ghosttune.run.directory import RunDir
-from ghosttune.run.tables import read_table
+from ghosttune.proving.removal import agreement, values_in
 from ghosttune.training.guide import evaluating, guide_losses
 from ghosttune.training.ledger import Ledger
 from ghosttune.training.measuring import instrument_of
@@ -100,9 +99,8 @@ class Removal:
         _set(parameters, before.weights)
         torch.set_rng_state(before.random)
         model.train()
-        training_now = {n: p for n, p in parameters.items() if _is_in(p, trainer, before)}
         losses = trainer.task.example_loss(model, before.inputs) / before.targets
-        single = [torch.autograd.grad(loss, list(training_now.values()), retain_graph=True) for loss in losses]
+        single = [torch.autograd.grad(loss, list(parameters.values()), retain_graph=True) for loss in losses]
         whole = [torch.stack(parts).sum(0) for parts in zip(*single, strict=True)]
         ledger: Ledger = instrument_of(trainer.measurement, Ledger)
 
@@ -111,9 +109,9 @@ class Removal:
             optimizer = trainer.optimizer.optimizer
             optimizer.load_state_dict(copy.deepcopy(before.optimizer))
             optimizer.zero_grad()
-            for place, parameter in enumerate(training_now.values()):
+            for place, parameter in enumerate(parameters.values()):
                 parameter.grad = whole[place] - (0 if removed is None else single[removed][place])
-            torch.nn.utils.clip_grad_norm_(list(training_now.values()), settings.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(list(parameters.values()), settings.max_grad_norm)
             optimizer.step()
             with evaluating(model):
                 return float(guide_losses(model, ledger.guide).sum())
@@ -127,30 +125,10 @@ class Removal:
         return [trainer.train_rows[row].example_id for row in rows], found
 
 
-def _is_in(parameter: Any, trainer: Any, before: Before) -> bool:
-    """Whether a phase that has begun by then trains it: in runs without phases, all are."""
-    return trainer.phasing is None or parameter.requires_grad
-
-
 def _set(parameters: dict[str, Any], weights: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, value in weights.items():
             parameters[name].copy_(value)
-
-
-def values_in(run: Path) -> dict[int, dict[str, float]]:
-    """The value of each row in each update of a run."""
-    table = read_table(RunDir(run), "ledger", ["step", "example_id", "value"]).to_pydict()
-    values: dict[int, dict[str, float]] = {}
-    for step, name, value in zip(*table.values(), strict=True):
-        own = values.setdefault(step, {})
-        own[name] = own.get(name, 0.0) + (value or 0.0)
-    return values
-
-
-def agreement(said: np.ndarray, real: np.ndarray) -> tuple[float, float]:
-    """(Pearson r, slope of the real change over the value)."""
-    return float(np.corrcoef(said, real)[0, 1]), float(np.cov(said, real)[0, 1] / said.var(ddof=1))
 
 
 def removals(name: str, folder: Path, numbers: Sequence[int], *changes: str) -> list[tuple[float, float]]:

@@ -20,8 +20,9 @@ from ghosttune.proving.reference import (
     measured,
     rows_of,
     set_weights,
-    table,
 )
+from ghosttune.run.directory import RunDir
+from ghosttune.run.tables import read_table
 
 EARLY, LATE = range(2, 12), range(51, 71)
 CORRELATION, SLOPES = 0.98, (0.8, 1.25)
@@ -74,7 +75,7 @@ def median(found: Sequence[Agreement], name: str) -> float:
 def agreements(trainer: KeepingTrainer, folder: Path, numbers: Sequence[int], max_norm: float) -> list[Agreement]:
     """Of these steps. A value is of all the movement that the row's gradient makes; of it, the step itself makes the
     share (1−β1)/(1−β1^t)."""
-    values, decays = values_of(folder), decays_of(trainer)
+    values, decays = values_in(folder / "measured"), decays_of(trainer)
     found = []
     for number in numbers:
         step = trainer.steps[number - 1]
@@ -89,19 +90,23 @@ def agreements(trainer: KeepingTrainer, folder: Path, numbers: Sequence[int], ma
         ]
         real, said = np.array(losses[1:]) - losses[0], np.array(list(values[number].values()))
         said *= 0.1 / (1 - 0.9**number)
-        slope = float(np.cov(said, real)[0, 1] / said.var(ddof=1))
-        found.append(Agreement(float(np.corrcoef(real, said)[0, 1]), slope, repeated))
+        found.append(Agreement(*agreement(said, real), repeated))
     return found
 
 
-def values_of(folder: Path) -> dict[int, dict[str, float]]:
-    """The value of each row in each step."""
-    rows = table(folder, "ledger")
+def values_in(run: Path) -> dict[int, dict[str, float]]:
+    """The value of each row in each update of a run."""
+    table = read_table(RunDir(run), "ledger", ["step", "example_id", "value"]).to_pydict()
     values: dict[int, dict[str, float]] = {}
-    for step, name, value in zip(rows["step"], rows["example_id"], rows["value"], strict=True):
+    for step, name, value in zip(*table.values(), strict=True):
         own = values.setdefault(step, {})
         own[name] = own.get(name, 0.0) + (value or 0.0)
     return values
+
+
+def agreement(said: np.ndarray, real: np.ndarray) -> tuple[float, float]:
+    """(Pearson r, slope of the real change over the value)."""
+    return float(np.corrcoef(said, real)[0, 1]), float(np.cov(said, real)[0, 1] / said.var(ddof=1))
 
 
 def updated(step: Step, gradient: dict[str, Tensor], decays: dict[str, float], max_norm: float) -> dict[str, Tensor]:

@@ -275,7 +275,7 @@ class Ledger(Instrument):
             | {f"ledger.reference|{name}": tensor for name, tensor in self.reference.items()}
             | {
                 f"ledger.credits|{process}|{name}": tensor
-                for process, (tensors, _) in enumerate(self._credits_of_all())
+                for process, tensors in enumerate(gathered(self.credits.tensors()) if self.credits else [])
                 for name, tensor in tensors.items()
             }
             | {f"ledger.start|{name}": losses for name, losses in self.start.items()}
@@ -286,13 +286,9 @@ class Ledger(Instrument):
             )
         )
 
-    def _credits_of_all(self) -> list[tuple[Mapping[str, Tensor], Any]]:
-        """What each process keeps of rows."""
-        return gathered((self.credits.tensors(), self.credits.counters())) if self.credits else []
-
     def counters(self) -> dict[str, Any]:
         rotation = {"rotation": self.rotation.totals} if self.rotation else {}
-        credits = [counters for _, counters in self._credits_of_all()]
+        credits = gathered(self.credits.counters()) if self.credits else []
         return {"ledger": {name: getattr(self, name) for name in SAVED} | {"credits": credits}} | rotation
 
     def restore(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
