@@ -8,8 +8,13 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest --durations=10 -rs
+PYTEST := $(BIN)/python -m pytest --durations=10 -rfEs --tb=short
+# The files that hold slow tests: two workers need not import the others.
+SLOW = $(shell grep -rl --include="test_*.py" "mark\.slow" tests)
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+# Else each of the hundreds of processes that tests start would compile all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo check test proofs chaos benchmarks mutations clean
 
@@ -23,10 +28,10 @@ check: .venv/tests
 	$(BIN)/python -m pytest -q tests/ghosttune/test_layers.py
 
 test: .venv/tests
-	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile -m "not slow" --timeout=300
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile -m "not slow" --timeout=1500
 
 proofs: .venv/tests
-	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m slow --timeout=600
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m slow --timeout=3000 $(SLOW)
 
 chaos: .venv/tests
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/chaos.py --kills 100 --minutes 10

@@ -32,6 +32,7 @@ from ghosttune.workflows.select import select
 OUT = Path("runs/choosing")
 SETTINGS = {
     "model.device": "cpu",
+    "train.group_by_length": True,  # as when these figures were measured; the default is false since
     "measure.norms.every": None,
     "measure.norms.effective": None,
     "phases": None,

@@ -1,12 +1,13 @@
 """What measuring costs: steps with instruments against plain steps, interleaved.
 
-    python benchmarks/ledger.py [--rounds 50] [--clock wall|cpu] [--arms norms,effective,ledger]
+    python benchmarks/ledger.py [--rounds 50] [--clock wall|cpu] [--arms norms,effective,ledger,apart]
 
 A Llama of 34 million parameters with LoRA r 8 on all linear layers, float32, 8 rows of 64 tokens, one thread. Every arm
 trains its own copy by the same loop (forward, backward, clip, fused AdamW); a round is ten steps of each arm, so that
-each round holds one guide pass of as many rows as a batch, and one step of effective norms. The arms take turns in an
-order that rotates. Printed: the median over rounds of an arm's time over the plain arm's in the same round, with the
-95 % bootstrap interval of the median, and the peak memory of an arm alone (`--memory ARM`).
+each round holds one guide pass of as many rows as a batch, and one step of effective norms; `apart` is the ledger
+without those passes, each time with the first one's gradient. The arms take turns in an order that rotates. Printed:
+the median over rounds of an arm's time over the plain arm's in the same round, with the 95 % bootstrap interval of the
+median, and the peak memory of an arm alone (`--memory ARM`).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from ghosttune.training.norms import EFFECTIVE_COLUMNS, NORM_COLUMNS, EffectiveN
 ROWS, LENGTH, STEPS = (2, 16, 10) if QUICK else (8, 64, 10)
 LAYERS = 2 if QUICK else 8
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-BARS = {"norms": 1.02, "effective": 1.05, "ledger": 1.15}
+BARS = {"norms": 1.02, "effective": 1.05, "ledger": 1.10, "apart": 1.0}
 
 
 class Guide:
@@ -50,6 +51,13 @@ class Guide:
 
     def loss(self, model: Any, batch: Any) -> torch.Tensor:
         return loss(model, batch)
+
+
+class Apart(Ledger):
+    """The ledger but for its guide passes."""
+
+    def _guide_gradient(self, step: int) -> tuple[float, dict[str, torch.Tensor]]:
+        return (self.loss_before, self.gradient) if self.gradient else super()._guide_gradient(step)
 
 
 class Arm:
@@ -83,9 +91,10 @@ class Arm:
             return [norms]
         if name == "effective":
             return [norms, EffectiveNorms(self.model, facts, Table(run, "effective", EFFECTIVE_COLUMNS), STEPS)]
-        if name == "ledger":
+        if name in ("ledger", "apart"):
+            kind = Ledger if name == "ledger" else Apart
             tables = Table(run, "ledger", ROW_COLUMNS), Table(run, "module_steps", MODULE_COLUMNS)
-            return [Ledger(self.model, facts, Guide(batch(self.random)), *tables, STEPS, "removal", ROWS)]
+            return [kind(self.model, facts, Guide(batch(self.random)), *tables, STEPS, "removal", ROWS)]
         return []
 
     def step(self) -> None:
@@ -119,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
-    parser.add_argument("--arms", default="norms,effective,ledger")
+    parser.add_argument("--arms", default="norms,effective,ledger,apart")
     parser.add_argument("--memory", choices=["plain", *BARS])
     chosen = parser.parse_args(argv)
     torch.set_num_threads(1)

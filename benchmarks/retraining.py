@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,10 +32,12 @@ class Retraining:
     def __init__(self, opened: OpenedRun, queries: Sequence[RowFeatures]):
         self.opened, self.queries = opened, queries
         self.parameters = list(opened.parameters.values())
+        self.steps: int = opened.config.train.max_steps  # type: ignore[assignment]
         self.start = [parameter.detach().clone() for parameter in self.parameters]
 
-    def trained(self, places: Sequence[int], seed: int) -> list[Tensor]:
-        """The trained parameters after as many steps as the run has, from the weights it started with."""
+    def trained(self, places: Sequence[int], seed: int, watch: Any = None) -> list[Tensor]:
+        """The trained parameters after as many steps as the run has, from the weights it started with. `watch` sees
+        the rows of each step and its update (`run_values.RunValues`)."""
         train, model = self.opened.config.train, self.opened.adapted.model
         rows = [self.opened.train.features[place] for place in places]
         with torch.no_grad():
@@ -48,18 +51,28 @@ class Retraining:
             weight_decay=train.weight_decay,
             fused=True,
         )
-        schedule = get_scheduler(train.lr_scheduler_type, optimizer, train.warmup_steps, train.max_steps)
+        schedule = get_scheduler(train.lr_scheduler_type, optimizer, train.warmup_steps, self.steps)
         order = RowOrder([len(row) for row in rows], train.per_device_train_batch_size, seed, train.group_by_length)
         model.train()
-        for step in rows_of_steps(order, train.per_device_train_batch_size, 1, train.max_steps):
+        for step in rows_of_steps(order, train.per_device_train_batch_size, 1, self.steps):
             own = [rows[place] for place in step]
             losses = self.opened.task.example_loss(model, self.opened.prepared.collator(own))
             optimizer.zero_grad()
-            (losses.sum() / sum(row.targets for row in own)).backward()
-            torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm)
+            targets = sum(row.targets for row in own)
+            if watch is not None:
+                watch.see([places[place] for place in step], losses / targets)
+            (losses.sum() / targets).backward()
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm)
             optimizer.step()
+            if watch is not None:
+                watch.updated(optimizer, float(norm))
             schedule.step()
         return [parameter.detach().clone() for parameter in self.parameters]
+
+    def loss(self, query: RowFeatures) -> Tensor:
+        """Nats per target of a query."""
+        nats = self.opened.task.example_loss(self.opened.adapted.model, self.opened.prepared.collator([query]))
+        return nats.sum() / query.targets
 
     def losses(self) -> np.ndarray:
         """[queries] nats per target of each query under the weights that the model has now."""
@@ -69,9 +82,8 @@ class Retraining:
 
     def same_as_run(self) -> bool:
         """Whether training all rows with the run's seed ends in the weights of its last checkpoint, bit by bit."""
-        steps = self.opened.config.train.max_steps
         own = self.trained(range(len(self.opened.train.features)), self.opened.config.train.seed)
-        self.opened.at(steps)
+        self.opened.at(self.steps)
         return all(torch.equal(ours, theirs) for ours, theirs in zip(own, self.parameters, strict=True))
 
 
@@ -83,8 +95,8 @@ def retrain(opened: OpenedRun, queries: Sequence[RowFeatures], out: Path, subset
         if not retraining.same_as_run():
             raise SystemExit("retraining on all rows does not end in the weights of the run; nothing can be concluded")
         (out / "same").touch()
-    for number in range(subsets):
-        for seed in seeds:
+    for seed in seeds:
+        for number in range(subsets):
             file = out / f"{number:03}-{seed}.npy"
             if not file.exists():
                 retraining.trained(subset(number, len(opened.train.features)).tolist(), seed)
@@ -98,7 +110,7 @@ def retrain(opened: OpenedRun, queries: Sequence[RowFeatures], out: Path, subset
 def retrained(out: Path, seeds: Sequence[int]) -> np.ndarray:
     """[subsets, seeds, queries] of the subsets that all seeds have trained."""
     found = []
-    for number in range(len(list(out.glob("*.npy")))):
+    for number in range(len(list(out.glob(f"*-{seeds[0]}.npy")))):
         files = [out / f"{number:03}-{seed}.npy" for seed in seeds]
         if not all(file.exists() for file in files):
             break

@@ -119,6 +119,7 @@ def train_ghosttune(rows: list, batch: int, steps: int, folder: Path, watch: Any
     from ghosttune.registry import TASKS
     from ghosttune.run.directory import RunDir
     from ghosttune.training.instruments import Measurement
+    from ghosttune.training.order import RowOrder
     from ghosttune.training.trainer import RunTrainer
     from ghosttune.training.watching import Watch
 
@@ -128,6 +129,7 @@ def train_ghosttune(rows: list, batch: int, steps: int, folder: Path, watch: Any
         "data": {"train": {"path": "builtin:rows"}},
         "train": {
             "max_steps": steps,
+            "group_by_length": True,  # as when these figures were measured; the default is false since
             "per_device_train_batch_size": batch,
             "learning_rate": LEARNING_RATE,
             "logging_steps": 1,
@@ -140,7 +142,8 @@ def train_ghosttune(rows: list, batch: int, steps: int, folder: Path, watch: Any
     run = RunDir(folder / "run").create()
     trainer = RunTrainer(
         model, config, run, TASKS["causal_lm"].build(), Encoded(features), Encoded(features[:1]), Collator(0),
-        Watch(run, config.train, lambda event: None), Measurement(model, [], 1.0), phasing=None, resuming=False,
+        Watch(run, config.train, lambda event: None), Measurement(model, [], 1.0), phasing=None,
+        order=RowOrder.of_run(features, config.train), resuming=False,
     )  # fmt: skip
     trainer.add_callback(watch)
     with torch.enable_grad():

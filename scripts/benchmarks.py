@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-PARTS = ("quick", "datamodels", "retraining")
+PARTS = ("quick", "datamodels", "retraining", "run_values")
 """Imported by the others, no scripts."""
 
 COMMANDS = (

@@ -130,6 +130,7 @@ def config_of(size: Size, folder: Path, measuring: bool, **changes: Any) -> Any:
         "train.max_steps": steps,
         "train.warmup_steps": 1,
         "train.per_device_train_batch_size": size.batch,
+        "train.group_by_length": True,
         "train.eval_steps": steps,
         "train.save_steps": steps,
         "evaluate.limit": 0,

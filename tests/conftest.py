@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -50,6 +53,24 @@ def two_processes() -> None:
     """For tests that need a group of processes: skipped, saying why, where not even the barest one can be had."""
     if reason := processes.why_no_group():
         pytest.skip(f"two processes that only add up a tensor with gloo fail on this machine: {reason}")
+
+
+@pytest.fixture
+def slowness() -> float:
+    """How many times as long as on an idle core Python and fresh memory take here and now, 1 at least: limits of
+    seconds that tell what is quick from what never ends are multiplied by it."""
+    start = time.process_time()
+    sum(number * number for number in range(1_000_000))
+    bytearray(40_000_000)
+    return max(1.0, (time.process_time() - start) / 0.1)
+
+
+@pytest.fixture(scope="session")
+def torch_seconds() -> float:
+    """Processor seconds of `import torch` here and now, the least of three: what quick commands are measured by."""
+    program = "import time; start = time.process_time(); import torch; print(time.process_time() - start)"
+    command = [sys.executable, "-c", program]
+    return min(float(subprocess.run(command, capture_output=True, text=True, timeout=500).stdout) for _ in range(3))
 
 
 @pytest.fixture(scope="session")

@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
-LIMIT = 120.0
+LIMIT = 600.0
 """Seconds in which a group of processes is done: it takes five on an idle machine."""
 
-GROUP_TIMEOUT = 60.0
+GROUP_TIMEOUT = 300.0
 """Seconds that one process of a group waits for another."""
 
 GRACE = 3.0
@@ -44,7 +44,7 @@ def limited(process: subprocess.Popen, seconds: float = LIMIT) -> Iterator[subpr
     finally:
         timer.cancel()
         process.kill()
-        process.wait(timeout=30)
+        process.wait(timeout=150)
         for stream in (process.stdin, process.stdout, process.stderr):
             if stream is not None:
                 stream.close()
@@ -90,7 +90,7 @@ def run_group(function: Callable[..., None], *arguments: object, size: int = 2, 
             for process in processes:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)  # its children too
-                process.wait(timeout=30)
+                process.wait(timeout=150)
         if not in_time or any(process.returncode for process in processes):
             ended = "" if in_time else f"not done within {limit:g} s\n"
             parts = [

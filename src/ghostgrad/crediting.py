@@ -16,7 +16,8 @@ moves is left to the residual.
 
 to first order in the weights: u_s changes by the row's gradient and by the clip factor, which is recomputed without the
 row in closed form; v̂_s by the derivative −½ m̂ D² / √v̂ · dv̂, dv̂ = 2 (1−β2) u · du / (1−β2^s). The guide gradient is that
-after the update. Positive: the row lowered the guide loss.
+after the update, between passes interpolated as if it turned at an even pace: `steadiness` says how much a window
+turns it. Positive: the row lowered the guide loss.
 
     credits = RowCredits(engine.parameters, optimizer, rows_per_step=8)
     for step in ...:
@@ -28,27 +29,30 @@ after the update. Positive: the row lowered the guide loss.
     settled = credits.finish()
 """
 
-# torch exports its _foreach_ operations, which optimizers of other packages use, but does not list them.
-# pyright: reportPrivateImportUsage=false
-
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ghostgrad.folding import Folding
+from ghostgrad.folding import Folding, Part
 from ghostgrad.forms import widen
-from ghostgrad.values import together, updates_of
+from ghostgrad.values import updates_of
 
 FADED = 0.01
 """Share of a gradient that is still to move the weights when its rows are let go."""
 
-TABLES = ("rows", "weight", "late", "credit", "value")
+FEWEST_COMPARED = 4
+"""Rows of a step whose values are compared: of two, any are in line."""
+
+TOGETHER = 16
+"""Updates whose credits are made at once: kept rows are read once for all of them."""
+
+TABLES = ("rows", "credit", "value")
 """What is kept of each row, one row of each table per slot."""
 
 
@@ -98,80 +102,110 @@ class Settled:
 
 @dataclass(frozen=True)
 class _Step:
-    """A step whose rows are kept: their ids and slots, for each row the clip factor without it over that with it, and
-    the parameters that were updated with their learning rates."""
+    """A step whose rows are kept: their ids and slots, for each row the clip factor without it over that with it, which
+    share of the row it is, and the parameters that were updated with their learning rates."""
 
     ids: list[str]
     slots: list[int]
     ratios: list[float]
+    shares: list[float]
     rates: dict[str, float]
 
     def joined(self, other: _Step) -> _Step:
         """With the rows that another process had of it."""
-        return _Step(self.ids + other.ids, self.slots + other.slots, self.ratios + other.ratios, self.rates)
+        return _Step(
+            self.ids + other.ids,
+            self.slots + other.slots,
+            self.ratios + other.ratios,
+            self.shares + other.shares,
+            self.rates,
+        )
 
 
 @dataclass(frozen=True)
-class _Updated:
-    """A parameter that has just been updated, and what AdamW keeps of it."""
+class _Update:
+    """What an update of the window did, for the credits and values that are made of several at once.
 
-    gradient: Any
-    first: Tensor
-    second: Tensor
-    count: float
-    lr: float
-    beta: float
-    second_beta: float
-    eps: float
+    Attributes:
+        left: [P] what is left of the momentum of earlier steps.
+        begun: [P] what the update used of its own step's gradient.
+        rates: [P] lr / (1−β1^t).
+        straight: [K] fold of the guide gradient times D: what a movement along the momentum does.
+        towards: [K] fold of what a change of this step's gradient does, over the learning rate.
+        whole: [K] fold of the step's clipped gradient.
+    """
 
-    @property
-    def rate(self) -> float:
-        """lr / (1−β1^t)."""
-        return self.lr / (1 - self.beta**self.count)
-
-    @property
-    def correction(self) -> float:
-        """1−β2^t."""
-        return 1 - self.second_beta**self.count
+    left: Tensor
+    begun: Tensor
+    rates: Tensor
+    straight: Tensor
+    towards: Tensor
+    whole: Tensor
 
 
-def _roots(parameters: Sequence[_Updated]) -> list[Tensor]:
-    """√v̂ of each."""
-    second = [one.second for one in parameters]
-    return list(torch._foreach_sqrt(torch._foreach_div(second, [one.correction for one in parameters])))
+@dataclass(frozen=True)
+class _Second:
+    """What AdamW's second moment says of G parameters of one shape, [G, *P] each."""
+
+    root: Tensor
+    """√v̂."""
+    inverse: Tensor
+    """D = 1 / (√v̂ + ε); 0 in elements whose gradient was 0 so far, where it would be 1/ε."""
+    correction: Tensor
+    """[G, 1, ...] 1−β2^t."""
+
+    def through(self, first: Tensor, gradient: Tensor, scaled: Tensor, decays: Tensor) -> Tensor:
+        """What a change of each gradient does to the guide loss through v̂, over the learning rate.
+
+        Args:
+            first: AdamW's first moment, m.
+            gradient: that was clipped.
+            scaled: the guide gradient times D. m D · u / √v̂ times it: each factor is bounded.
+            decays: [G, 1, ...] (1−β2) / (1−β1).
+        """
+        found = torch.mul(first, self.inverse).mul_(gradient / self.root.clamp_min(1e-30))
+        return found.mul_(scaled).mul_(decays / self.correction)
 
 
-def _inverses(parameters: Sequence[_Updated], roots: list[Tensor]) -> list[Tensor]:
-    """D = 1 / (√v̂ + ε) of each; 0 in elements whose gradient was 0 so far, where it would be 1/ε."""
-    found = torch._foreach_sign([one.second for one in parameters])
-    torch._foreach_div_(found, torch._foreach_add(roots, [one.eps for one in parameters]))
-    return list(found)
+def _stacked(tensors: Sequence[Tensor | None]) -> Tensor:
+    """[G, *P] in the dtype of sums; never to be written to, since one tensor is not copied."""
+    found = [widen(tensor) for tensor in tensors if tensor is not None]
+    return torch.stack(found) if len(found) > 1 else found[0].unsqueeze(0)
 
 
-def _through_v(
-    parameters: Sequence[_Updated], roots: list[Tensor], inverses: list[Tensor], scaled: list[Tensor]
-) -> list[Tensor]:
-    """What a change of each gradient does to the guide loss through v̂, over the learning rate.
+def steps_kept(beta: float) -> int:
+    """Steps whose rows still move the weights by more than `FADED` of their gradient."""
+    return max(1, math.ceil(math.log(FADED) / math.log(beta))) if beta else 1
+
+
+def bytes_kept(
+    parameters: Mapping[str, nn.Parameter], rows_per_step: int, window: int, beta: float, processes: int = 1
+) -> int:
+    """What `RowCredits` keeps at its peak, on the parameters' device and the host together.
 
     Args:
-        roots: √v̂.
-        inverses: D.
-        scaled: the guide gradient times D. m D · u / √v̂ times it: each factor is bounded.
+        beta: the largest β1.
+        window: updates between two guide passes, at most.
     """
-    found = torch._foreach_mul([one.first for one in parameters], inverses)
-    above_zero = torch._foreach_maximum(roots, 1e-30)
-    torch._foreach_mul_(found, torch._foreach_div([one.gradient for one in parameters], above_zero))
-    torch._foreach_mul_(found, scaled)
-    torch._foreach_mul_(found, [(1 - one.second_beta) / (1 - one.beta) / one.correction for one in parameters])
-    return list(found)
+    steps = steps_kept(beta) + window
+    rows = steps * rows_per_step
+    folding = Folding(parameters, rows * processes)
+    fold, table = folding.size * folding.dtype.itemsize, len(folding.names) * torch.float64.itemsize
+    mixed = (steps + TOGETHER) * fold + min(TOGETHER, window) * steps * table
+    return rows * (fold + len(TABLES[1:]) * table) + 3 * window * fold + mixed
+
+
+def _each(numbers: Sequence[float], like: Tensor) -> Tensor:
+    """[G, 1, ...] one number per parameter, to multiply `like` [G, *P] with."""
+    return torch.tensor(numbers, dtype=like.dtype, device=like.device).view(-1, *(1 for _ in like.shape[1:]))
 
 
 class RowCredits:
     """Credits and values of a run's rows.
 
-    Costs a fold of every row, of the step's gradient and of two directions, and once per update and once per window the
-    product of the kept rows with a folded direction; memory: at most `folding.NUMBERS` numbers, or 64 per kept row and
-    parameter.
+    Costs a fold of every row, of the step's gradient and of two directions, and once per window (or `TOGETHER` updates)
+    the product of each kept row with a folded direction; memory: at most `folding.NUMBERS` numbers, or 64 per kept row
+    and parameter.
 
     Args:
         parameters: name to parameter, those the engine shows.
@@ -200,29 +234,39 @@ class RowCredits:
         self.parameters, self.optimizer, self.processes, self.valued = parameters, optimizer, processes, valued
         self.groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         slowest = max((group["betas"][0] for group in optimizer.param_groups), default=0.0)
-        self.kept_steps = max(1, math.ceil(math.log(FADED) / math.log(slowest))) if slowest else 1
+        self.kept_steps = steps_kept(slowest)
         kept_rows = (self.kept_steps + window) * rows_per_step
         self.folding = Folding(parameters, kept_rows * processes)  # the same folds in however many processes
         self.names = self.folding.names
         self.observer = self.folding.observer()
-        self.rows = torch.zeros(kept_rows, self.folding.size, dtype=self.folding.dtype, device=self.folding.device)
+        self.rows = self.folding.zeros(kept_rows)
         """[slots, K] folds of clipped rows."""
         self.taken = torch.zeros(kept_rows, dtype=torch.bool)
         """[slots]."""
-        empty = [torch.zeros(kept_rows, len(self.names), dtype=torch.float64) for _ in TABLES[1:]]
-        self.weight, self.late, self.credit, self.value = empty
-        """[slots, P]: what the last update used of the row; what the window's updates used, times their rates and how
-        late in the window they were; the row's credit and value so far."""
+        self.credit, self.value = (torch.zeros(kept_rows, len(self.names), dtype=torch.float64) for _ in TABLES[1:])
+        """[slots, P]: the row's credit and value so far."""
         self.steps: dict[int, _Step] = {}
-        self.opened = self.last = 0
-        """Updates before the window, and so far."""
-        self.wholes: dict[int, Tensor] = {}
-        """[K] fold of the clipped gradient of the window's steps."""
-        self._pending: list[tuple[list[str], Tensor]] = []
+        self.used = torch.zeros(0, len(self.names), dtype=torch.float64)
+        """[steps, P] what the last update that is credited used of a gradient of each."""
+        self.late = torch.zeros(0, len(self.names), dtype=torch.float64)
+        """[steps, P] what the window's updates used, times their rates and how late in the window they were."""
+        self.updates: dict[int, _Update] = {}
+        """Of the window."""
+        self.opened = self.last = self.credited = 0
+        """Updates before the window, so far, and those that are credited."""
+        self.agreed, self.compared = 0.0, 0
+        """Correlations of the values of a step's rows by the guide gradients at both ends of its window, added up; and
+        how many there are."""
+        self._pending: list[tuple[list[str], Sequence[int], Tensor]] = []
 
-    def add(self, ids: Sequence[str]) -> None:
-        """Takes the observed micro-batch; `ids` in the order of its rows."""
-        self._pending.append((list(ids), self.folding.rows(self.observer, len(ids)) / self.processes))
+    def add(self, ids: Sequence[str], owners: Sequence[int] | None = None) -> None:
+        """Takes the observed micro-batch; `ids` in the order of its rows.
+
+        `owners` says which row each of them is a part of, where rows are several sequences: a row is then taken out as
+        a whole, so that the values of its parts add up to its own.
+        """
+        whose = range(len(ids)) if owners is None else owners
+        self._pending.append((list(ids), whose, self.folding.rows(self.observer, len(ids)) / self.processes))
 
     def update(self, number: int, guide: Mapping[str, Tensor], clip: Clip) -> None:
         """Takes the update that the optimizer has just made; gradients are still in place, as they were clipped.
@@ -234,69 +278,134 @@ class RowCredits:
         """
         active = [name for name in self.names if self.parameters[name].grad is not None and name in guide]
         counts = updates_of(self.optimizer, {name: self.parameters[name] for name in active})
-        now = {name: self._updated(name, counts[name]) for name in active}
-        straight, turned = self.folding.direction(()), self.folding.direction(())
-        for part in together(active, guide):
-            own, gradients = [now[name] for name in part], [guide[name] for name in part]
-            roots = _roots(own)
-            inverses = _inverses(own, roots)
-            scaled = list(torch._foreach_mul(inverses, gradients))
-            self.folding.direction(zip(part, scaled, strict=True), into=straight)
+        straight, towards, whole = (self.folding.zeros() for _ in range(3))
+        for part in self.folding.parts(active):
+            second, gradient = self._second(part, counts), _stacked([self.parameters[name].grad for name in part.names])
+            scaled = second.inverse * _stacked([guide[name] for name in part.names])
+            self.folding.enter(straight, part, scaled)
+            self.folding.enter(whole, part, gradient)
             if self.valued:
-                through = _through_v(own, roots, inverses, scaled)
-                self.folding.direction(zip(part, through, strict=True), into=turned)
-        self._fade(now)
-        slots = self._keep(number, now, clip)
-        self._move(number, now, straight)
-        if self.valued:
-            self._value(number, slots, torch.stack([straight, turned], 1))
-        self.last = number
-
-    def _updated(self, name: str, count: float) -> _Updated:
-        parameter = self.parameters[name]
-        state, group = self.optimizer.state[parameter], self.groups[id(parameter)]
-        moments = widen(state["exp_avg"]), widen(state["exp_avg_sq"])
-        beta, second_beta = group["betas"]
-        return _Updated(parameter.grad, *moments, count, float(group["lr"]), beta, second_beta, group["eps"])
-
-    def _fade(self, now: Mapping[str, _Updated]) -> None:
-        """Momentum of the rows of earlier steps goes on to fade where a parameter was updated."""
+                first = _stacked([self._state(name)["exp_avg"] for name in part.names])
+                betas = [self._group(name)["betas"] for name in part.names]
+                decays = _each([(1 - second_beta) / (1 - beta) for beta, second_beta in betas], first)
+                scaled.sub_(second.through(first, gradient, scaled, decays))
+                self.folding.enter(towards, part, scaled)
+        beta = {name: self._group(name)["betas"][0] for name in active}
         # a state that begins anew remembers nothing
-        left = {name: one.beta if one.count > 1 else 0.0 for name, one in now.items()}
-        self.weight *= self._by_parameter(left, 1.0)
+        left = {name: one if counts[name] > 1 else 0.0 for name, one in beta.items()}
+        self.updates[number] = _Update(
+            self._by_parameter(left, 1.0),
+            self._by_parameter({name: 1 - one for name, one in beta.items()}),
+            self._by_parameter({n: float(self._group(n)["lr"]) / (1 - beta[n] ** counts[n]) for n in active}),
+            straight,
+            towards,
+            whole,
+        )
+        self._keep(number, {name: float(self._group(name)["lr"]) for name in active}, whole, clip)
+        self.last = number
+        if self.last - self.credited >= TOGETHER:
+            self._credit()
+
+    def _group(self, name: str) -> Mapping[str, Any]:
+        return self.groups[id(self.parameters[name])]
+
+    def _state(self, name: str) -> Mapping[str, Tensor]:
+        return self.optimizer.state[self.parameters[name]]
+
+    def _second(self, part: Part, counts: Mapping[str, float]) -> _Second:
+        moments = _stacked([self._state(name)["exp_avg_sq"] for name in part.names])
+        groups = [self._group(name) for name in part.names]
+        # in double: 1 − 0.999^t is a difference of near numbers
+        correction = _each([1 - g["betas"][1] ** counts[n] for n, g in zip(part.names, groups, strict=True)], moments)
+        root = (moments / correction).sqrt_()
+        inverse = moments.sign().div_(root + _each([group["eps"] for group in groups], moments))
+        return _Second(root, inverse, correction)
 
     def _by_parameter(self, numbers: Mapping[str, float], otherwise: float = 0.0) -> Tensor:
         """[P]."""
         return torch.tensor([numbers.get(name, otherwise) for name in self.names], dtype=torch.float64)
 
-    def _move(self, number: int, now: Mapping[str, _Updated], straight: Tensor) -> None:
-        """Credits this update by the last guide gradient, and notes how much of it a later one is to correct."""
-        moved = self.weight * self._by_parameter({name: one.rate for name, one in now.items()})
-        self.credit += moved * self.folding.products(self.rows, straight.unsqueeze(1))[..., 0]
-        self.late += moved * (number - self.opened - 0.5)
-
-    def _keep(self, number: int, now: Mapping[str, _Updated], clip: Clip) -> Tensor:
-        """The slots of this update's rows, with their part of it."""
-        whole = self.folding.direction((name, one.gradient) for name, one in now.items())
-        ids = [name for some, _ in self._pending for name in some]
-        none = self.rows.new_zeros(0, self.folding.size)  # the last step of an epoch may leave a process without rows
-        rows = torch.cat([none, *(rows for _, rows in self._pending)]) * clip.factor
+    def _keep(self, number: int, rates: dict[str, float], whole: Tensor, clip: Clip) -> None:
+        """Takes the rows of this update."""
+        ids = [name for some, _, _ in self._pending for name in some]
+        # the last step of an epoch may leave a process without rows
+        rows = torch.cat([self.folding.zeros(0), *(rows for _, _, rows in self._pending)]) * clip.factor
+        whose = _counted_on([owners for _, owners, _ in self._pending])
         self._pending = []
         slots = self._slots(len(ids))
         self.rows[slots.to(self.rows.device)] = rows
         self.taken[slots] = True
-        self.late[slots] = self.credit[slots] = 0
-        self.weight[slots] = self._by_parameter({name: 1 - one.beta for name, one in now.items()})
-        ratios = clip.without((rows @ whole).double().cpu(), rows.square().sum(1).double().cpu())
-        self.wholes[number] = whole
-        self.steps[number] = _Step(ids, slots.tolist(), ratios.tolist(), {name: one.lr for name, one in now.items()})
-        return slots
+        self.credit[slots] = self.value[slots] = 0
+        parts = torch.bincount(whose)
+        if len(parts) < len(rows):
+            rows = rows.new_zeros(len(parts), self.folding.size).index_add_(0, whose.to(rows.device), rows)
+        ratios = clip.without((rows @ whole).double().cpu(), rows.square().sum(1).double().cpu())[whose]
+        shares = (1 / parts.double())[whose]
+        self.steps[number] = _Step(ids, slots.tolist(), ratios.tolist(), shares.tolist(), rates)
 
-    def _value(self, number: int, slots: Tensor, directions: Tensor) -> None:
-        """What taking rows out does, by the last guide gradient."""
-        rows = torch.cat([self.rows[slots.to(self.rows.device)], self.wholes[number].unsqueeze(0)])
-        straight, turned = self.folding.products(rows, directions).unbind(2)
-        self.value[slots] = self._taken_out(number, (straight - turned)[:-1], (straight - turned)[-1])
+    def _credit(self, turn: Tensor | None = None) -> None:
+        """Credits what the updates since the last credits did, by the last guide gradient; at the end of the window
+        what the gradient turned in it besides, for all updates of it.
+
+        Args:
+            turn: [K] how the guide gradient turned, times D.
+        """
+        new = [number for number in self.updates if number > self.credited]
+        more = self.used.new_zeros(len(new), len(self.names))
+        self.used, self.late = (torch.cat([table, more]) for table in (self.used, self.late))
+        order = {number: place for place, number in enumerate(self.steps)}
+        shares, directions = [], []
+        for number in new:
+            update = self.updates[number]
+            self.used *= update.left
+            self.used[order[number]] = update.begun
+            moved = self.used * update.rates
+            self.late += moved * (number - self.opened - 0.5)
+            shares.append(moved)
+            directions.append(update.straight)
+        if turn is not None:
+            shares.append(self.late / (self.last - self.opened))
+            directions.append(turn)
+        mixed = self.folding.mixed(torch.stack(shares, 1), torch.stack(directions))
+        for step, direction in zip(self.steps.values(), mixed, strict=True):
+            self.credit[step.slots] += self.folding.products(self._rows(step), direction)
+        self.credited = self.last
+
+    def _rows(self, step: _Step) -> Tensor:
+        """[B, K] folds of a step's rows."""
+        slots = step.slots
+        if slots and slots == list(range(slots[0], slots[0] + len(slots))):
+            return self.rows[slots[0] : slots[0] + len(slots)]
+        return self.rows[slots]
+
+    def _value(self, turn: Tensor | None) -> None:
+        """What taking out rows of the window's steps does, by the guide gradient after each step."""
+        for number, update in self.updates.items():
+            step, late = self.steps[number], (number - self.opened) / (self.last - self.opened)
+            rows = torch.cat([self._rows(step), update.whole.unsqueeze(0)])
+            found = self._taken_out(step, self.folding.products(rows, update.towards))
+            if turn is not None:
+                turned = self._taken_out(step, self.folding.products(rows, turn))
+                self._compare(found.sum(1), turned.sum(1))
+                found += late * turned
+            self.value[step.slots] = found
+
+    def _taken_out(self, step: _Step, products: Tensor) -> Tensor:
+        """[B, P] what a change of the gradient by each row and by the clip factor without it does; the clip factor of a
+        row in parts changes by all of them alike.
+
+        Args:
+            products: [B + 1, P] what each row's clipped gradient does, and that of all rows, per learning rate.
+        """
+        ratios, shares = torch.tensor([step.ratios, step.shares], dtype=torch.float64).unsqueeze(2)
+        return self._by_parameter(step.rates) * (ratios * products[:-1] - (ratios - 1) * shares * products[-1])
+
+    def _compare(self, values: Tensor, turned: Tensor) -> None:
+        """Values [B] of a step by the guide gradient before its window, and how much higher they are by that after."""
+        if len(values) >= FEWEST_COMPARED:
+            found = float(torch.corrcoef(torch.stack([values, values + turned]))[0, 1])
+            if math.isfinite(found):  # not where all rows have the same value
+                self.agreed, self.compared = self.agreed + found, self.compared + 1
 
     def set_values(self, number: int, names: Sequence[str], values: Tensor) -> None:
         """Gives the rows of the last update other values, [B, len(names)]; not a number where there are no names."""
@@ -304,17 +413,6 @@ class RowCredits:
         self.value[slots] = 0.0 if names else float("nan")
         for column, name in enumerate(names):
             self.value[slots, self.names.index(name)] = values[:, column]
-
-    def _taken_out(self, number: int, own: Tensor, whole: Tensor) -> Tensor:
-        """[B, P] what a change of the gradient by each row and by the clip factor without it does.
-
-        Args:
-            own: [B, P] what the row's clipped gradient does, per learning rate.
-            whole: [P] what that of all rows does.
-        """
-        step = self.steps[number]
-        ratios = torch.tensor(step.ratios, dtype=torch.float64).unsqueeze(1)
-        return self._by_parameter(step.rates) * (ratios * own - (ratios - 1) * whole)
 
     def _slots(self, count: int) -> Tensor:
         """[count] free places; more are made where there are not enough."""
@@ -336,50 +434,61 @@ class RowCredits:
             before: gradient of the guide loss at the last pass, by parameter.
             after: that of the pass now.
         """
-        length = self.last - self.opened
-        if not length:
+        if self.last == self.opened:
             return []
-        turn = self._turn(before, after).unsqueeze(1)
-        products = self.folding.products(self.rows, turn)[..., 0]
-        self.credit += products * self.late / length
+        self._close(self._turn(before, after))
+        old = [number for number in self.steps if self.last - number >= self.kept_steps]
+        return [self._settle(number) for number in old]
+
+    def _close(self, turn: Tensor | None) -> None:
+        self._credit(turn)
+        if self.valued:
+            self._value(turn)
         self.late.zero_()
-        for number, whole in self.wholes.items() if self.valued else ():
-            slots, at = self.steps[number].slots, (number - self.opened) / length
-            total = self.folding.products(whole.unsqueeze(0), turn)[0, :, 0]
-            self.value[slots] += at * self._taken_out(number, products[slots], total)
-        self.opened, self.wholes = self.last, {}
-        return [self._settle(number) for number in list(self.steps) if self.last - number >= self.kept_steps]
+        self.opened, self.updates = self.last, {}
 
     def _turn(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Tensor:
         """[K] how the guide gradient turned in the window, times D as it is now."""
-        moved = {name: None for number in self.wholes for name in self.steps[number].rates}
-        counts = updates_of(self.optimizer, {name: self.parameters[name] for name in moved})
-        turn = self.folding.direction(())
-        for part in together(list(moved), after):
-            own = [self._updated(name, counts[name]) for name in part]
-            found = _inverses(own, _roots(own))
-            torch._foreach_mul_(found, [after[name] - before[name] for name in part])
-            self.folding.direction(zip(part, found, strict=True), into=turn)
+        names = {name: None for number in self.updates for name in self.steps[number].rates}
+        counts = updates_of(self.optimizer, {name: self.parameters[name] for name in names})
+        turn = self.folding.zeros()
+        for part in self.folding.parts(names):
+            turned = _stacked([after[name] - before[name] for name in part.names])
+            self.folding.enter(turn, part, self._second(part, counts).inverse.mul_(turned))
         return turn
+
+    @property
+    def steadiness(self) -> float | None:
+        """Mean correlation of the values of a step's rows by the guide gradients at both ends of its window: 1 where
+        the window does not turn it. None where no step had rows enough."""
+        return self.agreed / self.compared if self.compared else None
 
     def finish(self) -> list[Settled]:
         """All steps that are not settled, with what they did so far; after the last window."""
+        if self.updates:  # a window without a guide pass at its end: what turned in it is not known
+            self._close(None)
         return [self._settle(number) for number in list(self.steps)]
 
     def _settle(self, number: int) -> Settled:
+        place = list(self.steps).index(number)
+        kept = [other for other in range(len(self.used)) if other != place]
+        self.used, self.late = self.used[kept], self.late[kept]
         step = self.steps.pop(number)
         places = [self.names.index(name) for name in step.rates]
         self.taken[step.slots] = False
-        self.weight[step.slots] = 0
         found = [table[step.slots][:, places] for table in (self.credit, self.value)]
         return Settled(number, step.ids, list(step.rates), *found)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must hold, with `counters`."""
-        used = self.taken.nonzero().squeeze(1)
-        tables = {name: table[used.to(table.device)] for name, table in self._tables().items()}
-        wholes = {f"whole|{number}": whole for number, whole in self.wholes.items()}
-        return {"used": used, **tables, **wholes}
+        slots = self.taken.nonzero().squeeze(1)
+        tables = {name: table[slots.to(table.device)] for name, table in self._tables().items()}
+        updates = {
+            f"update|{number}|{part}": tensor
+            for number, one in self.updates.items()
+            for part, tensor in vars(one).items()
+        }
+        return {"slots": slots, **tables, "used": self.used, "late": self.late, **updates}
 
     def counters(self) -> dict[str, Any]:
         """What a checkpoint must hold besides, as JSON."""
@@ -387,25 +496,31 @@ class RowCredits:
             "slots": len(self.taken),
             "opened": self.opened,
             "last": self.last,
+            "credited": self.credited,
+            "agreed": self.agreed,
+            "compared": self.compared,
             "steps": {str(number): asdict(step) for number, step in self.steps.items()},
         }
 
     def restore(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
         """Takes up a saved state: the first as it was, slot by slot; the rows of further ones, of other processes, are
         added to it."""
-        used = tensors["used"].cpu()
+        saved_slots = tensors["slots"].cpu()
+        self.agreed, self.compared = self.agreed + counters["agreed"], self.compared + counters["compared"]
         if not self.steps:
             self._grow(max(0, counters["slots"] - len(self.taken)))
-            self.opened, self.last = counters["opened"], counters["last"]
-            wholes = [key.partition("|")[2] for key in tensors if key.startswith("whole|")]
-            self.wholes = {int(number): tensors[f"whole|{number}"] for number in sorted(wholes, key=int)}
-            slots = used
+            self.opened, self.last, self.credited = (counters[name] for name in ("opened", "last", "credited"))
+            self.used, self.late = tensors["used"].cpu(), tensors["late"].cpu()
+            numbers = sorted({int(key.split("|")[1]) for key in tensors if key.startswith("update|")})
+            parts = [one.name for one in fields(_Update)]
+            self.updates = {n: _Update(*(tensors[f"update|{n}|{part}"] for part in parts)) for n in numbers}
+            slots = saved_slots
         else:
-            slots = self._slots(len(used))
+            slots = self._slots(len(saved_slots))
         self.taken[slots] = True
         for name, table in self._tables().items():
             table[slots.to(table.device)] = tensors[name].to(table)
-        places = dict(zip(used.tolist(), slots.tolist(), strict=True))
+        places = dict(zip(saved_slots.tolist(), slots.tolist(), strict=True))
         for number, saved in counters["steps"].items():
             own = _Step(**{**saved, "slots": [places[slot] for slot in saved["slots"]]})
             earlier = self.steps.get(int(number))
@@ -413,3 +528,12 @@ class RowCredits:
 
     def _tables(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in TABLES}
+
+
+def _counted_on(owners: Sequence[Sequence[int]]) -> Tensor:
+    """The rows of micro-batches, each counted from 0, as those of the whole step."""
+    found, first = [torch.zeros(0, dtype=torch.long)], 0
+    for some in owners:
+        found.append(torch.tensor(list(some), dtype=torch.long) + first)
+        first += max(some, default=-1) + 1
+    return torch.cat(found)

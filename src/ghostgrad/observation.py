@@ -284,7 +284,8 @@ class Observation:
         if self.verifying:
             self.signalled |= signalled
         self.signalled |= signalled & verification.summed.keys()
-        self._hook(self.signalled)
+        if self.whole or self.verifying or verification.summed:
+            self._hook(self.signalled)
         names = [name for name in self.active if name in verification.alone]
         if not names and not (self.verifying and verification.level == "rows"):
             return None

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -96,8 +96,8 @@ class Projection:
 
     def __init__(self, outer: Tensor | None, inner: Tensor | None, shape: tuple[int, int]):
         self.outer, self.inner, self.shape = outer, inner, shape
-        self.left_size = shape[0] if outer is None else len(outer)
-        self.right_size = shape[1] if inner is None else len(inner)
+        self.left_size = shape[0] if outer is None else outer.shape[-2]
+        self.right_size = shape[1] if inner is None else inner.shape[-2]
 
     def left(self, values: Tensor) -> Tensor:
         """[..., O] to [..., k_o]."""
@@ -116,6 +116,11 @@ class Projection:
     def swapped(self) -> Projection:
         """The projection of the transposed parameter."""
         return Projection(self.inner, self.outer, (self.shape[1], self.shape[0]))
+
+    def chosen(self, which: slice | int | list[int]) -> Projection:
+        """Of some parameters, or one, where the projection is of several: matrices [G, k, n]."""
+        outer, inner = (None if matrix is None else matrix[which] for matrix in (self.outer, self.inner))
+        return Projection(outer, inner, self.shape)
 
     @staticmethod
     def _like(matrix: Tensor, values: Tensor) -> Tensor:
@@ -148,6 +153,7 @@ class Sketcher:
         if not self.shapes:
             raise ValueError("no parameter is left to sketch: only embeddings match, and they are switched off")
         self._projections: dict[tuple[str, torch.device], Projection] = {}
+        self._together: dict[tuple[tuple[str, ...], torch.device], Projection] = {}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
@@ -170,6 +176,17 @@ class Sketcher:
             ]
             self._projections[key] = Projection(drawn[0], drawn[1], shape)
         return self._projections[key]
+
+    def together(self, names: Sequence[str], device: torch.device) -> Projection:
+        """The projections of several parameters of one shape as one, with matrices [G, k, n]; kept once."""
+        key = (tuple(names), device)
+        if key not in self._together:
+            each = [self.on(name, device) for name in names]
+            outer, inner = ([getattr(one, side) for one in each] for side in ("outer", "inner"))
+            stacked = [None if some[0] is None else torch.stack(some) for some in (outer, inner)]
+            whole = self._together[key] = Projection(stacked[0], stacked[1], each[0].shape)
+            self._projections |= {(name, device): whole.chosen(place) for place, name in enumerate(names)}
+        return self._together[key]
 
     def width(self, name: str) -> int:
         """Numbers of one parameter in a row."""

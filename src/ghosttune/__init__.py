@@ -14,6 +14,7 @@ from ghosttune.version import __version__
 if TYPE_CHECKING:
     from ghosttune.config.loading import load_config
     from ghosttune.inference.pipeline import Pipeline
+    from ghosttune.own_code import allow_code
     from ghosttune.proving.proofs import prove
     from ghosttune.workflows.compare import compare
     from ghosttune.workflows.evaluate import evaluate
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 _HOMES = {
+    "allow_code": "ghosttune.own_code",
     "load_config": "ghosttune.config.loading",
     "train": "ghosttune.workflows.train",
     "evaluate": "ghosttune.workflows.evaluate",
@@ -44,6 +46,7 @@ __all__ = [
     "Pipeline",
     "Run",
     "__version__",
+    "allow_code",
     "compare",
     "evaluate",
     "load_config",

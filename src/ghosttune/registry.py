@@ -14,6 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from ghosttune.errors import GhosttuneError, InputError, listed, nearest
+from ghosttune.own_code import is_own_code
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,16 @@ class Entry:
 
 
 class Registry:
-    """Name -> Entry for one kind of thing; its own modules are imported when it is first asked."""
+    """Name -> Entry for one kind of thing; its own modules are imported when it is first asked.
 
-    def __init__(self, kind: str, home: str):
+    Args:
+        own: the module whose `entry` makes one of a user's function, `path.py:function`; unset where none can be.
+    """
+
+    def __init__(self, kind: str, home: str, own: str | None = None):
         self.kind = kind
         self.home = home
+        self.own = own
         self._entries: dict[str, Entry] = {}
         self._loaded = False
 
@@ -51,6 +57,8 @@ class Registry:
 
     def __getitem__(self, name: str) -> Entry:
         """The entry; InputError with the known names when there is none."""
+        if self.own is not None and is_own_code(name):
+            return importlib.import_module(self.own).entry(name)
         self._load()
         if name not in self._entries:
             raise InputError(
@@ -88,5 +96,5 @@ METHODS = Registry("method", "ghosttune.methods")
 DATASETS = Registry("dataset", "ghosttune.data.known")
 TASKS = Registry("task", "ghosttune.tasks")
 STRATEGIES = Registry("strategy", "ghosttune.schedules")
-METRICS = Registry("metric", "ghosttune.metrics")
+METRICS = Registry("metric", "ghosttune.metrics", own="ghosttune.metrics.own")
 FIGURES = Registry("figure", "ghosttune.reports")

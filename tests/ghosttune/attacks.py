@@ -35,7 +35,7 @@ CROWD = 400
 
 def post(port: int, body: bytes, path: str = "/v1/chat/completions", **headers: str) -> tuple[int, bytes]:
     """Status and body of the answer."""
-    connection = HTTPConnection(HOST, port, timeout=60)
+    connection = HTTPConnection(HOST, port, timeout=300)
     with contextlib.closing(connection):
         connection.request("POST", path, body, {"Content-Type": "application/json", **headers})
         answer = connection.getresponse()
@@ -194,10 +194,10 @@ def watched(server: Attacked) -> Iterator[list[Health]]:
         assert watcher.stdout is not None
         watcher.stdout.readline()
         yield found
-        found.append(Health(**json.loads(watcher.communicate(timeout=90)[0])))
+        found.append(Health(**json.loads(watcher.communicate(timeout=450)[0])))
     finally:
         watcher.kill()
-        watcher.wait(timeout=30)
+        watcher.wait(timeout=150)
 
 
 def starved(*processes: int) -> float:
@@ -219,7 +219,7 @@ def watch(server: Attacked) -> None:
     while not ended.wait(timeout=0.05):
         began, before = time.perf_counter(), starved(server.process, os.getpid())
         try:
-            with contextlib.closing(HTTPConnection(HOST, server.port, timeout=60)) as connection:
+            with contextlib.closing(HTTPConnection(HOST, server.port, timeout=300)) as connection:
                 connection.request("GET", "/health")
                 answer = connection.getresponse()
                 is_well = answer.status == 200 and bool(answer.read())
@@ -270,7 +270,7 @@ def started(log: Path, *options: str) -> Iterator[Attacked]:
     finally:
         process.terminate()
         try:
-            process.wait(timeout=30)
+            process.wait(timeout=150)
         finally:
             process.kill()
 

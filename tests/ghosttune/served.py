@@ -16,7 +16,7 @@ from ghosttune.inference.connections import Listener
 from ghosttune.inference.pipeline import Pipeline
 from ghosttune.inference.serving import Limits, create_app
 
-SECONDS = 60.0
+SECONDS = 300.0
 
 
 class Served:
@@ -64,7 +64,7 @@ def served(
         yield Served(opened.getsockname()[1])
     finally:
         server.should_exit = True
-        thread.join(timeout=30)
+        thread.join(timeout=150)
         opened.close()
         assert not thread.is_alive()
 

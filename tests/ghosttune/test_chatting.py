@@ -159,7 +159,7 @@ def terminal(tmp_path) -> Any:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_STATE_HOME": str(tmp_path / "state"), "TERM": "dumb"}
     arguments = ["-m", "ghosttune", "chat", "builtin:tiny", "--device", "cpu"]
     child = pexpect.spawn(
-        sys.executable, arguments, env=environment, encoding="utf-8", timeout=60, cwd=tmp_path, preexec_fn=deaf
+        sys.executable, arguments, env=environment, encoding="utf-8", timeout=300, cwd=tmp_path, preexec_fn=deaf
     )
     child.setecho(False)
     yield child

@@ -30,7 +30,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
 def process(*arguments: object, **options) -> subprocess.CompletedProcess:
     """The program as a process of its own."""
     command = [*PROGRAM, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300, **options)
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=1500, **options)
 
 
 def ghosttune(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
@@ -290,13 +290,13 @@ def test_ctrl_c_saves_and_resume_continues(make_config, tmp_path):
     with limited(
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     ) as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not (out / "metrics.jsonl").is_file():
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.05)
         time.sleep(1.0)
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=300)
     assert process.returncode == 1 and "--resume --out" in stderr and "Traceback" not in stderr
     record = json.loads((out / "run.json").read_text())
     assert record["status"] == "stopped" and (out / "checkpoints" / f"step-{record['step']}").is_dir()
@@ -320,7 +320,7 @@ def test_a_terminal_gets_its_cursor_back(config_file, tmp_path):
         with contextlib.suppress(OSError):  # how Linux says that the other end is closed
             while part := os.read(master, 65536):
                 shown += part
-        process.wait(timeout=60)
+        process.wait(timeout=300)
     os.close(master)
     assert process.returncode == 1
     hidden, back = shown.rfind(b"\x1b[?25l"), shown.rfind(b"\x1b[?25h")
@@ -330,7 +330,7 @@ def test_a_terminal_gets_its_cursor_back(config_file, tmp_path):
 def test_any_locale_can_be_printed_to(config_file):
     environment = {**ENVIRONMENT, "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
     command = [*PROGRAM, "preview", str(config_file)]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1500)
     assert result.returncode == 0 and "\\u27e6" in result.stdout, result.stderr
 
 
@@ -346,18 +346,19 @@ def seconds_of(*arguments: str) -> float:
 
 
 @pytest.mark.parametrize(
-    "arguments, limit",
+    "arguments, share",
     [
-        (["--help"], 0.4),
-        (["train", "--help"], 0.8),
-        (["show", "settings"], 0.8),
-        (["show", "methods"], 0.8),
-        (["show", "datasets", "e2e_nlg"], 0.8),
-        (["train", "--set", "train.max_stepz=1"], 0.8),
+        (["--help"], 0.35),
+        (["train", "--help"], 0.7),
+        (["show", "settings"], 0.7),
+        (["show", "methods"], 0.7),
+        (["show", "datasets", "e2e_nlg"], 0.7),
+        (["train", "--set", "train.max_stepz=1"], 0.7),
     ],
 )
-def test_answers_quickly(arguments, limit):
-    assert seconds_of(*arguments) < limit
+def test_answers_quickly(arguments, share, torch_seconds):
+    """In shares of what importing torch takes on the same machine."""
+    assert seconds_of(*arguments) < share * torch_seconds
 
 
 @pytest.mark.parametrize(
@@ -383,7 +384,7 @@ except SystemExit:
 print("LOADED", *[name for name in {absent!r} if name in sys.modules], file=sys.stderr)
 """
     command = [sys.executable, "-c", code]
-    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=1500)
     assert result.stderr.strip().splitlines()[-1] == "LOADED"
 
 
@@ -391,7 +392,7 @@ def test_an_unexpected_error_is_one_line_and_debug_shows_it(tmp_path):
     broken = "import ghosttune.workflows.show as s; s.show = lambda *a: 1/0"
     code = f"{broken}; from ghosttune.cli.main import main; main()"
     command = [sys.executable, "-c", code, "show", "methods"]
-    quiet = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    quiet = subprocess.run(command, capture_output=True, text=True, timeout=1500)
     assert quiet.returncode == 1 and "ZeroDivisionError" in quiet.stderr and "Traceback" not in quiet.stderr
-    loud = subprocess.run([*command, "--debug"], capture_output=True, text=True, timeout=300)
+    loud = subprocess.run([*command, "--debug"], capture_output=True, text=True, timeout=1500)
     assert loud.returncode == 1 and "Traceback" in loud.stderr

@@ -31,7 +31,7 @@ KILL, TERM = signal.SIGKILL, signal.SIGTERM
 SECONDS_LEFT = 5.0
 """In which no process may be left of a family of which one was killed."""
 
-SECONDS_TO_SAVE = 30.0
+SECONDS_TO_SAVE = 150.0
 """The same after SIGTERM, upon which runs finish their step and save their state: seconds on an idle machine."""
 
 STARTS_A_CHILD = """
@@ -89,10 +89,10 @@ class Family:
 
     def said(self) -> str:
         """Everything it has printed, once it has ended."""
-        return b"".join(self.process.communicate(timeout=30)).decode()
+        return b"".join(self.process.communicate(timeout=150)).decode()
 
     def wait_for(self, what: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not what():
             assert self.process.poll() is None, f"the command ended by itself: {self.said()}"
             assert time.monotonic() < deadline
@@ -106,7 +106,7 @@ def family(*command: str | Path, **environment: str) -> Iterator[Family]:
     started = subprocess.Popen(
         [sys.executable, *map(str, command)], env=known, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    with limited(started, 150) as process:
+    with limited(started, 750) as process:
         members = Family(word, process)
         try:
             yield members
@@ -139,7 +139,7 @@ def test_what_a_killed_process_kept_is_removed_at_the_next_start(tmp_path, monke
             assert members.process.stdout is not None
             left.append(Path(members.process.stdout.readline().decode().strip()))
         killed.process.kill()
-        killed.process.wait(timeout=30)
+        killed.process.wait(timeout=150)
         assert all((folder / "weights").exists() for folder in left)
         with scratch_folder() as own:
             assert set(tmp_path.iterdir()) == {left[1], own}
@@ -205,7 +205,7 @@ def test_a_killed_process_is_noticed_while_another_works_on(dies):
     finally:
         for process in started:
             process.kill()
-            process.wait(timeout=30)
+            process.wait(timeout=150)
 
 
 def parent(members: Family) -> psutil.Process:

@@ -1,7 +1,7 @@
 """Imports point down only, siblings do not import each other, and some libraries have one home.
 
     cli > proving > workflows > training, inference, reports > tasks > models, methods, data, metrics, schedules
-        > config > registry, run > foreign > errors, version > ghostgrad
+        > config > registry, run > foreign, own_code > errors, version > ghostgrad
 
 An import inside a function counts like any other; one under TYPE_CHECKING too, because a name is a dependency.
 """
@@ -27,7 +27,7 @@ LAYERS = [
     ("models", "methods", "data", "metrics", "schedules"),
     ("config",),
     ("registry", "run"),
-    ("foreign",),
+    ("foreign", "own_code"),
     ("errors", "version"),
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import signal
 from collections import defaultdict
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interrupting import interrupt_at
 
 from ghosttune import open_run, train
 from ghosttune.config.loading import load_config
@@ -241,12 +241,8 @@ def test_interrupted_and_resumed_it_chooses_the_same(make_config, tmp_path):
 
 
 def test_a_run_that_was_stopped_says_what_it_chose_so_far(make_config, tmp_path):
-    def stop(event: dict[str, Any]) -> None:
-        if event["event"] == "step" and event["step"] == 3:
-            signal.raise_signal(signal.SIGINT)
-
     with pytest.raises(Stopped):
-        train(make_config(**SWITCHED), tmp_path / "run", listen=stop)
+        train(make_config(**SWITCHED), tmp_path / "run", listen=interrupt_at(3))
     chosen = open_run(tmp_path / "run").record["online_selection"]
     assert chosen["kept"] == 3 * open_run(tmp_path / "run").record["step"] and chosen["seconds"] > 0
     page = report(tmp_path / "run").read_text()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,7 +15,7 @@ LENGTHS = np.random.default_rng(0).integers(10, 200, 1003).tolist()
 
 
 def order(lengths: list[int], rows_per_step: int, seed: int = 1, epoch: int = 0) -> list[int]:
-    rows = RowOrder(lengths, rows_per_step, seed)
+    rows = RowOrder(lengths, rows_per_step, seed, grouped=True)
     rows.set_epoch(epoch)
     assert len(rows) == len(lengths)
     return list(rows)
@@ -32,7 +34,7 @@ def test_every_row_comes_exactly_once(lengths: list[int], rows_per_step: int, se
 
 
 def test_seed_and_epoch_decide_and_nothing_else() -> None:
-    rows = RowOrder(LENGTHS, 8, 1)
+    rows = RowOrder(LENGTHS, 8, 1, grouped=True)
     first = list(rows)
     assert list(rows) == first, "asking twice changes nothing"
     rows.set_epoch(3)
@@ -79,8 +81,8 @@ def test_a_step_holds_the_same_rows_however_it_is_split(ranks: int, micro: int) 
     from accelerate.data_loader import BatchSamplerShard
     from torch.utils.data import BatchSampler
 
-    sampler = RowOrder(LENGTHS, 16, 1)
-    shards = [
+    sampler = RowOrder(LENGTHS, 16, 1, grouped=True)
+    shards: list[Any] = [
         list(BatchSamplerShard(BatchSampler(sampler, micro, drop_last=False), ranks, rank, even_batches=False))
         for rank in range(ranks)
     ]
@@ -128,7 +130,7 @@ def test_processes_share_the_steps(count: int, batch: int, accumulation: int, pr
     rows_per_step = batch * accumulation * processes
     shards = []
     for process in range(processes):
-        batches = MicroBatches(RowOrder(LENGTHS[:count], rows_per_step, 1), batch, process, processes)
+        batches = MicroBatches(RowOrder(LENGTHS[:count], rows_per_step, 1, grouped=True), batch, process, processes)
         batches.set_epoch(2)
         shards.append(list(batches))
         assert len(batches) == len(shards[-1])

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from interrupting import interrupt_at
 
 from ghosttune import train
 from ghosttune.config.rendering import plain_yaml
@@ -53,7 +54,7 @@ def start(*arguments: str | Path) -> subprocess.Popen:
 
 def kill(process: subprocess.Popen) -> None:
     process.send_signal(signal.SIGKILL)
-    process.wait(timeout=30)
+    process.wait(timeout=150)
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 60) -> None:
@@ -74,14 +75,6 @@ def in_a_checkpoint(out: Path) -> bool:
 
 def steps_logged(out: Path) -> int:
     return max((event["step"] for event in RunDir(out).events()), default=-1)
-
-
-def interrupt_at(step: int):
-    def listen(event):
-        if event["event"] == "step" and event["step"] == step:
-            signal.raise_signal(signal.SIGINT)
-
-    return listen
 
 
 @pytest.mark.parametrize("step", [1, 4, 7, 8, 15, 23])

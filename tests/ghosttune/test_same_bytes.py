@@ -31,7 +31,7 @@ def test_whatever_the_seed_of_hashes(make_config, tmp_path, monkeypatch):
                 env=os.environ | {"PYTHONHASHSEED": seed},
                 capture_output=True,
                 text=True,
-                timeout=200,
+                timeout=1000,
             )
             assert done.returncode == 0, done.stdout + done.stderr
     assert differences(tmp_path / "1", tmp_path / "2") == []

@@ -32,7 +32,7 @@ evaluate: {limit: 2, max_new_tokens: 4}
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "ghosttune", "--debug", *arguments], capture_output=True, text=True, timeout=200
+        [sys.executable, "-m", "ghosttune", "--debug", *arguments], capture_output=True, text=True, timeout=1000
     )
 
 
@@ -67,7 +67,8 @@ def compare(one: RunDir, two: RunDir, rtol: float = 1e-3) -> None:
         for column, values in left.items():
             if column in NUMBERS:
                 found, expected = np.array(right[column], float), np.array(values, float)
-                np.testing.assert_allclose(found, expected, rtol=rtol, atol=rtol / 10 * np.nanmax(np.abs(expected)))
+                # AdamW's first steps divide by roots of all but nothing, and multiply what float32 rounds
+                np.testing.assert_allclose(found, expected, rtol=rtol, atol=rtol / 4 * np.nanmax(np.abs(expected)))
             else:
                 assert right[column] == values, (name, column)
 
@@ -91,6 +92,9 @@ def test_two_processes_in_float64_give_what_one_gives(two_processes, tmp_path, t
     for name, size in (("one", 8), ("two", 4)):
         (tmp_path / f"{name}.yaml").write_text(
             (SETTINGS % (tiny_model, rows_file, size, 1))
+            .replace(
+                "group_by_length: true", "group_by_length: false"
+            )  # as drawn: AdamW multiplies what float32 rounds
             .replace("rows: 5", "rows: 8")
             .replace("guide_every: 2", "guide_every: 2, guide_subset: 4")
         )
@@ -132,23 +136,22 @@ def test_two_processes_choose_the_rows_that_one_chooses(two_processes, tmp_path,
     compare(one, both, rtol=1e-6)
 
 
-@pytest.mark.slow(seconds=30)
+@pytest.mark.slow(seconds=40)
 def test_two_processes_take_up_a_run_that_was_cut_off(two_processes, tmp_path, tiny_model, rows_file):
+    """In the middle, and after the last step: process 1 has none of the tables then, and needs none."""
     options = ["--processes", "2", "--set", "train.logging_steps=2"]  # the checkpoint stands between two logs
     whole = trained(tmp_path / "whole", tiny_model, rows_file, 4, 1, *options)
-    cut = RunDir(shutil.copytree(whole.path, tmp_path / "cut"))
-    for step in cut.checkpoint_steps()[1:]:
-        for file in cut.checkpoint(step).iterdir():
-            file.unlink()
-        cut.checkpoint(step).rmdir()
-    record = cut.read_record()
-    cut.write_record(record | {"status": "running"})
-    done = command("train", "--resume", "--out", str(cut.path), "--processes", "2")
-    assert done.returncode == 0, done.stdout + done.stderr
-    for name in ("norms", "ledger", "module_steps", "values"):
-        assert columns(cut, name) == columns(whole, name)
-    assert cut.read_record()["ledger"] == whole.read_record()["ledger"]
-    assert cut.events() == whole.events()
+    for left in (1, 3):
+        cut = RunDir(shutil.copytree(whole.path, tmp_path / f"cut-{left}"))
+        for step in cut.checkpoint_steps()[left:]:
+            shutil.rmtree(cut.checkpoint(step))
+        cut.write_record(cut.read_record() | {"status": "running"})
+        done = command("train", "--resume", "--out", str(cut.path), "--processes", "2")
+        assert done.returncode == 0, done.stdout + done.stderr
+        for name in ("norms", "ledger", "module_steps", "values"):
+            assert columns(cut, name) == columns(whole, name)
+        assert cut.read_record()["ledger"] == whole.read_record()["ledger"]
+        assert cut.events() == whole.events()
 
 
 def test_a_start_that_was_cut_off_can_be_repeated_by_every_process(tmp_path, monkeypatch):
@@ -167,7 +170,7 @@ def test_a_refusal_in_several_processes_is_said_once(two_processes, tmp_path, ti
     config.write_text(f"model: {{name: {tiny_model}, device: cpu}}\ndata: {{train: {{path: {tmp_path / 'none'}}}}}\n")
     options = ["--processes", "2", "--out", str(tmp_path / "run")]
     arguments = [sys.executable, "-m", "ghosttune", "train", str(config), *options]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=1000)
     assert done.returncode == 2
     assert (done.stdout + done.stderr).count("does not exist") == 1
     assert not (tmp_path / "run" / "run.json").exists()
@@ -177,7 +180,7 @@ def test_more_processes_than_a_machine_holds_are_refused(tmp_path, tiny_model, r
     config = tmp_path / "run.yaml"
     config.write_text(SETTINGS % (tiny_model, rows_file, 4, 1))
     arguments = ["train", str(config), "--out", str(tmp_path / "run"), "--processes", "1000000"]
-    done = subprocess.run([sys.executable, "-m", "ghosttune", *arguments], capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, "-m", "ghosttune", *arguments], capture_output=True, text=True, timeout=500)
     assert done.returncode == 2 and "--processes is 1000000; this machine has" in done.stdout + done.stderr
     assert not (tmp_path / "run").exists()
 

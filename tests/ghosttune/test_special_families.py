@@ -18,6 +18,7 @@ from ghosttune.models.loading import add_adapter, load_model
 from ghosttune.models.modules import module_facts, targets_in
 from ghosttune.proving import own, rowwise
 from ghosttune.workflows.check import check
+from ghosttune.workflows.train import train
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -83,11 +84,11 @@ def test_code_of_a_model_that_fails_is_told_by_name_and_place_at_check(tmp_path)
 
 
 @pytest.mark.parametrize("task", ["causal_lm", "seq2seq_lm"])
-def test_a_model_that_trains_and_cannot_write_is_refused_at_check(task, tmp_path, monkeypatch):
+def test_a_model_that_trains_and_cannot_write_is_refused_before_anything_is_written(task, tmp_path, monkeypatch):
     """Its code fails at the second token, where it needs what it kept of the first."""
     (tmp_path / "model").mkdir()
-    config = transformers.LlamaConfig() if task == "causal_lm" else transformers.T5Config()
-    model, update = small(config, tmp_path / "model", task), DynamicLayer.update
+    shape = transformers.LlamaConfig() if task == "causal_lm" else transformers.T5Config()
+    model, update = small(shape, tmp_path / "model", task), DynamicLayer.update
 
     def once(self, *args, **options):
         if self.is_initialized:
@@ -95,7 +96,11 @@ def test_a_model_that_trains_and_cannot_write_is_refused_at_check(task, tmp_path
         return update(self, *args, **options)
 
     monkeypatch.setattr(DynamicLayer, "update", once)
-    (error,) = check(own.run_of(model, tmp_path / "rows", evaluate__limit=2, evaluate__max_new_tokens=4)).errors
+    config = own.run_of(model, tmp_path / "rows", evaluate__limit=2, evaluate__max_new_tokens=4)
+    (error,) = check(config).errors
     assert "cannot answer, though it can be trained" in error and "IndexError" in error
     assert "set evaluate.limit: 0 for a run without answers" in error
+    with pytest.raises(ModelError, match="cannot answer, though it can be trained"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "run.json").exists()
     assert not check(own.run_of(model, tmp_path / "rows", evaluate__limit=0)).errors

@@ -22,7 +22,7 @@ from ghosttune.run.directory import RunDir
 from ghosttune.workflows import sweep as module
 from ghosttune.workflows.sweep import SweepDir, sweep
 
-SECONDS = 300
+SECONDS = 1500
 
 
 def sweep_file(folder: Path, model: Path, **keys: object) -> Path:
@@ -156,7 +156,7 @@ def test_killed_and_given_again_it_ends_as_if_never_stopped(tiny_model, trained,
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait(timeout=30)
+    process.wait(timeout=150)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "r-2/seed-1: kept" in done.stdout and "r-2/seed-2: resumed" in done.stdout

@@ -96,7 +96,7 @@ def test_halves_are_trained_compared_kept_and_shown(run):
 
     told.clear()
     command = [sys.executable, "-m", "ghosttune", "validate", str(run.path), "--subsets", "6", "--json"]
-    again = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=2000, check=True)
     assert json.loads(again.stdout)["halves"] == found["halves"] and "started" not in again.stderr
     page = Path(report(run.path)).read_text(encoding="utf-8")
     assert "Did training again agree?" in page

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from forking import Forks, forks
 
 REPOSITORY = Path(__file__).parents[2]
 BENCHMARKS = REPOSITORY / "benchmarks"
@@ -30,18 +31,25 @@ def runner() -> ModuleType:
 SCRIPTS = runner().scripts()
 
 
-@pytest.mark.slow(seconds=20)
+@pytest.fixture(scope="module")
+def started() -> Iterator[Forks]:
+    with forks("ghosttune.proving.proofs", "ghosttune.workflows.train", "peft") as one:
+        yield one
+
+
+@pytest.mark.slow(seconds=12)
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_quick(name: str, tmp_path: Path, record_property) -> None:
+def test_quick(name: str, started: Forks, tmp_path: Path, record_property) -> None:
     if name in NEEDS and not find_spec(NEEDS[name]):
         pytest.skip(f"{name} needs {NEEDS[name]}, which is not installed")
-    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--quick"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=500, cwd=tmp_path, env=environment)
-    assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-4000:]
-    assert ended.stdout.strip(), "it prints what it measured"
-    assert not list(tmp_path.iterdir()), "--quick leaves nothing behind"
-    if left_out := [line for line in ended.stdout.splitlines() if line.startswith("skipped: ")]:
+    folder, output = tmp_path / "folder", tmp_path / "output.txt"
+    folder.mkdir()
+    code = started.run(BENCHMARKS / f"{name}.py", "--quick", folder=folder, output=output)
+    said = output.read_text(encoding="utf-8", errors="replace")
+    assert code == 0, said[-5000:]
+    assert said.strip(), "it prints what it measured"
+    assert not list(folder.iterdir()), "--quick leaves nothing behind"
+    if left_out := [line for line in said.splitlines() if line.startswith("skipped: ")]:
         record_property("said", "\n".join(left_out))
 
 

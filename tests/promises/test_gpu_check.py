@@ -21,7 +21,7 @@ def test_every_part_in_miniature(tmp_path: Path) -> None:
     out = tmp_path / "results.json"
     environment = os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
-        [str(CHECK), str(out), "--tiny"], capture_output=True, text=True, timeout=400, cwd=tmp_path, env=environment
+        [str(CHECK), str(out), "--tiny"], capture_output=True, text=True, timeout=2000, cwd=tmp_path, env=environment
     )
     assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-2000:]
     results = json.loads(out.read_text())
@@ -34,7 +34,7 @@ def test_every_part_in_miniature(tmp_path: Path) -> None:
     assert parts["train"]["time_on_over_off"] > 0 and parts["store"]["rows_per_second"] > 0
     page = subprocess.run(
         [sys.executable, str(REPOSITORY / "scripts" / "gpu_check.py"), "--page", str(out)],
-        capture_output=True, text=True, timeout=60, check=True,
+        capture_output=True, text=True, timeout=300, check=True,
     ).stdout  # fmt: skip
     assert "In miniature" in page and "| ghosttune, measuring on |" in page
     if not torch.cuda.is_available():
@@ -47,7 +47,7 @@ def test_every_part_in_miniature(tmp_path: Path) -> None:
 def test_without_a_gpu_it_refuses(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, str(REPOSITORY / "scripts" / "gpu_check.py"), "--out", str(tmp_path / "r.json")],
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert ended.returncode == 2 and "no CUDA device here; --tiny" in ended.stderr
     assert not list(tmp_path.iterdir())

@@ -26,7 +26,7 @@ def test_every_cell_runs(tmp_path):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     (length,) = (cell for cell in notebook.cells if cell.source == "STEPS = 240")
     length.source = "STEPS = 10"
-    client = NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}})
+    client = NotebookClient(notebook, timeout=2750, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()  # raises on the first cell that fails
     shown = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert sum("image/png" in output.get("data", {}) for output in shown) >= 2, "the figures"

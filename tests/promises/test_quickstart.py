@@ -17,7 +17,7 @@ def run(tmp_path_factory):
     return quickstart(tmp_path_factory.mktemp("quickstart") / "run")
 
 
-@pytest.mark.slow(seconds=60)
+@pytest.mark.slow(seconds=100)
 def test_quickstart_learns_its_task(run):
     verdict, scores = run.record["verdict"], run.evaluation["dev"]
     assert verdict["verdict"] == "better"
@@ -29,16 +29,16 @@ def test_quickstart_learns_its_task(run):
 
 @pytest.mark.slow
 def test_the_planted_rows_come_out_at_the_bottom(run):
-    """Proof 6 on the shipped rows: 10 % wrong answers, found by standing; proof 1's residuals at guide_every 5."""
+    """Proof 6 on the shipped rows: 10 % wrong answers, found by standing; proof 1's residuals."""
     account = run.record["ledger"]
     planted = account["columns"]["planted"]
     assert planted["rows"] == 40
-    assert planted["auroc"]["value"] >= 0.9 and planted["verdict"] == "at the bottom"
+    assert planted["auroc"]["value"] >= 0.95 and planted["verdict"] == "at the bottom"
     assert all(row["planted"] for row in run.lowest_rows(3))
     assert account["verdict"] == "better"
     assert abs(account["modules_residual"]) <= 0.05 * account["guide_loss_path"]
     drop = account["guide_loss_start"] - account["guide_loss_end"]
-    assert abs(account["residual"]) <= 0.2 * drop, "the account by rows closes at the shipped recipe"
+    assert abs(account["residual"]) <= 0.1 * drop, "the account by rows closes at the shipped recipe"
     assert sum(row["credit"] for row in run.values) == pytest.approx(account["rows"], rel=1e-9)
     assert sum(row["steps_seen"] for row in run.values) == 240 * 8
 

@@ -12,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from ghosttune.cli.terminal import on_one_line, visible
-from ghosttune.run.tables import ROW_TERMS, VALUE_COLUMNS
+from ghosttune.own_code import short_name
+from ghosttune.run.tables import OUR_COLUMNS, ROW_TERMS
 
 LINE_SECONDS = 5.0
 """Least time between two progress lines where there is no terminal."""
@@ -27,6 +28,7 @@ class Display:
         self.loss = ""
         self.last_line = 0.0
         self.started = 0.0
+        self.starts_from = "the untouched base"
 
     def __enter__(self) -> Display:
         return self
@@ -67,15 +69,22 @@ class Display:
         self.line(f"run        {event['run'].path}{' (continued)' if event['resumed'] else ''}")
         reads = prepared.config.task.type if prepared.template is None else f"{prepared.template.kind} template"
         self.line(f"model      {model.name} on {model.device}, {model.dtype}, {reads}")
-        source = prepared.config.data.train
         counted = f"{len(prepared.train):,} train, {len(prepared.dev):,} dev" + (
             f", {len(prepared.guide):,} guide" if len(prepared.guide) else ""
         )
-        self.line(f"rows       {counted}, {source.name or source.format}")
+        self.line(f"rows       {counted}, {on_one_line(prepared.config.data.train.described)}")
+        for name, rows in prepared.sources.items():
+            split = ", ".join(f"{count:,} {split}" for split, count in rows.items())
+            self.line(f"           {on_one_line(name)}: {split}")
         if prepared.metadata_columns:
             self.line(f"           not shown to the model: {', '.join(map(on_one_line, prepared.metadata_columns))}")
         for reason, count in prepared.left_out.items():
             self.line(f"           {count:,} left out: {reason}")
+        if prepared.train.without_reasoning:
+            self.line(f"           {prepared.train.without_reasoning:,} hold reasoning that the template leaves out")
+        if (source := prepared.config.forget.run) is not None:
+            self.line(f"forgets    rows of {source}")
+            self.starts_from = "the run before"
         self.line(f"trains     {sum(counts.values()):,} parameters ({groups})")
         if without := event["run"].read_record().get("without_rule"):
             self.line(
@@ -83,7 +92,9 @@ class Display:
             )
         selection = prepared.config.data.online_selection
         among = f", chosen from {train.rows_per_step * selection.offered} by {selection.by}" if selection.by else ""
-        self.line(f"steps      {train.max_steps:,} of {train.rows_per_step} rows{among}")
+        first = "largest" if train.order_descending else "smallest"
+        ordered = f", by {train.order}, the {first} first" if train.order != "random" else ""
+        self.line(f"steps      {train.max_steps:,} of {train.rows_per_step} rows{among}{ordered}")
         self.line()
         self.started = time.monotonic()
         if self.console.is_terminal:
@@ -104,8 +115,8 @@ class Display:
         self.loss = f"loss {event['loss']:.4f}"
 
     def _eval(self, event: dict[str, Any]) -> None:
-        base = "  (the untouched base)" if event["step"] == 0 else ""
-        self.line(f"step {event['step']}: dev loss {event['loss']:.4f} nats per target{base}")
+        start = f"  ({self.starts_from})" if event["step"] == 0 else ""
+        self.line(f"step {event['step']}: {event['split']} loss {event['loss']:.4f} nats per target{start}")
 
     def _phase(self, event: dict[str, Any]) -> None:
         reason = f" ({event['reason']})" if "reason" in event else ""
@@ -180,9 +191,10 @@ class Display:
             left_out = f", {result['left_out']:,} left out" if result["left_out"] else ""
             prompts = f"{result['questions']:,} prompt{'s' if result['questions'] != 1 else ''}"
             self.line(f"{name + ' ':<10} {prompts}{left_out}" + (", greedy answers" if "generation" in result else ""))
-        width = max(map(len, result.get("metrics", {})), default=0)
+        names = {metric: on_one_line(short_name(metric)) for metric in result.get("metrics", {})}
+        width = max(map(len, names.values()), default=0)
         for metric, description in result.get("metrics", {}).items():
-            self.line(f"{metric:<{width}} {_scored(metric, description['scale'], result)}")
+            self.line(f"{names[metric]:<{width}} {_scored(metric, description['scale'], result)}")
         for system, found in result.get("degenerate", {}).items():
             if found["faults"]:
                 counted = ", ".join(f"{count} {fault}" for fault, count in found["faults"].items())
@@ -238,10 +250,17 @@ class Display:
         """Rows with their trained tokens marked."""
         for row in rows:
             trained = sum(flag for _, flag in row.tokens)
+            part = f", {row.part}" if row.part else ""
+            part += f", score {row.score:.4g}" if row.score is not None else ""
             target = f", predicts {row.target}" if row.target else ""
             self.line(
-                f"{on_one_line(row.example_id)}: {len(row.tokens)} tokens, {trained} trained (in ⟦ ⟧){target}", "bold"
+                f"{on_one_line(row.example_id)}{part}: {len(row.tokens)} tokens, {trained} trained (in ⟦ ⟧){target}",
+                "bold",
             )
+            if row.note:
+                self.line(row.note, "yellow")
+            if row.drawn:
+                self.line(on_one_line(row.drawn))
             text = Text()
             for token, flag in row.tokens:
                 text.append(f"⟦{visible(token)}⟧" if flag else visible(token), style="bold green" if flag else "dim")
@@ -297,7 +316,7 @@ def _plain(value: Any) -> str:
 
 def _extras(row: dict[str, Any]) -> str:
     """The row's own columns, those that say something."""
-    own = {name: value for name, value in row.items() if name not in {*VALUE_COLUMNS} - {"tokens"}}
+    own = {name: value for name, value in row.items() if name not in {*OUR_COLUMNS} - {"tokens"}}
     texts = {on_one_line(name): on_one_line(value) for name, value in own.items() if value not in (None, "", False)}
     said = ", ".join(f"{name}: {text if len(text) <= 60 else text[:59] + '…'}" for name, text in texts.items())
     return f" ({said})" if said else ""

@@ -14,8 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ghosttune.cli import rows, studying
-from ghosttune.cli.rows import Trust
+from ghosttune.cli import forgetting, rows, studying
+from ghosttune.cli.rows import Code, Trust
 from ghosttune.cli.terminal import say
 from ghosttune.errors import GhosttuneError, InputError, listed
 from ghosttune.run.family import OTHERS_GONE, end_with_parent, other_is_gone
@@ -128,6 +128,7 @@ def show(
     kind: Annotated[str, typer.Argument(help="presets, profiles, datasets, methods, tasks, metrics or settings.")],
     name: Annotated[str | None, typer.Argument(help="One of them, such as `train.learning_rate`.")] = None,
     run: Annotated[Path | None, typer.Option("--run", help="Of a setting: what it was in this run, and did.")] = None,
+    allow_code: Code = False,
     as_json: Json = False,
 ) -> None:
     """List what can be chosen, or explain one of them."""
@@ -151,6 +152,7 @@ def check(
     fix: Annotated[
         Path | None, typer.Option("--fix", help="Write the rows that can be used to this .jsonl, the others beside it.")
     ] = None,
+    allow_code: Code = False,
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -222,7 +224,11 @@ def train(
     processes: Annotated[
         int, typer.Option("--processes", min=1, help="Share the work among so many processes of this machine.")
     ] = 1,
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", min=1, help="So many processes, each with a GPU of this machine.")
+    ] = None,
     strict: Strict = False,
+    allow_code: Code = False,
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -230,21 +236,33 @@ def train(
     if resume and (config or preset or profile or set_ or strict or out is None):
         raise typer.BadParameter("continues a run with its own config.yaml: --resume --out RUN", param_hint="--resume")
     loaded = None if resume else _load(config, preset, profile, set_, strict, trust_remote_code)
+    if gpus is not None:
+        if processes > 1:
+            raise typer.BadParameter(
+                "is the number of processes too: give one of --gpus and --processes", param_hint="--gpus"
+            )
+        from ghosttune.workflows.launching import require_gpus
+
+        require_gpus(gpus)
+        processes = gpus
     if processes > 1 and "RANK" not in os.environ:
         from ghosttune.workflows.launching import launch_training
 
         raise typer.Exit(launch_training(processes, loaded, out, sys.argv[1:]))
     from ghosttune.cli.display import Display
+    from ghosttune.training.processes import rank
+    from ghosttune.training.watching import ignore
     from ghosttune.workflows.train import resume as resumed
     from ghosttune.workflows.train import train as trained
 
+    speaks = rank() == 0  # one of several processes, whoever has started them, speaks for all
     with Display(quiet=as_json) as display:
-        listen = display.listen
+        listen = display.listen if speaks else ignore
         if loaded is None:
             run = resumed(out or "", listen=listen, trust_remote_code=trust_remote_code)
         else:
             run = trained(loaded, out, listen=listen)
-    if os.environ.get("RANK", "0") == "0":  # one of several processes speaks for all
+    if speaks:
         _finish(run, display, as_json)
 
 
@@ -280,6 +298,7 @@ def evaluate(
     set_: Set = None,
     out: Annotated[Path | None, typer.Option("--out", help="Where results go; a run keeps its own.")] = None,
     device: Device = "auto",
+    allow_code: Code = False,
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -425,7 +444,14 @@ def serve(
     listen(run_or_model, host, port, api_key, names, waiting, max_tokens, device, trust_remote_code)
 
 
-for _command in (studying.compare, studying.sweep, studying.validate, studying.prove, *rows.COMMANDS):
+for _command in (
+    studying.compare,
+    studying.sweep,
+    studying.validate,
+    studying.prove,
+    forgetting.forget,
+    *rows.COMMANDS,
+):
     app.command()(_command)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ghosttune.cli.terminal import on_one_line, say
+from ghosttune.own_code import allow_code
 
 if TYPE_CHECKING:
     from ghosttune.workflows.attribute import Attribution, Influence
@@ -29,6 +30,15 @@ Data = Annotated[Path | None, typer.Option("--data", help="Rows of this file, no
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", show_default=True)]
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with a model: only once you have read it.")
+]
+Code = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code",
+        help="Run functions of own files that the configuration names (path.py:function).",
+        callback=lambda given: given and allow_code(),
+        expose_value=False,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 

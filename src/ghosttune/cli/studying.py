@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ghosttune.cli.rows import Trust
+from ghosttune.cli.rows import Code, Trust
 from ghosttune.cli.terminal import say
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def sweep(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML: a config, axes or arms, and seeds.")],
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the sweep; sweeps/NAME if not given.")] = None,
     processes: Annotated[int, typer.Option("--processes", min=1, help="How many runs are trained at once.")] = 1,
+    allow_code: Code = False,
     as_json: Json = False,
 ) -> None:
     """Train every arm under every seed, skipping what is finished, and compare the arms."""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from operator import attrgetter
 
 from ghosttune.config.schema import DEFAULT, DEPENDENT, KINDS, RunConfig, leaf_fields
-from ghosttune.errors import InputError, Problem
+from ghosttune.config.sections import ADAMW, ForgetSettings, MixedSettings, RowsSettings, TrainSettings
+from ghosttune.errors import InputError, Problem, listed
+from ghosttune.own_code import is_own_code
 from ghosttune.registry import DATASETS, METRICS, STRATEGIES
 
 Found = Iterator[tuple[str, str]]
+
+MOMENTS = ("adam_beta1", "adam_beta2", "adam_epsilon")
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def _settled_otherwise(config: RunConfig) -> set[str]:
     """Critical settings whose question another setting answers."""
     settled = {
         "train.max_steps": config.train.num_train_epochs is not None,
-        "data.train.path": config.data.train.name is not None,
+        "data.train.path": config.data.train.name is not None or config.data.train.sources is not None,
     }
     return {path for path, is_settled in settled.items() if is_settled}
 
@@ -77,6 +81,11 @@ def _settled_otherwise(config: RunConfig) -> set[str]:
 @rule("method", "train.max_steps", "train.activation_checkpointing", "model.dtype", "phases")
 def _what_the_method_cannot_do(config: RunConfig) -> Found:
     yield from config.method.conflicts(config)
+
+
+@rule("task", "data.loss_on")
+def _what_the_task_cannot_do(config: RunConfig) -> Found:
+    yield from config.task.conflicts(config)
 
 
 @rule("model.quantization", "method")
@@ -245,41 +254,179 @@ def _values_to_select_by(config: RunConfig) -> Found:
         )
 
 
+@rule("train.order")
+def _scores_that_order(config: RunConfig) -> Found:
+    train = config.train
+    if train.order == "random":
+        for name, idle in (("order_descending", False), ("order_scores", None)):
+            if getattr(train, name) != idle:
+                yield f"train.{name}", "does nothing for train.order: random; use loss or value, or leave it out"
+        return
+    if train.group_by_length:
+        yield (
+            "train.group_by_length",
+            f"cannot be with train.order: {train.order}, which it would undo; set it to false",
+        )
+    if train.order == "length" and train.order_scores is not None:
+        yield "train.order_scores", "does nothing for train.order: length; use loss or value, or leave it out"
+    if train.order == "value" and train.order_scores is None:
+        yield "train.order_scores", "is missing: give the run whose ledger tells the values, or a file of scores"
+
+
+@rule("forget.run")
+def _something_to_forget(config: RunConfig) -> Found:
+    yield from _idle("forget.run", config)
+    forget = config.forget
+    if forget.run is not None and forget.rows is None:
+        yield "forget.rows", "is missing: give the file of the ids to forget"
+    if forget.retain is not None and forget.retain_rows is not None:
+        yield "forget.retain_rows", "excludes forget.retain; keep one"
+    if forget.retain_rows == 0 and forget.retain_weight != ForgetSettings().retain_weight:
+        yield "forget.retain_weight", "does nothing with forget.retain_rows: 0"
+    if forget.loss == "gradient_ascent" and forget.beta != ForgetSettings().beta:
+        yield "forget.beta", "does nothing for forget.loss: gradient_ascent; it is for npo"
+
+
+@rule("forget.run", "task.type", "train.packing", "data.online_selection.by", "train.early_stopping_patience")
+def _how_rows_are_forgotten(config: RunConfig) -> Found:
+    if config.forget.run is None:
+        return
+    if config.task.type in ("preference", "reward"):
+        yield "forget.run", f"is for tasks whose rows have a likelihood, and those of {config.task.type} are compared"
+    if config.train.packing:
+        yield "train.packing", "cannot be while rows are forgotten, whose losses differ: set it to false"
+    if config.data.online_selection.by is not None:
+        yield "data.online_selection.by", "cannot be while rows are forgotten: all of them are; set it to null"
+    if config.train.early_stopping_patience is not None:
+        message = "looks at the dev loss, which says nothing of what is forgotten; use forget.until"
+        yield "train.early_stopping_patience", message
+
+
 @rule("measure.norms.every")
 def _layers_of_norms(config: RunConfig) -> Found:
     if config.measure.norms.every is None and not config.measure.norms.layers:
         yield "measure.norms.layers", "does nothing without measure.norms.every"
 
 
-@rule("data.train.name", "data.train.path")
+@rule("model.trust_remote_code")
+def _code_of_a_kernel(config: RunConfig) -> Found:
+    attention = config.model.attention
+    if attention is not None and "/" in attention and not config.model.trust_remote_code:
+        message = (
+            f"is {attention}, code from the hub that would run here; read it, then set model.trust_remote_code: true"
+        )
+        yield "model.attention", message
+
+
+@rule("train.optim")
+def _a_step_the_ledger_knows(config: RunConfig) -> Found:
+    optim, choices = config.train.optim, " or ".join(ADAMW)
+    if optim not in ADAMW and config.measure.ledger.guide_every is not None:
+        yield (
+            "measure.ledger.guide_every",
+            f"is for AdamW's step in torch, and train.optim is {optim}; set it to null, or train.optim to {choices}",
+        )
+
+
+@rule("train.optim")
+def _moments_that_are_kept(config: RunConfig) -> Found:
+    """Adafactor has decays of its own, and a plain step none; Lion divides by nothing."""
+    unused = {"adafactor": MOMENTS, "sgd": MOMENTS, "lion_32bit": MOMENTS[2:], "lion_8bit": MOMENTS[2:]}
+    for name in unused.get(config.train.optim, ()):
+        if getattr(config.train, name) != TrainSettings.model_fields[name].default:
+            yield f"train.{name}", f"does nothing with train.optim: {config.train.optim}; leave it out"
+
+
+@rule("task.type", "method.type")
+def _rows_that_can_be_packed(config: RunConfig) -> Found:
+    if not config.train.packing:
+        return
+    if config.task.type != "causal_lm":
+        yield (
+            "train.packing",
+            f"is for task.type causal_lm; {config.task.type} reads each row as a whole: set it to false",
+        )
+    elif hasattr(config.method, "num_virtual_tokens"):
+        yield (
+            "train.packing",
+            f"cannot be with {config.method.type}, whose learned prompt stands in front of a sequence and not of each "
+            "of its rows: set it to false, or use lora",
+        )
+
+
+@rule("data.train.name", "data.train.path", "data.train.sources")
 def _a_training_source(config: RunConfig) -> Found:
-    if config.data.train.name is None and config.data.train.path is None:
+    train = config.data.train
+    if train.sources is None and train.name is None and train.path is None:
         yield "data.train.path", "is missing: give your own file, or data.train.name of a known dataset"
 
 
 @rule("data.train.name")
 def _a_known_dataset(config: RunConfig) -> Found:
-    train = config.data.train
-    if train.name is None:
-        return
-    if "/" in train.name:
-        if train.path is not None:
-            yield "data.train.path", f"does nothing for the hub id {train.name}; keep one of the two"
+    for setting, source in config.data.train.parts.items():
+        if source.name is not None:
+            yield from _what_a_dataset_brings(setting, source, source.name)
+
+
+def _what_a_dataset_brings(setting: str, source: RowsSettings, name: str) -> Found:
+    if "/" in name:
+        if source.path is not None:
+            yield f"{setting}.path", f"does nothing for the hub id {name}; keep one of the two"
         return
     try:
-        DATASETS[train.name]
+        DATASETS[name]
     except InputError as error:
-        yield "data.train.name", str(error)
+        yield f"{setting}.name", str(error)
         return
-    for setting, is_given in (("format", train.format != "auto"), ("columns", train.columns is not None)):
+    for own, is_given in (("format", source.format != "auto"), ("columns", source.columns is not None)):
         if is_given:
-            yield f"data.train.{setting}", f"does nothing for the known dataset {train.name}, which brings its own"
+            yield f"{setting}.{own}", f"does nothing for the known dataset {name}, which brings its own"
+
+
+@rule()
+def _one_source_or_several(config: RunConfig) -> Found:
+    train = config.data.train
+    if train.sources is None:
+        if train.temperature is not None:
+            yield "data.train.temperature", "does nothing without data.train.sources"
+        return
+    if not train.sources:
+        yield "data.train.sources", "names no source; give one or more, such as {chat: {path: chat.jsonl}}"
+    for name, field in RowsSettings.model_fields.items():
+        if getattr(train, name) != field.default:
+            yield f"data.train.{name}", f"does nothing beside data.train.sources; give each source its own {name}"
+    yield from _how_sources_are_mixed(train.sources, train.temperature)
+    read: dict[str, str] = {}
+    for name, source in train.sources.items():
+        if source.name is None and source.path is None:
+            yield f"data.train.sources.{name}.path", "is missing: give your own file, or the name of a known dataset"
+            continue
+        rows = repr((source.name, source.path, source.format, source.columns))
+        if rows in read:
+            message = f"reads the same rows as data.train.sources.{read[rows]}; keep one of the two"
+            yield f"data.train.sources.{name}", message
+        read.setdefault(rows, name)
+
+
+def _how_sources_are_mixed(sources: Mapping[str, MixedSettings], temperature: float | None) -> Found:
+    weighted = [name for name, source in sources.items() if source.weight is not None]
+    if weighted and temperature is not None:
+        yield "data.train.temperature", f"excludes weights, and {listed(weighted)} has one; keep one of the two"
+    for name, source in sources.items():
+        place = f"data.train.sources.{name}"
+        if weighted and source.weight is None:
+            yield f"{place}.weight", f"is missing: {listed(weighted)} has one; give every source one, or none"
+        if source.repeat > 1 and (weighted or temperature is not None):
+            other = "weights" if weighted else "data.train.temperature"
+            yield f"{place}.repeat", f"excludes {other}, by which the sources' shares are fixed; keep one of the two"
 
 
 @rule()
 def _known_metrics(config: RunConfig) -> Found:
     chosen = [] if config.evaluate.metrics == "auto" else config.evaluate.metrics
     for name in chosen:
+        if is_own_code(name):  # looked at by what runs it: a run is opened without its metrics
+            continue
         try:
             METRICS[name]
         except InputError as error:
@@ -310,9 +457,10 @@ def _evaluation_at_all(config: RunConfig) -> Found:
 
 @rule()
 def _each_column_once(config: RunConfig) -> Found:
-    theirs = list((config.data.train.columns or {}).values())
-    for name in sorted({name for name in theirs if theirs.count(name) > 1}):
-        yield "data.train.columns", f"uses the column {name!r} {theirs.count(name)} times; one column is one thing"
+    for setting, source in config.data.train.parts.items():
+        theirs = list((source.columns or {}).values())
+        for name in sorted({name for name in theirs if theirs.count(name) > 1}):
+            yield f"{setting}.columns", f"uses the column {name!r} {theirs.count(name)} times; one column is one thing"
 
 
 @rule("model.name")

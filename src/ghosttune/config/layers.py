@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ghosttune.config.reading import Layer, Leaf, SettingPath, overlap, read_file, read_mapping, read_overrides
-from ghosttune.config.schema import ALTERNATIVES, DEPENDENT, KINDS, SHORTHANDS, SWITCHES, RunConfig, group_of
+from ghosttune.config.schema import ALTERNATIVES, DEPENDENT, INSTEAD, KINDS, SHORTHANDS, SWITCHES, RunConfig, group_of
 from ghosttune.errors import InputError, listed, nearest
 
 SHIPPED = Path(__file__).parent.parent
 EXCLUSIVE = [[tuple(path.split(".")) for path in group] for group in ALTERNATIVES]
+EITHER = [(tuple(one.split(".")), tuple(other.split("."))) for one, other in INSTEAD]
 SWITCHED = {tuple(switch.split(".")): {tuple(path.split(".")) for path in paths} for switch, paths in DEPENDENT.items()}
 
 Leaves = dict[SettingPath, Leaf]
@@ -97,6 +98,11 @@ def _replaced(merged: Leaves, chosen: Leaves) -> set[SettingPath]:
     for group in EXCLUSIVE:
         if any(path in chosen and chosen[path].value is not None for path in group):
             replaced |= {known for known in merged if known in group}
+    given = {path for path, leaf in chosen.items() if leaf.value is not None}
+    for pair in EITHER:
+        for one, other in (pair, pair[::-1]):
+            if any(overlap(one, path) for path in given):
+                replaced |= {known for known in merged if overlap(other, known)}
     for switch, dependent in SWITCHED.items():
         if switch in chosen and chosen[switch].value is None:
             replaced |= dependent & merged.keys()

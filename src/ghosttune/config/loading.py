@@ -19,19 +19,25 @@ from ghosttune.config.schema import (
     KINDS,
     SECTIONS,
     RunConfig,
+    entry_of,
     leaf_fields,
     section_class,
 )
-from ghosttune.config.sections import EVALUATION_FILES
+from ghosttune.config.sections import EVALUATION_FILES, RowsSettings
 from ghosttune.config.setting import Section
 from ghosttune.config.wording import concerned, explain
 from ghosttune.errors import ConfigError, InputError, Problem, listed, nearest
+from ghosttune.own_code import at, is_own_code
 from ghosttune.run.directory import RunDir
 
 __all__ = ["load_config", "read_config", "shipped", "value_at", "with_values"]
 
 TRUST = "model.trust_remote_code"
-DATA_PATHS = ("data.train.path", "data.train.keep", "data.dev.path", *EVALUATION_FILES)
+DATA_PATHS = (
+    *("data.train.path", "data.train.keep", "data.dev.path", "train.order_scores"),
+    *("forget.run", "forget.rows", "forget.retain"),
+    *EVALUATION_FILES,
+)
 
 
 def load_config(
@@ -214,7 +220,14 @@ def _tree(given: Leaves) -> Any:
 
 def _origins(leaves: Leaves, sections: dict[str, Section]) -> dict[str, str]:
     kinds = {name: getattr(sections[name], of.key) for name, of in KINDS.items()}
-    return {path: _origin(leaves, tuple(path.split("."))) for path, _ in leaf_fields(kinds)}
+    origins: dict[str, str] = {}
+    for path, field in leaf_fields(kinds):
+        place = tuple(path.split("."))
+        origins[path] = _origin(leaves, place)
+        if entry_of(field) is not None:
+            inside = (known for known in leaves if len(known) > len(place) and known[: len(place)] == place)
+            origins |= {".".join(known): leaves[known].origin for known in inside}
+    return origins
 
 
 def _origin(leaves: Leaves, path: SettingPath) -> str:
@@ -223,15 +236,28 @@ def _origin(leaves: Leaves, path: SettingPath) -> str:
 
 def _absolute(config: RunConfig) -> RunConfig:
     """The same configuration reading the same files in any working directory; `run.root` stays beside its reader."""
-    changes = {
+    changes: dict[str, Any] = {
         path: _absolute_path(value)
         for path in DATA_PATHS
         if (value := value_at(config, path)) and not value.startswith("builtin:")
     }
+    if config.data.train.sources is not None:
+        changes["data.train.sources"] = {name: _beside(part) for name, part in config.data.train.sources.items()}
     if _is_folder(config.model.name):
         changes["model.name"] = _absolute_path(config.model.name)
+    if config.evaluate.metrics != "auto":
+        changes["evaluate.metrics"] = [
+            at(name, _absolute_path) if is_own_code(name) else name for name in config.evaluate.metrics
+        ]
     changes["run.root"] = os.path.expanduser(config.run.root)
     return with_values(config, changes)
+
+
+def _beside(source: RowsSettings) -> RowsSettings:
+    """The same source, read from the same file in any working directory."""
+    if source.path is None or source.path.startswith("builtin:"):
+        return source
+    return source.model_copy(update={"path": _absolute_path(source.path)})
 
 
 def _absolute_path(value: str) -> str:

@@ -118,8 +118,17 @@ def _json_layer(text: str, name: str) -> Layer:
     tree = read_json(text, unique=False)
     layer = _yaml_layer(text.replace("\t", " "), name)  # JSON is YAML but for tabs; this finds lines and repeated keys
     values = dict(_flatten(tree, ()))
-    layer.leaves = {path: Leaf(values.get(path, leaf.value), leaf.origin) for path, leaf in layer.leaves.items()}
+    own = {tuple(map(_paired, path)): leaf for path, leaf in layer.leaves.items()}
+    layer.leaves = {path: Leaf(values.get(path, leaf.value), leaf.origin) for path, leaf in own.items()}
     return layer
+
+
+def _paired(text: str) -> str:
+    """The text with each pair of surrogates, in which JSON may write a character, as that character."""
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:  # of half a pair, which is refused where it stands
+        return text
 
 
 def _yaml_layer(text: str, name: str) -> Layer:

@@ -19,11 +19,17 @@ def commented_yaml(config: RunConfig) -> str:
     lines: list[str] = []
     for name in SECTIONS:
         section = getattr(config, name)
-        off = name in SWITCHES and getattr(section, KINDS[name].key) == KINDS[name].default
+        off = name in SWITCHES and _is_off(name, section)
         meaning = first_sentence(RunConfig.model_fields[name].description or "")
         lines += [f"{name}: null  # {meaning}"] if off else [f"{name}:", *_section(section, 1)]
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _is_off(name: str, section: Section) -> bool:
+    if name in KINDS:
+        return getattr(section, KINDS[name].key) == KINDS[name].default
+    return all(getattr(section, path.rpartition(".")[2]) is None for path in SWITCHES[name])
 
 
 def plain_yaml(config: RunConfig) -> str:
@@ -50,6 +56,8 @@ def _section(section: Section, depth: int) -> list[str]:
 
 def inline(value: Any) -> str:
     """A value as it stands behind a key in YAML."""
+    if isinstance(value, dict):
+        value = {name: entry.model_dump() if isinstance(entry, Section) else entry for name, entry in value.items()}
     text = to_yaml(value, default_flow_style=True, width=10**9).strip(BLANK)
     return text.removesuffix("...").strip(BLANK)
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from ghosttune.config.checking import conflicts
 from ghosttune.config.loading import with_values
 from ghosttune.config.schema import RunConfig
-from ghosttune.errors import ConfigError, Problem
+from ghosttune.config.sections import MixedSettings
+from ghosttune.errors import ConfigError, Problem, listed
 
 DEV_FRACTION, GUIDE_FRACTION = 0.1, 0.05
 
@@ -34,6 +35,12 @@ class Facts:
     """Whether the model's tokenizer has a chat template."""
     holds_conversations: bool = False
     """Whether rows written as text are conversations, by their User:/Assistant: marks."""
+    source_formats: Mapping[str, str] = field(default_factory=dict)
+    """Of a mixture: the format of each source's rows, by its name."""
+    plain_sources: tuple[str, ...] = ()
+    """Sources of a mixture whose rows are text without answers."""
+    lacking_dev: tuple[str, ...] = ()
+    """Sources of a mixture that have no split dev where others have one."""
     holds_lone_turns: bool = False
     """Whether rows written as text begin with such a mark and are one side of a conversation."""
 
@@ -53,12 +60,15 @@ def resolve_sources(config: RunConfig, facts: Facts, refuse: Refuse = refuse) ->
     derived: dict[str, Any] = {}
     if config.model.device == "auto":
         derived["model.device"] = "cuda" if facts.cuda_devices else "cpu"
-    if config.data.train.format == "auto" and config.data.train.name is None:
+    if config.data.train.sources is not None:
+        config = with_values(config, {"data.train.sources": _formatted(config.data.train.sources, facts)})
+    elif config.data.train.format == "auto" and config.data.train.name is None:
         derived["data.train.format"] = facts.row_format
     if config.data.template == "auto" and facts.has_template:
         conversations = facts.row_format == "messages" or facts.holds_conversations
         derived["data.template"] = "chat" if facts.has_chat_template else "turns" if conversations else "plain"
-    if config.data.dev.fraction is None and config.data.dev.split is None and config.data.dev.path is None:
+    undecided = config.data.dev.fraction is None and config.data.dev.split is None and config.data.dev.path is None
+    if undecided:
         has_dev = "dev" in facts.source_splits
         derived |= {"data.dev.split": "dev"} if has_dev else {"data.dev.fraction": DEV_FRACTION}
     guide = config.data.guide
@@ -69,6 +79,7 @@ def resolve_sources(config: RunConfig, facts: Facts, refuse: Refuse = refuse) ->
             derived["data.guide.fraction"] = GUIDE_FRACTION
     config = with_values(config, derived, "derived")
     problems = [
+        *(_dev_problems(config, facts) if undecided else []),
         *_device_problems(config, facts),
         *_template_problems(config, facts),
         *_split_problems(config, facts),
@@ -107,6 +118,14 @@ def steps_per_epoch(config: RunConfig, train_rows: int, processes: int = 1) -> i
     return math.ceil(micro_batches / config.train.gradient_accumulation_steps)
 
 
+def _formatted(sources: Mapping[str, MixedSettings], facts: Facts) -> dict[str, MixedSettings]:
+    """The sources of a mixture with the formats that were found."""
+    return {
+        name: source if source.name else source.model_copy(update={"format": facts.source_formats[name]})
+        for name, source in sources.items()
+    }
+
+
 def _device_problems(config: RunConfig, facts: Facts) -> list[Problem]:
     device = config.model.device
     if config.model.dtype == "bfloat16" and not facts.device_has_bfloat16:
@@ -117,6 +136,16 @@ def _device_problems(config: RunConfig, facts: Facts) -> list[Problem]:
     found = f"{facts.cuda_devices or 'no'} CUDA device{'s' if facts.cuda_devices != 1 else ''}"
     remedy = "cpu, or install a CUDA build of torch" if not facts.cuda_devices else "cuda:N below that number, or cpu"
     return [config.problem("model.device", f"{device} was asked for and torch sees {found}; use {remedy}")]
+
+
+def _dev_problems(config: RunConfig, facts: Facts) -> list[Problem]:
+    if not facts.lacking_dev:
+        return []
+    message = (
+        f"must be chosen: {listed(facts.lacking_dev)} of the mixture has no split dev, and others have one. "
+        "data.dev.fraction sets rows of every source aside, data.dev.split: dev judges by the sources that have it"
+    )
+    return [config.problem("data.dev", message)]
 
 
 def _template_problems(config: RunConfig, facts: Facts) -> list[Problem]:
@@ -145,6 +174,9 @@ def _split_problems(config: RunConfig, facts: Facts) -> list[Problem]:
 
 
 def _loss_problems(config: RunConfig, facts: Facts) -> list[Problem]:
+    if config.data.loss_on == "completion" and facts.plain_sources:
+        message = f"must be all: rows of {listed(facts.plain_sources)} are plain text, with no completion of their own"
+        return [config.problem("data.loss_on", message)]
     if config.data.loss_on == "all" or facts.row_format != "text" or facts.holds_conversations:
         return []
     message = "must be all for rows of plain text: they have no completion of their own"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import get_args, get_origin
 
 from pydantic import Field, SerializeAsAny
 from pydantic.fields import FieldInfo
@@ -15,6 +16,7 @@ from pydantic.fields import FieldInfo
 from ghosttune.config.sections import (
     DataSettings,
     EvaluateSettings,
+    ForgetSettings,
     MeasureSettings,
     ModelSettings,
     RunSettings,
@@ -35,6 +37,8 @@ class RunConfig(Section):
     train: TrainSettings = TrainSettings()
     phases: SerializeAsAny[PhasesSettings]
     """Which modules train when: a plan such as `both@0-300 > mlp@300-`, or a strategy; null: all of them, always."""
+    forget: ForgetSettings = ForgetSettings()
+    """Which rows of an earlier run are forgotten; null: none, and training starts anew."""
     measure: MeasureSettings = MeasureSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     run: RunSettings = RunSettings()
@@ -91,8 +95,15 @@ ALTERNATIVES = (
     ("data.dev.fraction", "data.dev.split", "data.dev.path"),
     ("data.guide.fraction", "data.guide.split"),
     ("data.guide.fraction", "data.guide.rows"),
+    ("forget.retain", "forget.retain_rows"),
 )
 """Settings of which at most one can hold; choosing one in a later layer drops the others of earlier layers."""
+
+INSTEAD = (
+    *((f"data.train.{name}", "data.train.sources") for name in ("name", "path", "format", "columns", "limit")),
+    *((f"data.train.{name}", "data.train.temperature") for name in ("name", "path")),
+)
+"""Settings that exclude each other, the second of which is a mapping; choosing one in a later layer drops the other."""
 
 IDLE_DEFAULTS = {("train.lr_scheduler_type", "constant"): ("train.warmup_steps", 0)}
 """Choice -> the setting whose default it makes meaningless, and the value that says so."""
@@ -106,11 +117,13 @@ DEPENDENT = {
         "measure.ledger.guide_subset",
     ),
     "data.online_selection.by": ("data.online_selection.candidates", "data.online_selection.lowest"),
+    "forget.run": tuple(f"forget.{name}" for name in ForgetSettings.model_fields if name != "run"),
 }
 """Switch -> settings that do nothing while it is null; switching it off in a later layer drops earlier layers' ones."""
 
 SWITCHES = {
     "data.online_selection": ("data.online_selection.by",),
+    "forget": ("forget.run",),
     "measure.norms": ("measure.norms.every", "measure.norms.effective"),
     "measure.ledger": ("measure.ledger.guide_every",),
     "phases": ("phases.strategy",),
@@ -134,6 +147,23 @@ def group_of(field: FieldInfo) -> type[Section] | None:
     """The class of a field that is itself a group of settings; None for a setting."""
     inner = field.annotation
     return inner if isinstance(inner, type) and issubclass(inner, Section) else None
+
+
+def entry_of(field: FieldInfo) -> type[Section] | None:
+    """The class of the entries of a setting that maps names to groups of settings; None for any other field."""
+    for choice in (field.annotation, *get_args(field.annotation)):
+        inner = get_args(choice)[1:] if get_origin(choice) is dict else ()
+        if inner and isinstance(inner[0], type) and issubclass(inner[0], Section):
+            return inner[0]
+    return None
+
+
+def entry_fields() -> Iterator[tuple[str, FieldInfo]]:
+    """(`data.train.sources.NAME.path`, field) of every setting inside of an entry of a mapping."""
+    for path, field in leaf_fields():
+        entry = entry_of(field)
+        if entry is not None:
+            yield from _leaves(entry, f"{path}.NAME")
 
 
 def leaf_fields(kinds: dict[str, str] | None = None) -> Iterator[tuple[str, FieldInfo]]:

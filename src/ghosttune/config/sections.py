@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ghosttune.config.setting import DEVICE, FILE_NAME, Count, Names, Section, Share, Text, setting
+from ghosttune.config.setting import ATTENTION, DEVICE, FILE_NAME, Count, Names, Section, Share, Text, setting
 
 
 class ModelSettings(Section):
@@ -57,6 +57,14 @@ class ModelSettings(Section):
         cost="the CPU is slow, and gives the same bytes each time; kernels of a GPU need not",
     )
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    attention: Annotated[str, Field(pattern=ATTENTION)] | None = setting(
+        None,
+        why="how tokens look at each other decides the time and memory of long rows, and nothing else",
+        benefit="FlashAttention and sdpa keep no weight for each pair of tokens; FlashAttention skips what is masked",
+        cost="all but eager and sdpa need a GPU; sums are made in another order, so that last bits differ",
+    )
+    """What computes attention, by Transformers' names (`attn_implementation`): `eager`, `sdpa`, `flex_attention`,
+    `flash_attention_2`, or a kernel of the hub; null for what Transformers takes for the model."""
     trust_remote_code: bool = setting(
         False,
         why="runs Python code that comes with the model; off unless you read it",
@@ -66,7 +74,9 @@ class ModelSettings(Section):
     """Whether code shipped inside a model repository may run."""
 
 
-class SourceSettings(Section):
+class RowsSettings(Section):
+    """Rows of one kind: where they lie, and how they are read."""
+
     name: Text | None = setting(
         None,
         why="a known dataset brings its columns, prompt wording, splits and group key",
@@ -93,6 +103,8 @@ class SourceSettings(Section):
         "labelled_pair",
         "tagged_tokens",
         "question_answering",
+        "preference",
+        "unpaired_preference",
     ] = setting(
         "auto",
         why="the same columns can be meant in several ways",
@@ -115,6 +127,33 @@ class SourceSettings(Section):
         cost="what the rows left out would have taught",
     )
     """Use only this many rows."""
+
+
+SourceName = Annotated[str, Field(pattern=FILE_NAME)]
+
+
+class MixedSettings(RowsSettings):
+    """One source of a mixture."""
+
+    weight: Annotated[float, Field(gt=0, le=1e6)] | None = setting(
+        None,
+        unit="share, beside the weights of the other sources",
+        why="how many rows a source happens to have need not be how much it should count",
+        benefit="the number of its rows in an epoch is exact, and comes out the same in every run",
+        cost="a source drawn more often than it has rows is learned by heart sooner, one drawn less often later",
+    )
+    """How much of an epoch is rows of this source; an epoch has as many rows as all sources together."""
+    repeat: Count = setting(
+        1,
+        unit="times",
+        why="a few good rows can deserve more than one look beside many",
+        benefit="every row of the source comes exactly so often in each epoch",
+        cost="an epoch is longer by these rows, which are learned by heart sooner",
+    )
+    """How often an epoch goes through all rows of this source."""
+
+
+class SourceSettings(RowsSettings):
     keep: Text | None = setting(
         None,
         why="selecting rows is a claim that has to be tried by training on them",
@@ -122,6 +161,34 @@ class SourceSettings(Section):
         cost="fewer rows: the same number of updates passes over them more often",
     )
     """Train only on the rows whose ids stand in this file, such as `ghosttune select` writes."""
+    sources: dict[SourceName, MixedSettings] | None = setting(
+        None,
+        why="what a model is to do usually takes rows of several kinds, from several files",
+        benefit="each kind keeps its own columns and its own limit, and has its own dev loss and values",
+        cost="ids begin with the name of their source, so that they are others than those of the source alone",
+    )
+    """In place of one source, several: name of your own -> settings of that source. Each row has its source's name in
+    front of its id, and in the column `source`."""
+
+    temperature: Annotated[float, Field(ge=1e-3, le=1e6)] | None = setting(
+        None,
+        why="the largest source would fill the run, and equal shares would repeat the smallest many times",
+        benefit="one number between the two: 1 takes sources by their rows, the higher it is the more equally",
+        cost="small sources are gone through more often than large ones",
+    )
+    """In place of weights: a source's share of an epoch is in proportion to its rows to the power 1 / temperature."""
+
+    @property
+    def parts(self) -> dict[str, RowsSettings]:
+        """Setting -> each source that is read: `data.train` itself, or those of a mixture."""
+        if self.sources is None:
+            return {"data.train": self}
+        return {f"data.train.sources.{name}": part for name, part in self.sources.items()}
+
+    @property
+    def described(self) -> str:
+        """What is read, in a few words."""
+        return self.name or self.format if self.sources is None else f"a mixture of {', '.join(self.sources)}"
 
 
 class DevSettings(Section):
@@ -238,13 +305,14 @@ class DataSettings(Section):
         cost="memory and time grow with the longest row of a batch",
     )
     """Longest row; longer ones lose the oldest part of their context, never the answer or its cue."""
-    loss_on: Literal["completion", "all"] = setting(
+    loss_on: Literal["completion", "last_turn", "all"] = setting(
         "completion",
         why="a prompt is given, an answer has to be produced",
         benefit="with `completion` the adapter does not spend itself on learning to write prompts",
         cost="`all` trains more tokens per row, which text without answers needs",
     )
-    """Which tokens are trained: those the model must produce (with their stop token), or all."""
+    """Which tokens are trained: those the model must produce (with their stop token), of those the last answer of a row
+    alone, or all. Answers whose own row says `weight: 0` or `train: false` never are."""
     truncated_share: Annotated[float, Field(ge=0, le=1)] = setting(
         0.0,
         unit="share of rows",
@@ -253,6 +321,21 @@ class DataSettings(Section):
         cost="every row above `data.max_length` has to be dealt with before the run starts",
     )
     """Refuse to train when a larger share of rows would have to be cut."""
+
+
+Optim = Literal[
+    "adamw_torch_fused",
+    "adamw_torch",
+    "adamw_8bit",
+    "paged_adamw_8bit",
+    "paged_adamw_32bit",
+    "lion_32bit",
+    "lion_8bit",
+    "adafactor",
+    "sgd",
+]
+ADAMW = ("adamw_torch_fused", "adamw_torch")
+"""Optimizers whose states the ledger reads."""
 
 
 class TrainSettings(Section):
@@ -299,12 +382,41 @@ class TrainSettings(Section):
     )
     """Micro-batches per optimizer update; the loss is weighted by tokens, so the split does not matter."""
     group_by_length: bool = setting(
-        True,
+        False,
         why="rows of a step are padded to the longest of them",
-        benefit="hardly any computing on padding",
-        cost="kinds of rows that differ in length meet in steps of their own: a rare kind is learned slowly, use false",
+        benefit="true: hardly any computing on padding, which large models and long rows feel",
+        cost="true: kinds of rows that differ in length meet in steps of their own, and a rare kind is learned slowly",
     )
     """Steps of rows of like length; else of rows as they are drawn."""
+    order: Literal["random", "length", "loss", "value"] = setting(
+        "random",
+        why="what is easy first, or what is worth most, is said to be learned better; a draw is the control",
+        benefit="a curriculum that is exact, recorded, and the same in every process",
+        cost="each pass has the same order and kinds of rows meet in steps of their own; `loss` reads every row once",
+    )
+    """Order of the training rows in each pass: drawn anew; or sorted, the smallest first, by the tokens of a row, its
+    loss per target under the untouched base, or what it stands at in the ledger of an earlier run (`order_scores`)."""
+    order_descending: bool = setting(
+        False,
+        why="both directions have their advocates",
+        benefit="the hard, or the worthy, come first",
+        cost="what comes last is what the run remembers best",
+    )
+    """The largest first."""
+    order_scores: Text | None = setting(
+        None,
+        why="how hard or worthy a row is can be known from elsewhere",
+        benefit="an order by whatever scores rows, such as `ghosttune select --by` writes",
+        cost="a row without a score is an error",
+    )
+    """Where scores come from: a finished run (its values), or a file of rows with `example_id` and `score`."""
+    packing: bool = setting(
+        False,
+        why="rows of unequal length leave room beside the short ones, which is computed all the same",
+        benefit="the same updates from the same rows, faster: 1.5 times on dialogues that are not grouped by length",
+        cost="one pass of a few rows before training, which refuses models whose rows would see each other",
+    )
+    """Several rows of a micro-batch in one sequence, none of which sees the others; `task.type: causal_lm`."""
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = setting(
         2.0e-4,
         critical=True,
@@ -312,7 +424,14 @@ class TrainSettings(Section):
         benefit="the first setting to try when a run does not learn, and the one that changes most",
         cost="too low wastes the run, too high destroys it: try three values before anything else",
     )
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of the optimizer."""
+    optim: Optim = setting(
+        "adamw_torch_fused",
+        why="AdamW keeps two numbers for each that trains, which full training feels in memory",
+        benefit="8-bit states need a quarter of that, Adafactor's and plain gradient steps next to nothing",
+        cost="values and credits of rows are told of AdamW's own step in torch: with any other the ledger must be off",
+    )
+    """The optimizer, by Transformers' name."""
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = setting(
         "cosine",
         why="large steps find a good region, small ones settle in it",
@@ -341,7 +460,7 @@ class TrainSettings(Section):
         benefit="noise of single batches averages out",
         cost="higher values answer later to a change, and credit more of an update to older rows",
     )
-    """Decay of AdamW's first moment."""
+    """Decay of the first moment of AdamW, or of Lion."""
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = setting(
         0.999,
         why="AdamW divides each number's step by the size of its last gradients",
@@ -501,6 +620,69 @@ class MeasureSettings(Section):
     exactly, leave them out (counted and named), or refuse the run. `ghosttune check` says which they are."""
 
 
+class ForgetSettings(Section):
+    run: Text | None = setting(
+        None,
+        why="what single rows taught may have to go: a person's data, a secret, an answer that was wrong",
+        benefit="a fraction of the time of training anew without them",
+        cost="only training without the rows is sure: beside it this is judged (`ghosttune forget --retrain`)",
+    )
+    """Start from the best adapter of this run, and make it forget some of its rows; null for off."""
+    rows: Text | None = setting(
+        None,
+        why="what is to be forgotten is rows of the run that taught it",
+        benefit="the same file as for `data.train.keep`, such as `ghosttune select` or `attribute` helps to make",
+        cost="what rows that stay say of the same thing stays too: name those as well",
+    )
+    """File of the ids of the rows to forget: one in each line of a .txt file, else the `example_id` of each row."""
+    loss: Literal["npo", "gradient_ascent"] = setting(
+        "npo",
+        why="a loss that is only raised knows no end, and takes the rest of the model with it",
+        benefit="`npo` pushes less the further a row is forgotten; `gradient_ascent` is what it is compared with",
+        cost="npo reads every row that is forgotten once more, before the first update",
+    )
+    """What the rows to forget are trained with: negative preference optimization (Zhang et al. 2024, arXiv 2404.05868),
+    whose reference is the adapter at the start, or the loss of training with its sign turned."""
+    beta: Annotated[float, Field(gt=0)] = setting(
+        0.1,
+        unit="per nat of a row",
+        why="says how far a row is forgotten before it is left alone",
+        benefit="higher stops sooner, lower comes near gradient ascent",
+        cost="too high, and rows of many tokens hardly move",
+    )
+    """npo: inverse temperature."""
+    retain: Text | None = setting(
+        None,
+        why="which rows must not suffer may be known, such as those most like the forgotten ones",
+        benefit="exactly these are held on to",
+        cost="what none of them asks for may go unnoticed",
+    )
+    """File of the ids of rows to hold on to, in place of a sample; read as `rows` is."""
+    retain_rows: Annotated[int, Field(ge=0)] | None = setting(
+        None,
+        unit="rows",
+        why="what makes rows forgotten also moves what all others use",
+        benefit="more rows hold on to more of what was learned",
+        cost="fewer of the rows of each update are forgotten ones; 0 holds on to nothing",
+    )
+    """Train a sample of so many of the run's other rows with their own loss; unset: four for each forgotten row."""
+    retain_weight: Annotated[float, Field(gt=0)] = setting(
+        4.0,
+        why="forgetting and holding on pull at the same weights",
+        benefit="higher keeps the other rows nearer to where they were",
+        cost="forgetting takes more updates",
+    )
+    """Weight of the loss of retained rows; that of forgotten ones has 1."""
+    until: Annotated[float, Field(gt=0)] | None = setting(
+        None,
+        unit="nats per target",
+        why="rows made less likely than to a model that never saw them are told apart by just that",
+        benefit="stops at the loss of a model that never saw them, where one is known",
+        cost="looked at every `train.eval_steps` updates: one forward pass of the forgotten rows",
+    )
+    """End the run at the first evaluation at which the mean loss of the forgotten rows is as high."""
+
+
 class EvaluateSettings(Section):
     metrics: Literal["auto"] | Names = setting(
         "auto",
@@ -509,7 +691,9 @@ class EvaluateSettings(Section):
         cost="most are of generated answers, which take time",
     )
     """Metrics of the answers (`ghosttune show metrics`), or `auto`: those of the known dataset, else `exact_match` and
-    `chrf`. `stopped` always stands beside them."""
+    `chrf`. `stopped` always stands beside them. `path.py:function` is a function of your own of an answer (`output`,
+    `references`, `metadata`: any of them) that returns a number, more being better, or whether the answer is right; it
+    runs under `--allow-code` only."""
     limit: Annotated[int, Field(ge=0)] | None = setting(
         100,
         unit="prompts",

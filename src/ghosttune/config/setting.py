@@ -50,10 +50,12 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 TEXT = r"^[^\p{Cc}]*[^\s\p{Cc}][^\p{Cc}]*$"
 FILE_NAME = r"^[^\p{Cc}/\\]*[^\s\p{Cc}/\\.][^\p{Cc}/\\]*$"
 DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
+ATTENTION = r"^(eager|sdpa|flex_attention|flash_attention_[234]|[\w.-]+/[\w.@:-]+)$"
 PATTERN_MEANINGS = {
     TEXT: "text that is not empty, without line breaks and control characters",
     FILE_NAME: "a name without slashes, not empty, without control characters",
     DEVICE: "auto, cpu, cuda or cuda:N",
+    ATTENTION: "eager, sdpa, flex_attention, flash_attention_2, _3 or _4, or a kernel of the hub (org/name)",
 }
 """What a pattern accepts, in the words of an error message."""
 
@@ -100,6 +102,10 @@ class TaskSettings(Section):
     """What every task has; each task adds its own settings in `ghosttune/tasks/`."""
 
     type: str
+
+    def conflicts(self, config: RunConfig) -> Iterator[tuple[str, str]]:
+        """(setting, message) of what this task cannot do together with the rest of the configuration."""
+        yield from ()
 
 
 def strategy_name(name: str) -> Any:

@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 
 from ghosttune.config.notation import parse_value, shown
 from ghosttune.config.reading import SettingPath
-from ghosttune.config.schema import group_of
+from ghosttune.config.schema import entry_of, group_of
 from ghosttune.config.setting import PATTERN_MEANINGS, Section
 from ghosttune.errors import InputError, listed, nearest
 
@@ -57,7 +57,7 @@ def explain(section: type[Section], path: SettingPath, details: list[ErrorDetail
         return str(detail["ctx"]["error"])  # pyright: ignore[reportTypedDictNotRequiredAccess]
     if kind.startswith("model_"):
         inner = group_of(field) if field else None
-        return f"must hold settings ({listed((inner or section).model_fields)}), got {shown(value)}"
+        return f"must hold settings ({listed((inner or group).model_fields)}), got {shown(value)}"
     return f"must be {_expected(detail, field)} (got {shown(value)}){_hint(detail, field)}"
 
 
@@ -69,12 +69,13 @@ def _setting(section: type[Section], detail: ErrorDetails) -> SettingPath:
     """
     path: list[str] = []
     group: type[Section] | None = section
+    entry: type[Section] | None = None
     for part in detail["loc"]:
-        field = group.model_fields.get(str(part)) if group else None
-        if group is None and part == "[key]":
+        field = group.model_fields.get(str(part)) if group and not entry else None
+        if part == "[key]":
             break
         path.append(str(part))
-        group = group_of(field) if field else None
+        group, entry = entry or (group_of(field) if field else None), entry_of(field) if field else None
         if group is None and not (field and _is_mapping(field)):
             break
     return tuple(path)
@@ -87,9 +88,10 @@ def _is_mapping(field: FieldInfo) -> bool:
 def _parent(section: type[Section], path: SettingPath) -> tuple[type[Section], FieldInfo | None]:
     """The group a setting stands in, and its field; None for a name that is no field."""
     group, field = section, None
+    entry: type[Section] | None = None
     for name in path:
-        field = group.model_fields.get(name)
-        group = (group_of(field) if field else None) or group
+        field = None if entry else group.model_fields.get(name)
+        group, entry = entry or (group_of(field) if field else None) or group, entry_of(field) if field else None
     return group, field
 
 
@@ -171,5 +173,7 @@ def _accepted(schema: dict[str, Any]) -> str:
         return f"a list of {_accepted(schema['items'])}"
     if "pattern" in schema:
         return PATTERN_MEANINGS.get(schema["pattern"], f"text that matches {schema['pattern']}")
+    if "$ref" in schema.get("additionalProperties", {}):
+        return "a mapping of names to settings"
     bounds = [text.format(schema[bound]) for bound, text in BOUNDS.items() if bound in schema]
     return ", ".join([KINDS_OF_VALUE[schema["type"]], *bounds])

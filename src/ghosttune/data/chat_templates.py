@@ -22,7 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, _PassArg, pass_context
 from jinja2.visitor import NodeTransformer
 
-from ghosttune.data.records import Turn
+from ghosttune.data.turns import TOOLS, Turn, tools_of
 from ghosttune.errors import ModelError, listed
 
 STEPS = 2_000_000
@@ -98,8 +98,12 @@ FILTERS = TEXT_FILTERS | {
     "unique",
 }
 
-STEP, COUNTED, JOINED = "step taken", "size counted", "texts joined"
+STEP, COUNTED, JOINED, MARKED = "step taken", "size counted", "texts joined", "answer marked"
 """Filters that the bounds are made of; no template can name them, for their names are no names."""
+
+OPENS, CLOSES = "\ufdd0", "\ufdd1"
+"""Stand around what `{% generation %}` marks while that is looked for: characters that no text has (Unicode keeps them
+for the inside of programs)."""
 
 
 class _TooMuch(Exception):
@@ -111,6 +115,7 @@ class Allowance:
 
     def __init__(self) -> None:
         self.steps, self.characters = STEPS, 0
+        self.marks = False
         self.until = time.thread_time() + SECONDS
 
     def spend(self, size: int = 0) -> None:
@@ -138,14 +143,15 @@ def chat_text(tokenizer: Any, turns: Sequence[Turn], opens_answer: bool, allowan
     read, and for whatever the template itself raises.
     """
     allowance = allowance or Allowance()
-    allowance.characters = CHARACTERS + GROWTH * sum(len(turn.content) for turn in turns)
+    allowance.characters = CHARACTERS + GROWTH * sum(len(turn.words) for turn in turns)
     kinds = listed(turn.role for turn in turns)
-    template = _compiled(_source(tokenizer))
+    tools = tools_of(turns)
+    template = _compiled(source_of(tokenizer, tools is not None))
     token = _allowance.set(allowance)
     try:
         return template.render(
-            messages=[{"role": turn.role, "content": turn.content} for turn in turns],
-            tools=None,
+            messages=[_message(turn) for turn in turns if turn.role != TOOLS],
+            tools=tools,
             documents=None,
             add_generation_prompt=opens_answer,
             **tokenizer.special_tokens_map,
@@ -168,11 +174,60 @@ def chat_text(tokenizer: Any, turns: Sequence[Turn], opens_answer: bool, allowan
         _allowance.reset(token)
 
 
-def _source(tokenizer: Any) -> str:
-    """The template's text; of several the one that Transformers takes where no tools are given."""
+def marked_by(
+    tokenizer: Any, turns: Sequence[Turn], allowance: Allowance | None = None
+) -> tuple[tuple[int, int], ...] | None:
+    """The characters of `chat_text(…, opens_answer=False)` that the template marks with `{% generation %}`.
+
+    Transformers trains them as what the assistant says. None where the template has no such marks. ModelError where it
+    changes what it has marked, so that the place cannot be known.
+    """
+    if not _has_marks(source_of(tokenizer, tools_of(turns) is not None)):
+        return None
+    allowance = allowance or Allowance()
+    plain = chat_text(tokenizer, turns, opens_answer=False, allowance=allowance)
+    allowance.marks = True
+    try:
+        text = chat_text(tokenizer, turns, opens_answer=False, allowance=allowance)
+    finally:
+        allowance.marks = False
+    spans: list[tuple[int, int]] = []
+    place = start = 0
+    for piece in re.split(f"([{OPENS}{CLOSES}])", text):
+        if piece == OPENS:
+            start = place
+        elif piece == CLOSES:
+            spans.append((start, place))  # may be empty
+        else:
+            place += len(piece)
+    if _MARK.sub("", text) != plain or "".join(_MARK.findall(text)) != (OPENS + CLOSES) * len(spans):
+        raise ModelError(
+            "the chat template changes what it marks with {% generation %}, so that what it trains cannot be found; "
+            "use data.template: turns"
+        )
+    return tuple(spans)
+
+
+@lru_cache
+def _has_marks(source: str) -> bool:
+    """As Transformers decides it."""
+    return re.search(r"\{%-?\s*generation\s*-?%\}", source) is not None
+
+
+_MARK = re.compile(f"[{OPENS}{CLOSES}]")
+
+
+def _message(turn: Turn) -> dict[str, Any]:
+    """What the template sees; reasoning under the names that Transformers gives it."""
+    message = turn.message
+    return message if turn.reasoning is None else {"thinking": turn.reasoning, **message}
+
+
+def source_of(tokenizer: Any, has_tools: bool) -> str:
+    """The template's text; of several the one that Transformers takes where tools are given, or are not."""
     source = tokenizer.chat_template
     if isinstance(source, dict):
-        source = source.get("default")
+        source = source.get("tool_use", source.get("default")) if has_tools else source.get("default")
     if not isinstance(source, str):
         raise ModelError(
             f"the tokenizer's chat template is no text but {type(source).__name__}; use data.template: turns"
@@ -212,6 +267,7 @@ class _Bounded(ImmutableSandboxedEnvironment):
         self.filters |= {
             STEP: pass_context(lambda context, value: _counted(value, 0)),
             COUNTED: pass_context(lambda context, value: _counted(value, _length(value))),
+            MARKED: pass_context(lambda context, mark: mark if _allowance.get().marks else ""),
             JOINED: pass_context(lambda context, values: _counted("".join(map(str, values)), _extent(values))),
         }
         del self.globals["lipsum"]
@@ -287,13 +343,18 @@ def _filter(node: nodes.Expr, name: str, place: nodes.Node) -> nodes.Filter:
 
 
 class _Generation(Extension):
-    """`{% generation %}`, with which templates mark what the model says; here it is what stands in it."""
+    """`{% generation %}`, with which templates mark what the model says."""
 
     tags: ClassVar[set[str]] = {"generation"}
 
     def parse(self, parser: Any) -> nodes.Scope:
         line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        opens, closes = (
+            nodes.Output([nodes.Filter(nodes.Const(mark), MARKED, [], [], None, None, lineno=line)], lineno=line)
+            for mark in (OPENS, CLOSES)
+        )
+        return nodes.Scope([opens, *body, closes], lineno=line)
 
 
 class _PublicNamespace(Namespace):

@@ -47,14 +47,19 @@ def label_name(value: Any) -> str:
     return str(value).strip()
 
 
-def number_of(value: Any) -> float:
-    """A label that is a number, also one written as text."""
+def number_of(value: Any, column: str = "label") -> float:
+    """A cell that is a number, also one written as text."""
     try:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise ValueError
         number = float(value)
     except ValueError:
-        raise RowFault(f"label must be a number, is {shown(value)}") from None
+        raise RowFault(f"{column} must be a number, is {shown(value)}") from None
     if not math.isfinite(number):
-        raise RowFault(f"label must be a finite number, is {value}")
+        raise RowFault(f"{column} must be a finite number, is {value}")
     return number
+
+
+def request(instruction: str, context: str) -> str:
+    """The instruction, and below it the text it is about, where there is one."""
+    return f"{instruction}\n\n{context}" if context.strip() else instruction

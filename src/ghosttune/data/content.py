@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from ghosttune.data.preferences import LABEL, REJECTED
 from ghosttune.data.records import IMAGE, Record
+from ghosttune.data.turns import TOOLS, Turn, tools_of
 
 
 def content(record: Record) -> dict[str, Any]:
-    """`text`, `prompt` and `completion`, `messages` (with `image`, where they show one), or the columns of the task.
+    """`text`, `prompt` and `completion`, `messages` (with `image` and `tools`, where there are any), `prompt`, `chosen`
+    and `rejected`, or the columns of the task.
 
     Empty for a block of a corpus, which consists of tokens.
     """
@@ -19,6 +23,24 @@ def content(record: Record) -> dict[str, Any]:
         return dict(record.columns)
     if roles == ["text"]:
         return {"text": record.turns[0].content}
-    if roles == ["user", "assistant"] and IMAGE not in record.columns:
+    if REJECTED in record.columns:
+        return {"prompt": _prompt(record), "chosen": record.turns[-1].content, **record.columns}
+    if LABEL in record.columns:
+        return {"prompt": _prompt(record), "completion": record.turns[-1].content, **record.columns}
+    if roles == ["user", "assistant"] and IMAGE not in record.columns and _is_words(record.turns[1]):
         return {"prompt": record.turns[0].content, "completion": record.turns[1].content}
-    return {**record.columns, "messages": [{"role": turn.role, "content": turn.content} for turn in record.turns]}
+    tools = tools_of(record.turns)
+    return {**record.columns, "messages": _messages(record.turns), **({TOOLS: tools} if tools else {})}
+
+
+def _is_words(turn: Turn) -> bool:
+    return turn == Turn(turn.role, turn.content)
+
+
+def _prompt(record: Record) -> Any:
+    """A text, or messages where it is more than one."""
+    return record.prompt[0].content if len(record.prompt) == 1 else _messages(record.prompt)
+
+
+def _messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    return [turn.message | ({} if turn.trains else {"train": False}) for turn in turns if turn.role != TOOLS]

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ghosttune.data.files import unusable
-from ghosttune.data.records import Record, Turn
+from ghosttune.data.records import Record
 from ghosttune.data.stored import Stored
 from ghosttune.data.templates import Part, Template
+from ghosttune.data.turns import Turn, only_last_trained, opening_turns
 from ghosttune.errors import DataError, ModelError, listed
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ class Encoded:
     cut_tokens: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
     """Rows that have no features, by reason."""
+    without_reasoning: int = 0
+    """Rows with reasoning that the chat template does not write behind the answers it belongs to."""
 
     def __len__(self) -> int:
         return len(self.features)
@@ -99,6 +102,8 @@ class MarkedRow:
     input_ids: list[int]
     trained: list[bool]
     target: str = ""
+    part: str = ""
+    """Which part of its row it is, where a row is several sequences."""
 
 
 def require_offsets(tokenizer: Any) -> None:
@@ -117,7 +122,9 @@ class RowEncoder(Protocol):
 
     def encode(self, records: Sequence[Record], truncated_share: float = 1.0) -> Encoded: ...
     def collator(self) -> Callable[[Sequence[Any]], dict[str, torch.Tensor]]: ...
-    def marked(self, row: Any) -> MarkedRow: ...
+    def marked(self, row: Any) -> list[MarkedRow]:
+        """A row for people: its sequences, of which most tasks have one."""
+        ...
 
 
 class Encoder:
@@ -133,12 +140,12 @@ class Encoder:
     def tokenizer(self) -> Any:
         return self.template.tokenizer
 
-    def collator(self) -> Collator:
+    def collator(self) -> Callable[[Sequence[Any]], dict[str, torch.Tensor]]:
         return Collator(padding_token(self.tokenizer))
 
-    def marked(self, row: Features) -> MarkedRow:
+    def marked(self, row: Features) -> list[MarkedRow]:
         """The row's tokens, the trained ones marked."""
-        return MarkedRow(row.input_ids.tolist(), row.trained.tolist())
+        return [MarkedRow(row.input_ids.tolist(), row.trained.tolist())]
 
     def encode(self, records: Sequence[Record], truncated_share: float = 1.0) -> Encoded:
         """Features of every record, in order.
@@ -149,21 +156,29 @@ class Encoder:
         plain: list[str] = []
         faults: list[str] = []
         cut: dict[str, int] = {}
-        features = Stored(self._features(records, plain, faults, cut))
+        unsaid: list[str] = []
+        features = Stored(self._features(records, plain, faults, cut, unsaid))
         self._refuse_plain(records, plain)
         self._refuse_long(records, faults, cut, truncated_share)
-        return Encoded(features, list(cut), sum(cut.values()))
+        return Encoded(features, list(cut), sum(cut.values()), without_reasoning=len(unsaid))
 
     def _features(
-        self, records: Sequence[Record], plain: list[str], faults: list[str], cut: dict[str, int]
+        self,
+        records: Sequence[Record],
+        plain: list[str],
+        faults: list[str],
+        cut: dict[str, int],
+        unsaid: list[str],
     ) -> Iterator[Features]:
-        """Features of every record; fills in the rows without an answer, those that do not fit, and what is cut."""
+        """Features of every record; fills in the rows without an answer, those that do not fit, what is cut, and the
+        rows whose reasoning is not written."""
         prompts: dict[Part, np.ndarray] = {}
         for start in range(0, len(records), TOKENISED_TOGETHER):
             block = records[start : start + TOKENISED_TOGETHER]
-            if self.loss_on == "completion":
+            if self.loss_on != "all":
                 plain += [_place(record) for record in block if record.turns[0].role == "text"]
             rendered = [self._rendered(record) for record in block]
+            unsaid += [record.example_id for record in block if self.unsaid(record)]
             ids_of = prompts | self._tokenised(part for parts in rendered for part in parts if part not in prompts)
             prompts = {part: ids for part, ids in ids_of.items() if not part.answer}
             if sum(len(part.text) for part in prompts) > REMEMBERED:
@@ -175,7 +190,7 @@ class Encoder:
                 ids = np.concatenate([ids_of[part] for part in parts])
                 trained = np.concatenate([self._trains(part, len(ids_of[part])) for part in parts])
                 if len(ids) > self.max_length:
-                    kept = self._kept(record.turns, parts, len(ids) - self.max_length, asks=False)
+                    kept = self._kept(self._turns(record), parts, len(ids) - self.max_length, asks=False)
                     if len(kept) > self.max_length:
                         faults.append(f"{_place(record)}: answer and cue need {len(kept)} tokens")
                         continue
@@ -212,7 +227,7 @@ class Encoder:
         A conversation may be far longer than what fits, and rendering it grows with its square: what fits is looked for
         from its end, by doubling and then halving.
         """
-        exchanges = _exchanges(turns)
+        exchanges = len(_questions(turns))
         fits, fails = 0, exchanges + 1
         found = None
         while fits + 1 < fails:
@@ -239,16 +254,30 @@ class Encoder:
         ids_of = self._tokenised(parts)
         return parts, np.concatenate([ids_of[part] for part in parts])
 
+    def unsaid(self, record: Record) -> int:
+        """Of how many answers the chat template leaves out the reasoning."""
+        thought = sum(turn.reasoning is not None for turn in record.turns)
+        return thought and thought - sum(turn.reasoning is not None for turn in self.template.written(record.turns))
+
     def _rendered(self, record: Record) -> list[Part]:
         if record.tokens is not None:
             return []
         try:
-            return self.template.render(record.turns)
+            return self.template.render(self._turns(record), marked=self.loss_on != "all")
         except ModelError as error:
             raise ModelError(f"{_place(record)}: {error}") from error
 
+    def _turns(self, record: Record) -> tuple[Turn, ...]:
+        return only_last_trained(record.turns) if self.loss_on == "last_turn" else record.turns
+
     def _trains(self, part: Part, length: int) -> np.ndarray:
-        return np.full(length, part.answer or self.loss_on == "all")
+        """[T] bool, whether a token trains: one that reaches into what is marked does."""
+        if part.trained is None:
+            return np.full(length, part.answer or self.loss_on == "all")
+        if not part.trained:
+            return np.zeros(length, bool)
+        spans = np.array(self._spans(part)).reshape(-1, 2)
+        return np.any([(spans[:, 0] < end) & (spans[:, 1] > start) for start, end in part.trained], axis=0)
 
     def _tokenised(self, parts: Iterable[Part]) -> dict[Part, np.ndarray]:
         """The ids of each different part, each tokenised once."""
@@ -363,15 +392,14 @@ def _place(record: Record) -> str:
     return record.place or record.example_id
 
 
-def _exchanges(turns: tuple[Turn, ...]) -> int:
-    """Questions with their answers, the last one with or without; at least one."""
-    return max(1, (len(turns) - (turns[0].role == "system") + 1) // 2)
+def _questions(turns: tuple[Turn, ...]) -> list[int]:
+    """Where each exchange begins, at the user's turn; one place where the user says nothing."""
+    return [place for place, turn in enumerate(turns) if turn.role == "user"] or [opening_turns(turns)]
 
 
 def _last_exchanges(turns: tuple[Turn, ...], count: int) -> tuple[Turn, ...]:
-    """The last `count` exchanges, below the system message."""
-    kept = turns[:1] if turns[0].role == "system" else ()
-    return (*kept, *turns[len(kept) + 2 * (_exchanges(turns) - count) :])
+    """The last `count` exchanges, below the tools and the system message."""
+    return (*turns[: opening_turns(turns)], *turns[_questions(turns)[-count] :])
 
 
 def padding_token(tokenizer: Any) -> int:

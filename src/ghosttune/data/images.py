@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -147,7 +147,7 @@ class ImageEncoder(Encoder):
         features = Stored(self._shown(encoded.features, records, faults))
         if faults:
             raise unusable(f"{len(faults)} of {len(records)} rows do not show what they name", faults)
-        return Encoded(features, encoded.cut_rows, encoded.cut_tokens, encoded.left_out)
+        return replace(encoded, features=features)
 
     def _shown(
         self, features: Sequence[RowFeatures], records: Sequence[Record], faults: list[str]

@@ -171,7 +171,7 @@ def rows_rendered_already(case: Inspected) -> Found:
     pattern = re.compile("|".join(re.escape(mark) for mark in sorted(marks, key=len, reverse=True)))
     found: dict[str, list[str]] = defaultdict(list)
     for record in case.train:
-        words = (turn.content.replace(IMAGE_MARK if image_of(record) else "", "") for turn in record.turns)
+        words = (turn.words.replace(IMAGE_MARK if image_of(record) else "", "") for turn in record.turns)
         mark = next((match for text in words if (match := pattern.search(text))), None)
         if mark is not None:
             found[mark[0]].append(record.example_id)
@@ -231,7 +231,7 @@ def repeated_rows(records: Iterable[Record]) -> list[str]:
     repeated = []
     for record in records:
         tokens = None if record.tokens is None else record.tokens.tobytes()
-        content = key_of(repr((tuple(turn.content for turn in record.turns), repr(record.columns), tokens)))
+        content = key_of(repr((tuple(turn.words for turn in record.turns), repr(record.columns), tokens)))
         if content in seen:
             repeated.append(record.example_id)
         seen.add(content)

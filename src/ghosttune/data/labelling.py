@@ -116,10 +116,10 @@ class LabelEncoder:
             raise unusable(f"{len(faults)} of {len(records)} labels cannot be used", faults)
         return labels
 
-    def marked(self, row: LabelledFeatures) -> MarkedRow:
+    def marked(self, row: LabelledFeatures) -> list[MarkedRow]:
         """The row's tokens and its label; no token is predicted."""
         ids = row.input_ids.tolist()
-        return MarkedRow(ids, [False] * len(ids), self.name_of(row.label))
+        return [MarkedRow(ids, [False] * len(ids), self.name_of(row.label))]
 
     def collator(self) -> Callable[[Sequence[Any]], dict[str, torch.Tensor]]:
         """Batches with token_type_ids [B, T] and, where the rows have them, labels [B]."""

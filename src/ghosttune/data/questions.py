@@ -27,8 +27,8 @@ class Question:
     def text(self) -> str:
         """The prompt as one text; roles are named where there is more than the user's one turn."""
         if len(self.prompt) == 1:
-            return self.prompt[0].content
-        return "\n".join(f"{turn.role}: {turn.content}" for turn in self.prompt)
+            return self.prompt[0].words
+        return "\n".join(f"{turn.role}: {turn.words}" for turn in self.prompt)
 
 
 def questions_of(

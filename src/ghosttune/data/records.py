@@ -7,17 +7,25 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, overload
 
-from ghosttune.data.columns import RowFault, text_of
-from ghosttune.data.files import Fields, Placed, shown, unusable
+from ghosttune.data.columns import RowFault, request, text_of
+from ghosttune.data.files import Fields, Placed, unusable
 from ghosttune.data.labelled import LABELLED_COLUMNS, READ_LABELLED
+from ghosttune.data.messages import (
+    MESSAGES,
+    SHAREGPT,
+    columns_beside,
+    conversation_column,
+    role_of,
+    turns_of_messages,
+)
+from ghosttune.data.preferences import PREFERENCE_COLUMNS, PREFERENCES_READ, READ_PREFERENCES
 from ghosttune.data.stored import Each, Stored, key_of, keys_in
+from ghosttune.data.turns import TOOLS, Turn
 from ghosttune.errors import DataError, listed
 
 if TYPE_CHECKING:
     import numpy as np
 
-ROLES = ("system", "user", "assistant")
-OTHER_ROLE_NAMES = {"human": "user", "gpt": "assistant", "model": "assistant"}
 ID_COLUMNS = ("example_id", "id")
 
 IMAGE = "image"
@@ -25,14 +33,6 @@ IMAGE = "image"
 
 IMAGE_MARK = "<image>"
 """Stands in the text of a row where its image is shown."""
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What one side says; role `text` marks a row that is plain text without sides."""
-
-    role: str
-    content: str
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class Record:
     tokens: np.ndarray | None = None
     """[T] of a block of a corpus, in place of turns to render."""
     columns: dict[str, Any] = field(default_factory=dict)
-    """What a row without turns consists of, such as text and label; beside turns, the file of the image they show."""
+    """What a row without turns consists of, such as text and label; beside turns, the file of the image they show, the
+    answer that was rejected, or whether theirs is wanted."""
 
     @property
     def prompt(self) -> tuple[Turn, ...]:
@@ -59,8 +60,8 @@ class Record:
 
     @property
     def reference(self) -> str | None:
-        """The last answer; None for plain text."""
-        return self.turns[-1].content if self.turns[-1].role == "assistant" else None
+        """The last answer, calls as JSON and without its reasoning; None for plain text."""
+        return self.turns[-1].answer if self.turns[-1].role == "assistant" else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,12 +207,12 @@ def turns_of(fields: Fields, row_format: str) -> tuple[Turn, ...]:
 
 def prompt_of(fields: Fields) -> tuple[Turn, ...]:
     """The turns that a row asks with; its answer, where it has one, is left out. RowFault says why there are none."""
-    messages = next(
-        (fields[name] for name in ("messages", "conversations") if isinstance(fields.get(name), list)), None
-    )
-    if messages is not None:
-        asks = not messages or not isinstance(messages[-1], dict) or _role(messages[-1]) != "assistant"
-        turns = _messages({"messages": [*messages, _SOME_ANSWER] if asks else messages})[:-1]
+    column = next((name for name in (MESSAGES, SHAREGPT) if isinstance(fields.get(name), list)), None)
+    if column is not None:
+        messages = fields[column]
+        asks = not messages or not isinstance(messages[-1], dict) or role_of(messages[-1]) != "assistant"
+        beside = {name: fields[name] for name in columns_beside(column) if name in fields}
+        turns = turns_of_messages({**beside, column: [*messages, _SOME_ANSWER] if asks else messages})[:-1]
         return _without_image(fields, turns)
     if "instruction" in fields:
         return _without_image(fields, _alpaca({**fields, "output": _SOME_ANSWER["content"]})[:-1])
@@ -240,10 +241,18 @@ def each_record(
             faults.append(f"{place}: {fault}")
             continue
         group = fields[group_column] if group_column else _normalised(asked)
-        metadata = {name: value for name, value in fields.items() if name not in used}
+        read = used | _columns_beside(fields, row_format)
+        metadata = {name: value for name, value in fields.items() if name not in read}
         yield Record(example_id, turns, group, fields.get("split"), metadata, place, columns=columns)
     if faults:
         raise unusable(f"{len(faults)} of {count} rows cannot be used", faults)
+
+
+def _columns_beside(fields: Fields, row_format: str) -> set[str]:
+    """Columns that this row's turns are read from besides those of its format."""
+    if row_format == "messages":
+        return columns_beside(conversation_column(fields))
+    return {TOOLS} if row_format in READ_PREFERENCES else set()
 
 
 def _content(fields: Fields, row_format: str) -> tuple[tuple[Turn, ...], dict[str, Any], str]:
@@ -251,8 +260,14 @@ def _content(fields: Fields, row_format: str) -> tuple[tuple[Turn, ...], dict[st
     if row_format in READ_LABELLED:
         columns, asked = READ_LABELLED[row_format](fields)
         return (), columns, asked
-    turns = _without_image(fields, _READ_TURNS[row_format](fields))
-    return turns, {}, " ".join(turn.content for turn in turns if turn.role != "assistant")
+    beside: dict[str, Any] = {}
+    if row_format in READ_PREFERENCES:
+        answered, beside = READ_PREFERENCES[row_format](fields)
+        turns = turns_of_messages({**answered, TOOLS: fields.get(TOOLS)})
+    else:
+        turns = _READ_TURNS[row_format](fields)
+    turns = _without_image(fields, turns)
+    return turns, beside, " ".join(turn.content for turn in turns if turn.role not in ("assistant", TOOLS))
 
 
 def _without_image(fields: Fields, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
@@ -280,43 +295,6 @@ def _alpaca(fields: Fields) -> tuple[Turn, ...]:
     return Turn("user", asked), Turn("assistant", text_of(fields, "output"))
 
 
-def request(instruction: str, context: str) -> str:
-    """The instruction, and below it the text it is about, where there is one."""
-    return f"{instruction}\n\n{context}" if context.strip() else instruction
-
-
-def _messages(fields: Fields) -> tuple[Turn, ...]:
-    column = "conversations" if "conversations" in fields and "messages" not in fields else "messages"
-    messages = fields.get(column)
-    if not isinstance(messages, list) or not messages:
-        raise RowFault(f"{column} must be a list of messages, is {shown(messages)}")
-    turns = tuple(_message(message, position) for position, message in enumerate(messages))
-    if turns[-1].role != "assistant":
-        raise RowFault(f"the last message is the {turns[-1].role}'s; it must be the assistant's answer")
-    said = [turn.role for turn in turns if turn.role != "system"]
-    if said != ["user", "assistant"] * (len(said) // 2) or any(turn.role == "system" for turn in turns[1:]):
-        roles = listed(turn.role for turn in turns)
-        raise RowFault(f"roles must alternate user, assistant (a system message may stand first), are {roles}")
-    return turns
-
-
-def _message(message: Any, position: int) -> Turn:
-    if not isinstance(message, dict):
-        raise RowFault(f"message {position} must be an object with role and content, is {shown(message)}")
-    role = _role(message)
-    content = message.get("content", message.get("value"))
-    if role not in ROLES:
-        raise RowFault(f"message {position} has role {shown(role)}; known are {listed(ROLES)}")
-    if not isinstance(content, str) or not content.strip():
-        raise RowFault(f"message {position} ({role}) must have text, has {shown(content)}")
-    return Turn(role, content)
-
-
-def _role(message: Fields) -> Any:
-    role = message.get("role", message.get("from"))
-    return OTHER_ROLE_NAMES.get(role, role) if isinstance(role, str) else role
-
-
 _SOME_ANSWER = {"role": "assistant", "content": "…"}
 """Stands for the answer where a row only asks, so that rows that ask and rows that answer are read alike."""
 
@@ -337,20 +315,22 @@ def _plain_text(fields: Fields) -> tuple[Turn, ...]:
         {"role": role.lower(), "content": content.strip()}
         for role, content in zip(parts[1::2], parts[2::2], strict=True)
     ]
-    return _messages({"messages": turns})
+    return turns_of_messages({MESSAGES: turns})
 
 
 NEEDED_COLUMNS: dict[str, list[tuple[str, ...]]] = {
-    "messages": [("messages",), ("conversations",)],
+    "messages": [(MESSAGES,), (SHAREGPT,)],
     "alpaca": [("instruction", "output")],
     "prompt_completion": [("prompt", "completion")],
     "text": [("text",)],
     **{name: [columns] for name, columns in LABELLED_COLUMNS.items()},
+    **PREFERENCE_COLUMNS,
 }
 
 READ_COLUMNS: dict[str, list[tuple[str, ...]]] = {
     **NEEDED_COLUMNS,
     "alpaca": [("instruction", "input", "output")],
+    **{name: [columns] for name, columns in PREFERENCES_READ.items()},
 }
 """Columns a format takes its turns from, optional ones included."""
 
@@ -358,7 +338,7 @@ TURN_FORMATS = ("messages", "alpaca", "prompt_completion", "text")
 """Formats whose rows are turns, in the order in which they are tried."""
 
 _READ_TURNS: dict[str, Callable[[Fields], tuple[Turn, ...]]] = {
-    "messages": _messages,
+    "messages": turns_of_messages,
     "alpaca": _alpaca,
     "prompt_completion": _prompt_completion,
     "text": _plain_text,

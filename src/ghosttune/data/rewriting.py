@@ -74,7 +74,7 @@ class RewriteEncoder:
     def _features(self, records: Sequence[Record], faults: list[str], cut: dict[str, int]) -> Iterator[RewriteFeatures]:
         for start in range(0, len(records), TOKENISED_TOGETHER):
             block = records[start : start + TOKENISED_TOGETHER]
-            asked = ["\n".join(turn.content for turn in record.prompt) for record in block]
+            asked = ["\n".join(turn.words for turn in record.prompt) for record in block]
             prompts = self._ids(text=asked)
             answers = self._ids(text_target=[record.reference or "" for record in block])
             for place, (record, ids, answer) in enumerate(zip(block, prompts, answers, strict=True)):
@@ -94,10 +94,10 @@ class RewriteEncoder:
         stop = self.tokenizer.eos_token_id
         return answer if answer and answer[-1] == stop else [*answer, stop]
 
-    def marked(self, row: RewriteFeatures) -> MarkedRow:
+    def marked(self, row: RewriteFeatures) -> list[MarkedRow]:
         """The prompt's tokens, then those of the answer, marked."""
         ids = [*row.input_ids.tolist(), *row.target_ids.tolist()]
-        return MarkedRow(ids, [place >= len(row.input_ids) for place in range(len(ids))])
+        return [MarkedRow(ids, [place >= len(row.input_ids) for place in range(len(ids))])]
 
     def collator(self) -> Callable[[Sequence[Any]], dict[str, torch.Tensor]]:
         """Batches with labels [B, U], IGNORED behind the answers."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ghosttune.data.files import read_file
+from ghosttune.data.files import kind_of, read_file
 from ghosttune.data.splitting import draw
 from ghosttune.errors import DataError, InputError, listed_faults
 
@@ -46,7 +46,7 @@ def keep_best(
     groups: dict[str, list[str]] = {}
     for name in sorted(scored, key=lambda name: (scores[name] or 0.0) * (1 if lowest else -1)):
         groups.setdefault(kinds[name], []).append(name)
-    shares = _shares({kind: len(names) for kind, names in groups.items()}, wanted)
+    shares = shares_of({kind: len(names) for kind, names in groups.items()}, wanted)
     decided: dict[str, Decision] = {}
     for kind, names in groups.items():
         for rank, name in enumerate(names, start=1):
@@ -78,15 +78,19 @@ def drawn(names: Sequence[str], seed: int) -> dict[str, float]:
     return {name: draw(seed, "select", name) for name in names}
 
 
-def ids_in(path: Path) -> set[str]:
-    """The ids that the rows of a file have as their `example_id`; DataError when the file is missing, or one is."""
+def ids_in(path: Path, setting: str = "data.train.keep") -> set[str]:
+    """The ids in a file: the `example_id` of each row, or each line of a .txt file.
+
+    DataError, in the name of the setting, when the file is missing, or an id is.
+    """
     if not path.is_file():
-        raise DataError(f"data.train.keep {path} is not a file")
+        raise DataError(f"{setting} {path} is not a file")
     rows = read_file(path)
-    without = [place for place, fields in rows if not isinstance(fields.get("example_id"), str)]
+    name = "text" if kind_of(path) == "txt" else "example_id"
+    without = [place for place, fields in rows if not isinstance(fields.get(name), str)]
     if without:
         raise DataError(listed_faults(f"{path}: rows without a text as their example_id", without))
-    return {fields["example_id"] for _, fields in rows}
+    return {fields[name] for _, fields in rows}
 
 
 def _unscored(name: str, named: str) -> Decision:
@@ -102,7 +106,7 @@ def _count(keep: float, rows: int, scored: int, named: str) -> int:
     return wanted
 
 
-def _shares(sizes: Mapping[str, int], wanted: int) -> dict[str, int]:
+def shares_of(sizes: Mapping[str, float], wanted: int) -> dict[str, int]:
     """How many of each kind, in proportion, by largest remainder: they add up to `wanted`."""
     total = sum(sizes.values())
     exact = {kind: wanted * size / total for kind, size in sizes.items()}

@@ -6,15 +6,16 @@ import difflib
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ghosttune.config.sections import SourceSettings
+from ghosttune.config.sections import RowsSettings
 from ghosttune.data.files import Fields, Placed, fingerprint, kind_of, read_file, shown, unusable
 from ghosttune.data.hub import hub_rows, is_hub_id
+from ghosttune.data.preferences import PREFERENCE_COLUMNS
 from ghosttune.data.records import (
     ID_COLUMNS,
     TURN_FORMATS,
@@ -48,6 +49,8 @@ class Source:
     """Rows of the files that are no records, by reason."""
     in_blocks: Callable[[Any, int], Records] | None = None
     """Of a corpus: makes its records from the tokenizer and the length of a block."""
+    parts: Mapping[str, Source] = field(default_factory=dict)
+    """Of a mixture: each of its sources, by name."""
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -57,6 +60,10 @@ class Source:
     @property
     def has_turns(self) -> bool:
         """Whether any row is a conversation, plain text with User:/Assistant: marks included."""
+        if self.parts:
+            return any(part.has_turns for part in self.parts.values())
+        if self.row_format in PREFERENCE_COLUMNS:
+            return any(len(record.prompt) > 1 for record in self.records)
         return self.row_format == "messages" or (
             self.row_format == "text" and any(record.turns[0].role != "text" for record in self.records)
         )
@@ -64,12 +71,12 @@ class Source:
     @property
     def has_lone_turns(self) -> bool:
         """Whether rows of plain text hold one side of a conversation each, as the lines of a .txt file do."""
+        if self.parts:
+            return any(part.has_lone_turns for part in self.parts.values())
         return self.row_format == "text" and any(is_one_side(record) for record in self.records)
 
 
-def open_source(
-    settings: SourceSettings, formats: Sequence[str] = TURN_FORMATS, without: Collection[str] = ()
-) -> Source:
+def open_source(settings: RowsSettings, formats: Sequence[str] = TURN_FORMATS, without: Collection[str] = ()) -> Source:
     """The records of a source in one of these formats; DataError when files are missing or rows cannot be used.
 
     Of a file or folder, the rows at the places in `without` are passed over.
@@ -82,10 +89,10 @@ def open_source(
     return read_source(source_files(path), settings, formats, without)
 
 
-def settings_of_file(path: str | Path, columns: dict[str, str] | None) -> SourceSettings:
+def settings_of_file(path: str | Path, columns: dict[str, str] | None) -> RowsSettings:
     """A source that is a file or folder given outside of a configuration; DataError where its name cannot be used."""
     try:
-        return SourceSettings(path=str(path), columns=columns)
+        return RowsSettings(path=str(path), columns=columns)
     except ValueError as error:
         raise DataError(f"{str(path)!r}: a file of rows needs a name of UTF-8 without control characters") from error
 
@@ -112,7 +119,7 @@ def builtin_rows() -> Path:
 
 def read_source(
     files: dict[str | None, Path],
-    settings: SourceSettings,
+    settings: RowsSettings,
     formats: Sequence[str] = TURN_FORMATS,
     without: Collection[str] = (),
 ) -> Source:
@@ -122,7 +129,7 @@ def read_source(
     return _source_of(parts, settings, fingerprints, formats, without)
 
 
-def read_hub(name: str, settings: SourceSettings, formats: Sequence[str] = TURN_FORMATS) -> Source:
+def read_hub(name: str, settings: RowsSettings, formats: Sequence[str] = TURN_FORMATS) -> Source:
     """Records of a dataset on the Hugging Face hub; splits of other names than train, dev and test are counted."""
     found = hub_rows(name)
     known = {split: SPLIT_NAMES[split] for split in found if split in SPLIT_NAMES}
@@ -136,7 +143,7 @@ def read_hub(name: str, settings: SourceSettings, formats: Sequence[str] = TURN_
 
 def _source_of(
     parts: Sequence[tuple[str, str | None, Sequence[Placed]]],
-    settings: SourceSettings,
+    settings: RowsSettings,
     fingerprints: dict[str, str],
     formats: Sequence[str],
     without: Collection[str] = (),

@@ -141,11 +141,11 @@ class SpanEncoder:
             )
             raise unusable(title, faults)
 
-    def marked(self, row: SpanFeatures) -> MarkedRow:
+    def marked(self, row: SpanFeatures) -> list[MarkedRow]:
         """The window's tokens, those of the answer marked."""
         first, last = row.span or UNANSWERED
         inside = [first <= position <= last and row.span != UNANSWERED for position in range(len(row))]
-        return MarkedRow(row.input_ids.tolist(), inside, "" if any(inside) else "no answer in this window")
+        return [MarkedRow(row.input_ids.tolist(), inside, "" if any(inside) else "no answer in this window")]
 
     def collator(self) -> Callable[[Sequence[Any]], dict[str, torch.Tensor]]:
         """Batches with token_type_ids and in_text [B, T] and, where the rows have them, spans [B, 2]."""

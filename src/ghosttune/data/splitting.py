@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ghosttune.data.records import Records
-from ghosttune.errors import TooFewRows
+from ghosttune.errors import TooFewRows, listed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,6 +48,34 @@ def split_off(records: Records, fraction: float, seed: int, purpose: str) -> tup
     group, sizes, order = _drawn_groups(records, seed, purpose)
     wanted = max(1, round(fraction * len(records)))
     is_drawn = _groups_near(wanted, order, sizes)[group]
+    return records.where(~is_drawn), records.where(is_drawn)
+
+
+def split_off_each(
+    records: Records, sources: np.ndarray, fraction: float, seed: int, purpose: str
+) -> tuple[Records, Records]:
+    """(rest, drawn), the fraction from every source: a group that is drawn of one leaves all of them.
+
+    `sources` [N] names the source of each record. Raises TooFewRows for all sources of which nothing can be set aside
+    or nothing remains.
+    """
+    import numpy as np
+
+    names = list(dict.fromkeys(sources.tolist()))
+    groups, faults = [], []
+    for name in names:
+        try:
+            groups.append(split_off(records.where(sources == name), fraction, seed, purpose)[1].groups)
+        except TooFewRows as error:
+            faults.append(f"source {name}: {error}")
+    if faults:
+        raise TooFewRows("\n".join(faults))
+    is_drawn = np.isin(records.groups, np.concatenate(groups))
+    if gone := [name for name in names if is_drawn[sources == name].all()]:
+        raise TooFewRows(
+            f"no training rows are left of {listed(gone)}: their prompts stand in other sources too, and were drawn "
+            f"there as {purpose} rows; leave these sources out. {REMEDIES[purpose]}"
+        )
     return records.where(~is_drawn), records.where(is_drawn)
 
 

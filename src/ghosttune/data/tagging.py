@@ -111,11 +111,11 @@ class TagEncoder:
         positions = np.array([firsts[word] for word in range(seen)], np.int64)
         return TaggedFeatures(index, record.example_id, np.asarray(ids, np.int32), positions, places)
 
-    def marked(self, row: TaggedFeatures) -> MarkedRow:
+    def marked(self, row: TaggedFeatures) -> list[MarkedRow]:
         """The row's tokens, those that carry a tag marked, and the tags."""
         trained = np.isin(np.arange(len(row)), row.first_tokens).tolist()
         tags = [] if row.tags is None else [self.labels[int(tag)] for tag in row.tags]
-        return MarkedRow(row.input_ids.tolist(), trained, " ".join(tags))
+        return [MarkedRow(row.input_ids.tolist(), trained, " ".join(tags))]
 
     def collator(self) -> Callable[[Sequence[Any]], dict[str, torch.Tensor]]:
         """Batches with, where the rows have them, labels [B, T]: IGNORED but at the first token of a word."""

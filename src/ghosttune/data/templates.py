@@ -8,14 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
-from ghosttune.data.chat_templates import Allowance, chat_text
-from ghosttune.data.records import Turn
-from ghosttune.errors import ModelError
+from ghosttune.data.chat_templates import Allowance, chat_text, marked_by
+from ghosttune.data.omissions import labelled, lost_from, unsaid_in
+from ghosttune.data.turns import Turn
+from ghosttune.errors import ModelError, listed
 
 MARK = "zqContextzq"
 """Stands for what a user says when a template is asked where it puts that."""
+
+Spans = tuple[tuple[int, int], ...]
+"""(first character, end) of stretches of a text."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,8 @@ class Part:
     after: str = ""
     """What to tokenise in front of the text, and drop again, where the tokenizer would otherwise take the text for the
     beginning of a document and put a space before it; empty where there is no difference."""
+    trained: Spans | None = None
+    """Characters that train, where the row or the template's own marks say; None: all of an answer, nothing else."""
 
 
 class Template:
@@ -52,9 +59,13 @@ class Template:
         own = self.tokenizer.convert_tokens_to_ids(self.stop_token)
         return sorted({own, self.tokenizer.eos_token_id} - {None})
 
-    def render(self, turns: Sequence[Turn]) -> list[Part]:
-        """The parts of a whole row, answers with their stop tokens; turns after the last answer are left out."""
-        return self._parts(turns, asks=False)
+    def render(self, turns: Sequence[Turn], marked: bool = True) -> list[Part]:
+        """The parts of a whole row, answers with their stop tokens; turns after the last answer are left out.
+
+        `marked`: what trains is what the template itself marks as the assistant's, where it does. ModelError where the
+        template leaves out or rewrites what the row holds.
+        """
+        return self._parts(turns, asks=False, marked=marked)
 
     def prompt(self, turns: Sequence[Turn]) -> list[Part]:
         """The parts up to where the model speaks next."""
@@ -70,28 +81,98 @@ class Template:
         shapes = self._parts(marked, asks)
         return [_cuttable(part, shape) for part, shape in zip(self._parts(turns, asks), shapes, strict=True)]
 
-    def _parts(self, turns: Sequence[Turn], asks: bool) -> list[Part]:
+    def written(self, turns: Sequence[Turn], asks: bool = False, allowance: Allowance | None = None) -> Sequence[Turn]:
+        """The turns without the reasoning that the template leaves out by a rule of its own, as Qwen3's does of earlier
+        answers. ModelError where it leaves out anything else, or writes no reasoning at all."""
+        if not any(turn.has_more for turn in turns):
+            return turns
+        allowance = allowance or Allowance()
+        if self.kind != "chat":
+            raise ModelError(
+                f"data.template: {self.kind} writes no tools, calls or reasoning, and the row has some; use "
+                "data.template: chat and a tokenizer whose chat template writes them"
+            )
+        text = self._rendered(labelled(turns), asks, allowance)
+        if lost := lost_from(text, turns):
+            raise ModelError(
+                f"the chat template leaves out {listed(lost)}, so that the row would be trained without; use a "
+                "tokenizer whose chat template writes them, or rows that do without"
+            )
+        unsaid = unsaid_in(text, turns)
+        if unsaid and not self._writes_reasoning:
+            raise ModelError(
+                "the chat template writes no reasoning (reasoning_content, thinking), which the row has; use a "
+                "tokenizer whose chat template does, or take it out of the rows"
+            )
+        return tuple(replace(turn, reasoning=None) if place in unsaid else turn for place, turn in enumerate(turns))
+
+    @cached_property
+    def _writes_reasoning(self) -> bool:
+        """Whether the chat template writes what the assistant thinks before its last answer."""
+        turns = (Turn("user", "zq question zq"), Turn("assistant", "zq answer zq", reasoning=MARK))
+        return MARK in chat_text(self.tokenizer, turns, opens_answer=False)
+
+    def _parts(self, turns: Sequence[Turn], asks: bool, marked: bool = False) -> list[Part]:
         if turns[0].role == "text":
-            return self._joined([(turns[0].content + self.stop_token, True)], self.opening)
-        texts: list[tuple[str, bool]] = []
-        done, allowance = "", Allowance()
-        for position, turn in enumerate(turns):
-            if turn.role != "assistant":
-                continue
-            given = self._given(turns[:position], done, allowance)
-            answer = self._answer(turns[: position + 1], done + given, allowance)
-            texts += [(given, False), (answer, True)]
-            done += given + answer
+            return self._joined([(turns[0].content + self.stop_token, True, None)], self.opening)
+        answers = [place for place, turn in enumerate(turns) if turn.role == "assistant"]
+        if not answers and not asks:
+            return []
+        allowance = Allowance()
+        turns = self.written(turns if asks else turns[: answers[-1] + 1], asks, allowance)
+        whole = self._rendered(turns, asks, allowance)
+        marks = marked_by(self.tokenizer, turns, allowance) if marked and self.kind == "chat" else None
+        texts: list[tuple[str, bool, Spans | None]] = []
+        done = 0
+        for place in answers:
+            start = self._start(turns[:place], whole, allowance)
+            end = self._end(turns[place], whole, start)
+            trains = turns[place].trains
+            if start < done or end < start:
+                if trains and not asks:
+                    raise self._unproven(turns[:place], whole, allowance)
+                continue  # it is context alone, written as the template does once more is said
+            for first, last, answer in ((done, start, False), (start, end, True)):
+                texts.append((whole[first:last], answer, _trained(marks, first, last, answer, trains)))
+            done = end
         if asks:
-            texts.append((self._given(turns, done, allowance), False))
+            texts.append((whole[done:], False, None))
         return self._joined(texts, "" if self.kind == "chat" else self.opening)  # chat templates write their own
 
-    def _joined(self, texts: list[tuple[str, bool]], opening: str) -> list[Part]:
+    def _start(self, turns: Sequence[Turn], whole: str, allowance: Allowance) -> int:
+        """Where the model's next words stand in the whole text; -1 where it does not begin with its prompt."""
+        given = self._rendered(turns, True, allowance)
+        return len(given) if whole.startswith(given) else -1
+
+    def _end(self, turn: Turn, whole: str, start: int) -> int:
+        """Where the answer's stop token ends; -1 where it has none, or other words."""
+        place = start
+        for said in (turn.reasoning or "", turn.content):
+            found = whole.find(said.strip(), max(0, place))
+            if found < 0:
+                return -1
+            place = found + len(said.strip()) if said.strip() else place
+        found = whole.find(self.stop_token, max(0, place))
+        return -1 if found < 0 or start < 0 else found + len(self.stop_token)
+
+    def _unproven(self, turns: Sequence[Turn], whole: str, allowance: Allowance) -> ModelError:
+        """Why an answer behind these turns cannot be told from what is given."""
+        if not whole.startswith(self._rendered(turns, False, allowance)):
+            return ModelError(
+                "the chat template rewrites earlier turns when a later one is added, so that the prompt of training "
+                "would not be the prompt of chat; use data.template: turns, or data.loss_on: last_turn"
+            )
+        return ModelError(
+            f"the chat template does not put the answer and {self.stop_token} behind its own generation prompt; "
+            "use data.template: turns"
+        )
+
+    def _joined(self, texts: list[tuple[str, bool, Spans | None]], opening: str) -> list[Part]:
         """The parts, each knowing what it follows; only the first text is the beginning of a document."""
         parts = [Part(opening)] if opening else []
         before = ""
-        for text, answer in texts:
-            parts.append(Part(text, answer, self._tail(before)))
+        for text, answer, trained in texts:
+            parts.append(Part(text, answer, self._tail(before), trained))
             before = text
         return parts
 
@@ -100,29 +181,6 @@ class Template:
         if not before or not self._joint:
             return ""
         return next((token for token in self._specials if before.endswith(token)), self._joint)
-
-    def _given(self, turns: Sequence[Turn], done: str, allowance: Allowance) -> str:
-        """What stands between the end of `done` and the model's next word."""
-        whole = self._rendered(turns, True, allowance)
-        if not whole.startswith(done):
-            raise ModelError(
-                "the chat template rewrites earlier turns when a later one is added, so that the prompt of training "
-                "would not be the prompt of chat; use data.template: turns"
-            )
-        return whole[len(done) :]
-
-    def _answer(self, turns: Sequence[Turn], begun: str, allowance: Allowance) -> str:
-        """What stands behind `begun`, up to and with the stop token."""
-        whole = self._rendered(turns, False, allowance)
-        content = turns[-1].content.strip()
-        start = whole.find(content, len(begun))
-        end = whole.find(self.stop_token, start + len(content))
-        if not whole.startswith(begun) or start < 0 or end < 0:
-            raise ModelError(
-                f"the chat template does not put the answer and {self.stop_token} behind its own generation prompt; "
-                "use data.template: turns"
-            )
-        return whole[len(begun) : end + len(self.stop_token)]
 
     def _rendered(self, turns: Sequence[Turn], opens_answer: bool, allowance: Allowance) -> str:
         """The turns as one text, without the opening."""
@@ -136,6 +194,22 @@ class Template:
             for turn in turns
         ]
         return "\n".join([*lines, "Assistant:"] if opens_answer else lines)
+
+
+def _trained(marks: Spans | None, first: int, last: int, answer: bool, trains: bool) -> Spans | None:
+    """Which characters of the text between `first` and `last` train, by what the template marks in the whole.
+
+    None where that is all of an answer, or nothing of what is given.
+    """
+    if not trains:
+        return () if answer else None
+    if marks is None:
+        return None
+    inside = tuple(
+        (max(start, first) - first, min(end, last) - first) for start, end in marks if start < last and end > first
+    )
+    usual = ((0, last - first),) if answer else ()
+    return None if inside == usual else inside
 
 
 def _cuttable(part: Part, shape: Part) -> tuple[int, int]:

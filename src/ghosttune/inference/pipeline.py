@@ -22,7 +22,7 @@ from ghosttune.models.loading import inference_device, load_adapter, load_model,
 from ghosttune.models.merging import answering_of
 from ghosttune.registry import TASKS
 from ghosttune.run.directory import RunDir
-from ghosttune.tasks.protocol import Prediction
+from ghosttune.tasks.protocol import PredictingTask, Prediction
 
 if TYPE_CHECKING:
     import torch
@@ -40,12 +40,17 @@ class Pipeline:
         """What makes rows into the model's inputs."""
         self.max_new_tokens = max_new_tokens
         self.task = task
-        """None where it is to write."""
+        """What predicts, and so judges rows; None where it only writes."""
+
+    @property
+    def writes(self) -> bool:
+        """Whether it answers prompts."""
+        return isinstance(self.reader, Encoder)
 
     @property
     def encoder(self) -> Encoder:
         """What renders prompts; RunError for a model of a task that does not write behind its prompt."""
-        if not isinstance(self.reader, Encoder):
+        if not isinstance(self.reader, Encoder):  # as `writes` says
             raise RunError(
                 "this run's task is not to write behind a prompt; it predicts: `ghosttune infer` and "
                 "Pipeline.predict take its rows, `ghosttune evaluate` judges it"
@@ -67,7 +72,7 @@ class Pipeline:
         task, tokenizer = TASKS[config.task.type].build(config.task), load_tokenizer(config.model)
         model = load_adapter(_base(config, device, task.kind(tokenizer)), folder)
         encoder = task.encoder(tokenizer, config.data)
-        return cls(model, encoder, config.evaluate.max_new_tokens, None if isinstance(encoder, Encoder) else task)
+        return cls(model, encoder, config.evaluate.max_new_tokens, predicting(task))
 
     @classmethod
     def from_model(
@@ -217,6 +222,11 @@ class Pipeline:
                 yield
 
 
+def predicting(task: Any) -> PredictingTask | None:
+    """The task where it judges rows by what it predicts; None where it is judged by what it writes."""
+    return task if isinstance(task, PredictingTask) else None
+
+
 def turns_of(prompt: str | Sequence[Turn]) -> tuple[Turn, ...]:
     """A message as the one turn it is; the turns of a conversation as they are."""
     return (Turn("user", prompt),) if isinstance(prompt, str) else tuple(prompt)
@@ -240,5 +250,6 @@ def record_of(name: str, row: Mapping[str, Any]) -> Record:
 
 
 def _base(config: RunConfig, device: str, kind: ModelKind = CAUSAL_LM) -> Any:
-    model: Any = load_model(config.model, config.train.seed, kind)
+    settings = config.model.model_copy(update={"attention": None})  # a kernel of the machine that trained
+    model: Any = load_model(settings, config.train.seed, kind)
     return model.to(inference_device(device)).eval()

@@ -11,6 +11,7 @@ from typing import Any
 from ghosttune.errors import DataError
 from ghosttune.metrics.comparing import compared, together
 from ghosttune.metrics.scoring import Corpus, Metric, Score
+from ghosttune.own_code import is_own_code
 from ghosttune.registry import METRICS
 
 CONSTANT = "constant"
@@ -26,7 +27,8 @@ def needs(names: Sequence[str]) -> set[str]:
 
 def labels_of(references: Sequence[Sequence[str]], names: Sequence[str]) -> tuple[str, ...]:
     """Every answer that is possible, for metrics that ask; DataError where there are too many to be labels."""
-    asking = [name for name in names if _described(name).needs in ("labels", "label likelihoods")]
+    described = {name: _described(name) for name in names if not is_own_code(name)}
+    asking = [name for name, metric in described.items() if metric.needs in ("labels", "label likelihoods")]
     if not asking:
         return ()
     labels = sorted({reference for given in references for reference in given})
@@ -66,7 +68,7 @@ def judged(systems: Mapping[str, Mapping[str, Score]], names: Sequence[str]) -> 
 
 def for_constant(names: Sequence[str]) -> list[str]:
     """The metrics that say something of an answer that is always the same."""
-    return [name for name in names if _described(name).needs not in ("endings", "likelihood")]
+    return [name for name in names if _described(name).needs not in ("endings", "likelihood", "pairs")]
 
 
 def _comparison(ours: Mapping[str, Score], theirs: Mapping[str, Score]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ghosttune.metrics.ranking import auroc_of_counts
 from ghosttune.metrics.scoring import Corpus, Item, Metric, Score, of_hits, of_sums, ratio
 from ghosttune.registry import METRICS
 
@@ -118,20 +119,9 @@ def unparsed(corpus: Corpus) -> Score:
 @METRICS.register("auc", Metric("0 to 1", "scikit-learn", "label likelihoods"))
 def auc(corpus: Corpus) -> Score:
     """Area under the ROC curve of the second of two labels by its likelihood; no value with other than two labels."""
-    from sklearn.metrics import roc_auc_score
-
     if len(corpus.labels) != 2:
         return Score(lambda counts: np.full(len(counts), np.nan), len(corpus.items))
     first, second = corpus.labels
     margins = np.array([item.label_nats[first] - item.label_nats[second] for item in corpus.items])
     truth = np.array([label == second for label in _truth(corpus)])
-
-    def value(counts: np.ndarray) -> np.ndarray:
-        both = (counts @ truth > 0) & (counts @ ~truth > 0)
-        rows = [
-            roc_auc_score(truth, margins, sample_weight=row) if ok else np.nan
-            for row, ok in zip(counts, both, strict=True)
-        ]
-        return np.array(rows)
-
-    return Score(value, len(margins), details={"positive": second})
+    return Score(auroc_of_counts(margins, truth), len(margins), details={"positive": second})

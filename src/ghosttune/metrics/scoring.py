@@ -59,8 +59,8 @@ class Metric:
     source: str
     """The implementation it is, or is tested against."""
     needs: str = "answers"
-    """`answers`, `labels` (answers, and which are possible), `endings`, `likelihood` of the reference, or
-    `label likelihoods`."""
+    """`answers`, `labels` (answers, and which are possible), `endings`, `likelihood` of the reference,
+    `label likelihoods`, or `pairs` of answers."""
     lower_is_better: bool = False
 
 

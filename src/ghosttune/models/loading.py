@@ -25,6 +25,7 @@ from ghosttune.models.adapter_files import (
     require_safetensors,
     stored_shapes,
 )
+from ghosttune.models.attending import attention_of, refused_attention, require_attention
 from ghosttune.models.builtin import BUILTIN_MODELS, builtin_model_folder
 from ghosttune.models.modules import head_modules, targets_in
 from ghosttune.models.prompting import LEFT_OUT, can_do_without, fit_prompt, prompt_length, try_out
@@ -97,11 +98,12 @@ def load_model(settings: ModelSettings, seed: int, kind: ModelKind = CAUSAL_LM) 
     disable_progress_bar()
     dtype = getattr(torch, settings.dtype)
     place, arguments = located(settings)
+    chosen = attention_of(settings)
     torch.manual_seed(seed)
-    with explained(settings, "model"):
+    with explained(settings, "model"), refused_attention(settings):
         config = transformers.AutoConfig.from_pretrained(place, **arguments, **kind.entries)
         loader = loader_of(kind, config)
-        build = partial(loader.from_config, config, dtype=dtype, trust_remote_code=settings.trust_remote_code)
+        build = partial(loader.from_config, config, dtype=dtype, trust_remote_code=settings.trust_remote_code, **chosen)
         if settings.init == "random":
             model = build()
         else:
@@ -113,12 +115,14 @@ def load_model(settings: ModelSettings, seed: int, kind: ModelKind = CAUSAL_LM) 
                     ignore_mismatched_sizes=True,  # refused below, by name
                     output_loading_info=True,
                     **quantized_loading(settings, build if kind.new_head else None),
+                    **chosen,
                     **arguments,
                     **kind.entries,
                 )
             model, found = loaded
             new = head_modules(model) if kind.new_head else []
             _require_complete(settings, model, found["missing_keys"], found["mismatched_keys"], new)
+    require_attention(settings, model)
     if settings.quantization != "none":
         model = prepared_for_training(model)
     if kind is CAUSAL_LM:
@@ -241,7 +245,7 @@ def _adapted(model: PreTrainedModel, configuration: Any, will_start: bool) -> An
 
     weights = weights_before(model, configuration)
     try:
-        with without_upstream_warnings(), targets_as_named():
+        with targets_as_named(), without_upstream_warnings():
             adapted: Any = peft.get_peft_model(model, configuration)
             if weights or will_start:
                 keep_base(adapted, weights)
@@ -317,7 +321,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
     damaged or not there, and, with their names, when tensors are missing, left over or of another shape.
     """
     try:
-        with without_upstream_warnings(), targets_as_named():
+        with targets_as_named(), without_upstream_warnings():
             if not (folder / CONFIGURATION).exists() and (folder / "config.json").exists():
                 return _tuned(model, folder)
             return _with_adapter(model, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -35,12 +36,14 @@ def without_upstream_warnings() -> Iterator[None]:
     """Without what PEFT 0.21 says that nobody could mend, and without the CUDA code it would compile for BOFT.
 
     An attribute's old name, norms that are not torch's own, and learned prompts that take no position numbers: rows of
-    one length need none. And what torch says of sparse tensors where nobody chose whether they are checked.
+    one length need none. And what torch says of sparse tensors where nobody chose whether they are checked. PEFT is not
+    imported for it: that takes seconds, and a model without an adapter does without.
     """
     import torch
-    from peft.tuners.boft import layer
 
-    layer._FBD_CUDA = layer._FBD_CUDA or False  # None: to be compiled; False: computed with torch alone
+    boft: Any = sys.modules.get("peft.tuners.boft.layer")
+    if boft is not None:
+        boft._FBD_CUDA = boft._FBD_CUDA or False  # None: to be compiled; False: computed with torch alone
     if not torch.sparse.check_sparse_tensor_invariants.is_enabled():
         torch.sparse.check_sparse_tensor_invariants.disable()
     with warnings.catch_warnings():

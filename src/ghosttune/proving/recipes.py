@@ -6,17 +6,15 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ghostgrad.crediting import Clip
 from ghosttune.config.loading import load_config
 from ghosttune.config.schema import RunConfig
-from ghosttune.errors import GhosttuneError
-from ghosttune.proving.removal import agreement, values_in
 from ghosttune.training.guide import evaluating, guide_losses
 from ghosttune.training.ledger import Ledger
 from ghosttune.training.measuring import instrument_of
@@ -90,9 +88,9 @@ class Removal:
         finally:
             training.RunTrainer = own  # type: ignore[misc]
 
-    def changes(self, number: int) -> tuple[list[str], np.ndarray]:
+    def changes(self, number: int, held: bool = False) -> tuple[list[str], np.ndarray]:
         """(ids of the rows, by how much the guide loss after the update is higher without each, over the share of the
-        gradient that the update uses)."""
+        gradient that the update uses). `held`: the clip factor stays as it was with the row."""
         trainer, before = self.trainer, self.kept[number]
         model, settings = trainer.model, trainer.config.train
         parameters = {n: p for n, p in model.named_parameters() if n in before.weights}
@@ -102,6 +100,8 @@ class Removal:
         losses = trainer.task.example_loss(model, before.inputs) / before.targets
         single = [torch.autograd.grad(loss, list(parameters.values()), retain_graph=True) for loss in losses]
         whole = [torch.stack(parts).sum(0) for parts in zip(*single, strict=True)]
+        length = float(sum(gradient.square().sum() for gradient in whole)) ** 0.5
+        factor = Clip(length, settings.max_grad_norm).factor if held else 1.0
         ledger: Ledger = instrument_of(trainer.measurement, Ledger)
 
         def after(removed: int | None) -> float:
@@ -110,8 +110,9 @@ class Removal:
             optimizer.load_state_dict(copy.deepcopy(before.optimizer))
             optimizer.zero_grad()
             for place, parameter in enumerate(parameters.values()):
-                parameter.grad = whole[place] - (0 if removed is None else single[removed][place])
-            torch.nn.utils.clip_grad_norm_(list(parameters.values()), settings.max_grad_norm)
+                parameter.grad = factor * (whole[place] - (0 if removed is None else single[removed][place]))
+            if not held:
+                torch.nn.utils.clip_grad_norm_(list(parameters.values()), settings.max_grad_norm)
             optimizer.step()
             with evaluating(model):
                 return float(guide_losses(model, ledger.guide).sum())
@@ -129,19 +130,3 @@ def _set(parameters: dict[str, Any], weights: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, value in weights.items():
             parameters[name].copy_(value)
-
-
-def removals(name: str, folder: Path, numbers: Sequence[int], *changes: str) -> list[tuple[float, float]]:
-    """Trains a recipe, without phases, up to the last of these updates, and takes each of their rows out."""
-    removal = Removal(numbers)
-    config = recipe(name, "phases=null", *changes)
-    if config.train.gradient_accumulation_steps != 1:
-        raise GhosttuneError("a row is taken out of updates of one micro-batch only")
-    with removal.watching():
-        training.train(config, folder)
-    values = values_in(folder)
-    found = []
-    for number in numbers:
-        ids, real = removal.changes(number)
-        found.append(agreement(np.array([values[number][row] for row in ids]), real))
-    return found

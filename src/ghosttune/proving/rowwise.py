@@ -57,7 +57,7 @@ def adapted(model: Any, method: Any, kind: ModelKind) -> Any:
 
 def micro_batch(task: Any, model: Any, batch: dict[str, Tensor]) -> MicroBatch:
     """The rows of a batch, and where the output layer sees chosen positions only."""
-    return MicroBatch([str(row) for row in range(len(LENGTHS))], *task.head_positions(model, batch))
+    return MicroBatch.of(task, model, batch, [str(row) for row in range(len(LENGTHS))])
 
 
 def largest_errors(model: Any, task: Any, batch: dict[str, Tensor], verify: bool = True) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """Proof 7: what was planted among the rows is found through the stores of their gradients.
 
-One store per quarter of the run, and the mean of the cosines, as TracIn sums over checkpoints (Pruthi et al. 2020):
-a row that has been memorised has hardly a gradient left, and what is left of it points anywhere.
+One store per quarter of the run, and the mean of the cosines by the learning rate at each, as `attribute` takes it and
+TracIn sums over checkpoints (Pruthi et al. 2020): a row that has been memorised has hardly a gradient left, and what is
+left of it points anywhere.
 """
 
 from __future__ import annotations
@@ -61,17 +62,19 @@ class Lookup:
 
     def nearest(self, rows: Sequence[Row], count: int, steps: Sequence[int] = ()) -> dict[str, list[str]]:
         """Ids of the stored rows whose gradients point most nearly where a row's does, by the row's id; by the mean
-        over these checkpoints (none: all)."""
+        over these checkpoints (none: all), weighted by the learning rate."""
         path = self.opened.run.path.parent / "asked.jsonl"
         write(path, rows)
         features, total = self.opened.rows(path).features, defaultdict[str, Tensor](lambda: torch.zeros(self.rows))
-        for step in steps or self.steps:
+        steps = steps or self.steps
+        for step in steps:
+            rate = self.opened.learning_rate(step) if len(steps) > 1 else 1.0
             store = self.opened.store(self.opened.train, step)
             places = [store.place(name) for name in self.opened.train.ids]
             gradients = self.opened.gradients(step, self.opened.sketcher(store), AT_ONCE)
             for ids, sketches in gradients.sketches(features):
                 for name, cosines in zip(ids, scores(store, sketches.float(), "cosine"), strict=True):
-                    total[name] += cosines[places]
+                    total[name] += rate * cosines[places]
         return {
             name: [self.opened.train.ids[place] for place in sums.topk(count).indices] for name, sums in total.items()
         }

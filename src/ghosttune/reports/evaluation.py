@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ghosttune.own_code import short_name
 from ghosttune.registry import FIGURES
 from ghosttune.reports.drawing import LIGHT, label, panels
 from ghosttune.reports.figures import Figure, Standing
@@ -60,7 +61,13 @@ def evaluation(numbers: RunNumbers) -> Figure | None:
 def _draw_scores(systems: Mapping[str, Mapping[str, Score]], narrow: bool) -> Drawing:
     metrics = list(dict.fromkeys(name for scores in systems.values() for name in scores))
     height = 24 * len(systems) + 6
-    drawing, axes = panels(narrow, metrics, height=height, left=30 + 6.4 * max(map(len, systems)), foot=26)
+    drawing, axes = panels(
+        narrow,
+        [short_name(metric) for metric in metrics],
+        height=height,
+        left=30 + 6.4 * max(map(len, systems)),
+        foot=26,
+    )
     for ax, metric in zip(axes, metrics, strict=True):
         for place, (who, scores) in enumerate(systems.items()):
             if metric in scores:

@@ -9,7 +9,7 @@ from typing import Any
 from ghosttune.reports.markup import Markup, joined, said, shown, tag
 from ghosttune.reports.reading import RunNumbers
 from ghosttune.reports.values import scored
-from ghosttune.run.tables import VALUE_COLUMNS, read_table
+from ghosttune.run.tables import OUR_COLUMNS, read_table
 
 EXTREMES = 10
 """Rows at either end that are shown."""
@@ -75,7 +75,7 @@ def _row_card(
     parts: Iterable[str],
     shades: Sequence[tuple[str, int, float]],
 ) -> Markup:
-    own = {name: value for name, value in row.items() if name not in VALUE_COLUMNS and value not in (None, "")}
+    own = {name: value for name, value in row.items() if name not in OUR_COLUMNS and value not in (None, "")}
     facts = [
         f"value {row['value']:+.4g} nats per target",
         *([f"credit {row['credit']:+.4g}"] if row.get("credit") is not None else []),

@@ -26,7 +26,7 @@ def summary_of(numbers: RunNumbers) -> Summary:
         drops[group] = drops.get(group, 0.0) + fell
     if drops:
         summary["guide_loss_drop"] = drops
-    evals = [(step, loss) for step, split, loss in numbers.losses if split != "train"]
+    evals = [(step, loss) for step, split, loss in numbers.losses if split == "dev"]
     if evals:
         best = min(evals, key=lambda found: found[1])
         summary["dev_loss"] = {"first": evals[0][1], "last": evals[-1][1], "best": best[1], "best_step": best[0]}

@@ -14,7 +14,7 @@ from ghosttune.registry import FIGURES
 from ghosttune.reports.drawing import LIGHT, head_of, key, label, panels
 from ghosttune.reports.figures import Figure, Standing
 from ghosttune.reports.reading import RunNumbers
-from ghosttune.run.tables import VALUE_COLUMNS
+from ghosttune.run.tables import OUR_COLUMNS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -35,7 +35,7 @@ def scored(numbers: RunNumbers) -> list[dict[str, Any]]:
 
 def columns_of(rows: Rows) -> dict[str, list[str]]:
     """The rows' own columns that sort them into 2 to MOST_KINDS kinds -> the kinds, as text."""
-    names = [name for name in (rows[0] if rows else ()) if name not in VALUE_COLUMNS]
+    names = [name for name in (rows[0] if rows else ()) if name not in OUR_COLUMNS]
     kinds = {name: sorted({kind_of(row[name]) for row in rows}) for name in names}
     return {name: found for name, found in kinds.items() if 2 <= len(found) <= MOST_KINDS}
 
@@ -101,7 +101,7 @@ def values_by_column(numbers: RunNumbers) -> Figure | None:
     if not columns:
         return None
     found = {name: _means(rows, name, kinds) for name, kinds in columns.items()}
-    left_out = [name for name in rows[0] if name not in VALUE_COLUMNS and name not in columns]
+    left_out = [name for name in rows[0] if name not in OUR_COLUMNS and name not in columns]
     beyond = f" Left out, with one kind or more than {MOST_KINDS}: {', '.join(left_out)}." if left_out else ""
     return Figure(
         "By the columns that came with the rows",

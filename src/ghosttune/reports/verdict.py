@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ghosttune.config import trusting
 from ghosttune.reports.evaluation import splits_of
 from ghosttune.reports.markup import Markup, joined, shown, tag
 from ghosttune.reports.reading import RunNumbers
@@ -141,6 +142,7 @@ def reservations(numbers: RunNumbers) -> list[str]:
                 f"The account by rows leaves {account['residual']:+.3g} of {drop:+.3g} nats unexplained: trust the "
                 "ranking of the rows and the account by group, not its terms."
             )
+        notes += trusting.found(account)
         if account["unscored_rows"]:
             notes.append(f"{account['unscored_rows']} visits of rows have no value.")
     for split in splits_of(numbers):
@@ -153,6 +155,9 @@ def reservations(numbers: RunNumbers) -> list[str]:
     for split, cut in record.get("data", {}).get("cut_rows", {}).items():
         if cut:
             notes.append(f"{len(cut)} {split} rows were longer than the model may read and lost part of their context.")
+    for split, count in record.get("data", {}).get("without_reasoning", {}).items():
+        if count:
+            notes.append(f"{count:,} {split} rows hold reasoning that the chat template leaves out.")
     notes += [f"{count:,} rows left out: {reason}." for reason, count in record.get("left_out", {}).items()]
     if without := record.get("without_rule"):
         names = [*without["names"], *without.get("found_in_the_first_pass", ())]

@@ -58,6 +58,8 @@ class Rows(Contents):
     tokens: dict[str, int]
     targets: dict[str, int]
     cut_rows: dict[str, list[str]] = {}
+    without_reasoning: dict[str, int] = {}
+    """Rows with reasoning that the chat template did not write."""
 
 
 class Environment(Contents):
@@ -80,6 +82,35 @@ class Choosing(Contents):
     """What choosing rows online took."""
 
     seconds: float
+
+
+class Named(Contents):
+    """Rows by the digest of their ids."""
+
+    rows: NonNegativeInt
+    sha256: str
+
+
+class Forgets(Contents):
+    """From which run this one starts, and what of it is forgotten."""
+
+    run: str
+    adapter: str
+    settings: dict[str, Any]
+    forgotten: Named
+    retained: Named
+    start_loss: float
+
+
+class Order(Contents):
+    """By what training rows are sorted."""
+
+    by: str
+    first: Literal["smallest", "largest"]
+    scores: str
+    rows: NonNegativeInt
+    smallest: float
+    largest: float
 
 
 class WithoutRule(Contents):
@@ -118,6 +149,8 @@ class Record(Contents):
     phases: Phases | None = None
     without_rule: WithoutRule | None = None
     online_selection: Choosing | None = None
+    forgets: Forgets | None = None
+    order: Order | None = None
     verdict: Verdict | None = None
 
     @model_validator(mode="after")

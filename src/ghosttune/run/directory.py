@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 LOCK = ".lock"
 
-WRITTEN_FIRST = {LOCK, "checkpoints", "config.yaml", "splits.csv"}
+WRITTEN_FIRST = {LOCK, "checkpoints", "config.yaml", "forgetting", "splits.csv"}
 """What a run directory holds before run.json, with which the run begins."""
 
 NAMES = {
@@ -32,6 +32,7 @@ NAMES = {
     "checkpoints",
     "config.yaml",
     "evaluation.json",
+    "forgetting",
     "gradient_analysis.group_norms.csv",
     "gradient_analysis.layer_norms.csv",
     "gradient_analysis.summary.json",
@@ -106,6 +107,23 @@ class RunDir:
     @property
     def validation_result(self) -> Path:
         return self.validation / "validation.json"
+
+    @property
+    def forgetting(self) -> Path:
+        """The run that it starts from trained anew without what it forgets."""
+        return self.path / "forgetting"
+
+    @property
+    def retrained(self) -> RunDir:
+        return RunDir(self.forgetting / "retrained")
+
+    @property
+    def retrained_rows(self) -> Path:
+        return self.forgetting / "rows.jsonl"
+
+    @property
+    def forgetting_result(self) -> Path:
+        return self.forgetting / "forgetting.json"
 
     @property
     def checkpoints(self) -> Path:

@@ -20,7 +20,10 @@ ROWS_IN_MEMORY = 200_000
 """A part is written when so many rows wait: bounds memory between two checkpoints."""
 
 VALUE_COLUMNS = ("example_id", "value", "credit", "standing", "steps_seen", "tokens")
-"""Columns of tables/values that are ours; the others came with the rows."""
+"""Columns of every tables/values that are ours."""
+
+OUR_COLUMNS = (*VALUE_COLUMNS, *(f"{kind}_{part}" for kind in ("value", "credit") for part in ("chosen", "rejected")))
+"""With those that tables of pairs have beside them; all others came with the rows."""
 
 ROW_TERMS = {
     "rows": "rows",
@@ -104,6 +107,14 @@ def read_table(run: RunDir, name: str, columns: Sequence[str] | None = None) -> 
         return pa.concat_tables([pq.read_table(part, columns=list(columns) if columns else None) for part in parts])
     except (OSError, pa.ArrowInvalid) as error:
         raise RunError(f"{folder} is damaged: {str(error).splitlines()[0]}; resume or repeat the run") from error
+
+
+def table_columns(run: RunDir, name: str) -> list[str]:
+    """Names of the columns of a table; none where the run does not have it."""
+    import pyarrow.parquet as pq
+
+    parts = _parts(run.table(name))
+    return pq.read_schema(parts[0]).names if parts else []
 
 
 def _parts(folder: Path) -> list[Path]:

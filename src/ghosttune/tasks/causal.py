@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +29,8 @@ class CausalTask:
     """Generate text: prompts and completions, conversations, instructions, plain text."""
 
     formats = TURN_FORMATS
+    renders = True
+    parts = ()
 
     def __init__(self, settings: CausalSettings | None = None):
         pass
@@ -63,6 +65,9 @@ class CausalTask:
             logits = model(**model_inputs(model, batch), use_cache=False).logits
         precise = torch.promote_types(logits.dtype, torch.float32)
         losses = cross_entropy(logits.to(precise), labels[predicts], reduction="none")
+        if "row_of_position" in batch:  # several rows in a sequence
+            rows = batch["row_of_position"][:, 1:][predicts]
+            return losses.new_zeros(len(batch["example_index"])).index_add(0, rows, losses)
         return losses.new_zeros(labels.shape).masked_scatter(predicts, losses).sum(1)
 
     def head_positions(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[str | None, Tensor | None]:
@@ -71,7 +76,13 @@ class CausalTask:
 
         head = model.get_output_embeddings()  # type: ignore[operator]
         name = next(name for name, module in model.named_modules() if module is head)
-        return name, (batch["labels"][:, 1:] != IGNORED).nonzero()[:, 0]
+        predicts = batch["labels"][:, 1:] != IGNORED
+        if "row_of_position" in batch:
+            return name, batch["row_of_position"][:, 1:][predicts]
+        return name, predicts.nonzero()[:, 0]
+
+    def sequences(self, batch: Mapping[str, Tensor]) -> tuple[Tensor | None, Sequence[str]]:
+        return None, ()
 
 
 @contextmanager

@@ -24,6 +24,10 @@ class Task(Protocol):
 
     formats: Sequence[str]
     """Row formats it reads, in the order in which they are tried."""
+    renders: bool
+    """Whether it renders rows through a template."""
+    parts: Sequence[str]
+    """What a row consists of, where it is several sequences; empty where it is one."""
 
     def derived(self, records: Sequence[Record]) -> dict[str, Any]:
         """Settings of the task that follow from the training rows, such as the labels."""
@@ -36,7 +40,11 @@ class Task(Protocol):
         ...
 
     def head_positions(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[str | None, Tensor | None]:
-        """(name of the output layer, [N] the row of each position it sees) where it sees chosen positions only."""
+        """(name of the output layer, [N] the sequence of each position it sees) where it sees chosen positions only."""
+        ...
+
+    def sequences(self, batch: Mapping[str, Tensor]) -> tuple[Tensor | None, Sequence[str]]:
+        """([S] the row of each sequence that the model reads, [S] its part of it); (None, ()) where each is a row."""
         ...
 
 
@@ -52,11 +60,17 @@ class Prediction:
 class PredictingTask:
     """A task whose answers are read off the model's outputs: what such tasks share."""
 
+    renders = False
+    parts: Sequence[str] = ()
+
     def derived(self, records: Sequence[Record]) -> dict[str, Any]:
         return {}
 
     def head_positions(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[str | None, Tensor | None]:
         return None, None
+
+    def sequences(self, batch: Mapping[str, Tensor]) -> tuple[Tensor | None, Sequence[str]]:
+        return None, ()
 
     def briefly(self) -> PredictingTask:
         """The same task with predictions as short as they can be while all of the model's code is used."""
@@ -76,8 +90,12 @@ class PredictingTask:
 
 
 def model_inputs(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The entries of a batch that the model reads; segments only where it has learned to tell them apart."""
-    names = ["input_ids", "attention_mask", *(name for name in ("pixel_values",) if name in batch)]
+    """The entries of a batch that the model reads; segments only where it has learned to tell them apart.
+
+    Packed rows are told apart by their positions, which Transformers looks at where there is no mask.
+    """
+    rows = "position_ids" if "position_ids" in batch else "attention_mask"
+    names = ["input_ids", rows, *(name for name in ("pixel_values",) if name in batch)]
     if "token_type_ids" in batch and getattr(unwrapped(model).config, "type_vocab_size", 0) > 1:
         names.append("token_type_ids")
     return {name: batch[name] for name in names}
@@ -117,3 +135,12 @@ def read_rows(
             found |= zip(positions, answers, strict=True)
     model.train(was_training)
     return [found[position] for position in range(len(features))]
+
+
+def row_nats(task: Any, model: Any, encoder: RowEncoder, features: Sequence[RowFeatures]) -> list[float]:
+    """The summed nats of each row's targets, in order, without dropout; one forward pass."""
+
+    def read(batch: dict[str, Tensor]) -> list[float]:
+        return task.example_loss(model, batch).double().tolist()
+
+    return read_rows(model, encoder, features, read)

@@ -30,7 +30,7 @@ def training_arguments(config: RunConfig, folder: str, resuming: bool) -> Traini
         adam_beta2=train.adam_beta2,
         adam_epsilon=train.adam_epsilon,
         max_grad_norm=train.max_grad_norm,
-        optim="adamw_torch_fused",
+        optim=train.optim,
         seed=train.seed,
         logging_steps=train.logging_steps or 1,
         logging_nan_inf_filter=False,

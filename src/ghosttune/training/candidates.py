@@ -143,9 +143,9 @@ class Candidates(Instrument):
 
     def _observed(self, rows: Sequence[RowFeatures], batch: Mapping[str, Tensor], observer: Norms | Dots) -> Tensor:
         engine: Any = self.engine
-        shown = MicroBatch([row.example_id for row in rows], *self.task.head_positions(self.model, batch))
+        shown = MicroBatch.of(self.task, self.model, batch, [row.example_id for row in rows])
         observers: list[Observer] = [observer]
-        with shown.named(), engine.probe(*observers, selected=shown.selected(engine)) as backward:
+        with shown.named(), engine.probe(*observers, **shown.by_row(engine)) as backward:
             backward(self.task.example_loss(self.model, batch).sum())
         return observer.total()
 

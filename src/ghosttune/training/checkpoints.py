@@ -63,6 +63,7 @@ def write_checkpoint(
             save_arrays(arrays, str(partial / RANDOM))
             save_file({n: t.detach().cpu().contiguous() for n, t in instruments.items()}, str(partial / INSTRUMENTS))
         state = {"schedule": schedule, "counters": counters, "random": words, "groups": _group_options(optimizer)}
+        state["scalars"] = _optimizer_scalars(optimizer, names)
         (partial / STATE).write_text(json.dumps(state))
         (partial / "trainer_state.json").write_text(trainer_state)
         digests = {file.name: _digest(file) for file in sorted(partial.iterdir())}
@@ -137,8 +138,8 @@ def second_moments(folder: Path, beta: float, device: torch.device) -> dict[str,
 
 def restore_optimizer(folder: Path, model: torch.nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     """Loads the optimizer's moments and options by parameter name; returns the scheduler's state."""
-    saved = load_file(str(folder / OPTIMIZER))
     state = _read_state(folder)
+    saved = load_file(str(folder / OPTIMIZER)) | state.get("scalars", {})
     names = parameter_names(model)
     for options, group in zip(state["groups"], optimizer.param_groups, strict=True):
         group.update(options)
@@ -146,7 +147,8 @@ def restore_optimizer(folder: Path, model: torch.nn.Module, optimizer: Optimizer
             prefix = f"{names[parameter]}|"
             own = {key.removeprefix(prefix): tensor for key, tensor in saved.items() if key.startswith(prefix)}
             optimizer.state[parameter] = {
-                key: tensor.to(parameter.device) if key != "step" else tensor for key, tensor in own.items()
+                key: value.to(parameter.device) if isinstance(value, torch.Tensor) and key != "step" else value
+                for key, value in own.items()
             }
     return state["schedule"]
 
@@ -171,9 +173,20 @@ def parameter_names(model: torch.nn.Module) -> dict[torch.Tensor, str]:
 
 def _optimizer_tensors(optimizer: Optimizer, names: dict[torch.Tensor, str]) -> dict[str, torch.Tensor]:
     return {
-        f"{names[parameter]}|{key}": value.detach().cpu().contiguous()
+        f"{names[parameter]}|{key}": value.detach().cpu().clone()  # 8-bit parameters share one table of values
         for parameter, state in optimizer.state.items()
         for key, value in state.items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def _optimizer_scalars(optimizer: Optimizer, names: dict[torch.Tensor, str]) -> dict[str, int | float]:
+    """What an optimizer keeps beside its tensors: bitsandbytes and Adafactor count their updates so."""
+    return {
+        f"{names[parameter]}|{key}": value
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+        if not isinstance(value, torch.Tensor)
     }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ghosttune.metrics.ranking import auroc, separation
 from ghosttune.run.directory import RunDir, write_csv, write_file, write_json
-from ghosttune.run.tables import VALUE_COLUMNS, name_beside, read_table
+from ghosttune.run.tables import OUR_COLUMNS, name_beside, read_table, table_columns
 from ghosttune.training.rotation import standard_errors
 
 GROUP_NAMES = {"embedding": "embed", "attention": "attention", "mlp": "mlp", "head": "lm_head"}
@@ -51,7 +51,8 @@ def write_values(
             "steps_seen": pa.array(seen, pa.int64()),
         }
         | ({} if tokens is None else {"tokens": pa.array(tokens, pa.int64())})
-        | {name_beside(name, VALUE_COLUMNS): cells_of(cells) for name, cells in _columns(rows, names)}
+        | {name: pa.array(cells, pa.float64()) for name, cells in _by_part(run, [n for n, _ in rows]).items()}
+        | {name_beside(name, OUR_COLUMNS): cells_of(cells) for name, cells in _columns(rows, names)}
     )
     for part in run.table("values").glob("part-*"):
         part.unlink()
@@ -102,6 +103,22 @@ def _totals(run: RunDir) -> dict[str, tuple[float | None, float | None, float | 
         )
         for i, name in enumerate(ids.dictionary.to_pylist())
     }
+
+
+def _by_part(run: RunDir, ids: Sequence[str]) -> dict[str, list[float | None]]:
+    """`value_PART` and `credit_PART` of each row, which add up to its own; nothing where rows are one sequence each.
+
+    None for a part that a row does not have, or that was never scored.
+    """
+    if "part" not in table_columns(run, "ledger"):
+        return {}
+    table = read_table(run, "ledger", ["example_id", "part", "value", "credit"])
+    sums = table.group_by(["example_id", "part"]).aggregate([("value", "sum"), ("credit", "sum")])
+    found: dict[str, dict[str, float | None]] = {}
+    for row in sums.to_pylist():
+        for kind in ("value", "credit"):
+            found.setdefault(f"{kind}_{row['part']}", {})[row["example_id"]] = row[f"{kind}_sum"]
+    return {name: [own.get(example_id) for example_id in ids] for name, own in sorted(found.items())}
 
 
 def selection_totals(run: RunDir) -> dict[str, int]:

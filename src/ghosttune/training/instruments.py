@@ -31,20 +31,51 @@ def lengths(tensors: list[Tensor]) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The rows of one micro-batch, and where layers see only chosen positions of them."""
+    """What the model reads in one micro-batch, row by row, and where layers see only chosen positions of it."""
 
     example_ids: list[str]
+    """Of each sequence: of its row."""
     head: str | None = None
     """Name of the output layer when it sees chosen positions only."""
     positions: Tensor | None = None
-    """[N] the row (0, 1, …) of each position the output layer sees."""
+    """[N] the sequence, or the row of packed rows, (0, 1, …) of each position the output layer sees."""
+    row_of_position: Tensor | None = None
+    """[R, T] the row of each position of packed rows, -1 for padding; None where a row is a sequence, or several."""
+    owners: Tensor | None = None
+    """[S] the row (0, 1, …) of each sequence, where a row is several."""
+    parts: Sequence[str] = ()
+    """Of its row that each sequence is."""
+
+    @classmethod
+    def of(cls, task: Any, model: Any, batch: Mapping[str, Tensor], example_ids: Sequence[str]) -> MicroBatch:
+        """A batch of these rows, as its task reads it."""
+        head, positions = task.head_positions(model, batch)
+        owners, parts = task.sequences(batch)
+        ids = list(example_ids) if owners is None else [example_ids[int(row)] for row in owners.tolist()]
+        return cls(ids, head, positions, batch.get("row_of_position"), owners, parts)
+
+    @property
+    def names(self) -> list[str]:
+        """What tells its sequences apart: ids, behind the part of their row that they are."""
+        if not self.parts:
+            return self.example_ids
+        return [f"{part}:{name}" for part, name in zip(self.parts, self.example_ids, strict=True)]
 
     def selected(self, engine: GradientEngine) -> dict[str, Tensor]:
         """What `engine.observe` must know about layers that see chosen positions only."""
-        if self.head is None or self.positions is None:
+        return self._selected(engine, self.positions)
+
+    def by_row(self, engine: GradientEngine) -> dict[str, Any]:
+        """The same, and what lets the engine show whole rows where they are several sequences."""
+        if self.owners is None or self.positions is None:
+            return {"selected": self.selected(engine)}
+        return {"selected": self._selected(engine, self.owners[self.positions]), "examples": self.owners}
+
+    def _selected(self, engine: GradientEngine, positions: Tensor | None) -> dict[str, Tensor]:
+        if self.head is None or positions is None:
             return {}
         below = [site.name for site in engine.sites if site.name.startswith(f"{self.head}.")]
-        return dict.fromkeys([self.head, *below], self.positions)
+        return dict.fromkeys([self.head, *below], positions)
 
     @contextmanager
     def named(self) -> Iterator[None]:
@@ -70,13 +101,6 @@ class StepGradient:
     """Of all of it."""
     limit: float | None
     """Length to which it is clipped; None for any."""
-
-    @property
-    def clip(self) -> Tensor:
-        """What clipping multiplies it with, at most 1: exactly as `torch.nn.utils.clip_grad_norm_` does."""
-        if self.limit is None:
-            return torch.ones_like(self.length)
-        return (self.limit / (self.length + 1e-6)).clamp(max=1.0)
 
 
 class Instrument:

@@ -41,6 +41,9 @@ ROW_COLUMNS = {
     "value": "float64",
     "credit": "float64",
 }
+PART_COLUMNS = ROW_COLUMNS | {"part": "string"}
+"""Where rows are several sequences: which of them an entry is of."""
+
 MODULE_COLUMNS = {
     "step": "int64",
     "steps": "int64",
@@ -80,6 +83,8 @@ class Ledger(Instrument):
         rotation: guide passes see subsets of the guide rows in turn; None for all rows every time.
         unsupported: what is done with trained parameters without a rule; those left out are no row's, and their part
             of the rows' account is a term of its own.
+        parts: what rows consist of, where they are several sequences; `rows` then has PART_COLUMNS and an entry for
+            each part.
 
     Raises:
         UnsupportedLayer: a trained parameter whose per-row gradient is not known, by name.
@@ -98,15 +103,16 @@ class Ledger(Instrument):
         boundaries: Collection[int] = (),
         rotation: Rotation | None = None,
         unsupported: Unsupported = "exact",
+        parts: Sequence[str] = (),
     ):
-        self.boundaries, self.rotation = boundaries, rotation
+        self.boundaries, self.rotation, self.parts = boundaries, rotation, parts
         self.engine = row_engine(model, unsupported)
         self.parameters = {name: parameter for name, parameter in model.named_parameters() if name in facts}
         self.model, self.facts, self.guide = model, facts, guide
         self.row_table, self.module_table = rows, modules
         self.tables = (rows, modules, *([rotation.table] if rotation else []))
         self.guide_every = guide_every
-        self.kind, self.rows_per_step = values, rows_per_step
+        self.kind, self.rows_per_step = values, rows_per_step * max(1, len(parts))
         self.gradient: dict[str, Tensor] = {}
         """Of the guide loss, at the last guide pass."""
         self.reference: dict[str, Tensor] = {}
@@ -114,6 +120,8 @@ class Ledger(Instrument):
         self.start: dict[str, Tensor] = {}
         """`losses`: what each guide row added to the guide loss before the first step."""
         self.end: Tensor | None = None
+        self.steadiness: float | None = None
+        """Of the values (`RowCredits.steadiness`), once the run has ended; None where there are none to compare."""
         self.loss_before = self.path = self.modules = self.rows = self.left_out = self.decay = 0.0
         self.unscored_rows = self.window_start = self.steps_done = 0
         self.decays: dict[str, float] = {}
@@ -162,13 +170,13 @@ class Ledger(Instrument):
 
     @contextmanager
     def observing(self, batch: MicroBatch) -> Iterator[None]:
-        with self.engine.observe(*self.observers, selected=batch.selected(self.engine)):
+        with self.engine.observe(*self.observers, examples=batch.row_of_position, selected=batch.selected(self.engine)):
             yield
-        self.ids += batch.example_ids
+        self.ids += batch.names
         if self.credits:
-            self.credits.add(batch.example_ids)
+            self.credits.add(batch.names, None if batch.owners is None else batch.owners.tolist())
         if self.kind != "removal":
-            self.values.add(batch.example_ids)
+            self.values.add(batch.names)
 
     def after_backward(self, gradient: StepGradient) -> None:
         self.clip = Clip(float(gradient.length), gradient.limit)
@@ -199,11 +207,15 @@ class Ledger(Instrument):
             self.rows += float(credits.nansum())
             self.unscored_rows += int(values.isnan().all(1).sum())
             count = len(ids)
+            columns = {"example_id": ids}
+            if self.parts:
+                named = [name.split(":", 1) for name in ids]
+                columns = {"part": [part for part, _ in named], "example_id": [name for _, name in named]}
             self.row_table.append(
                 now,
                 {
                     "step": [parts[0].step] * (count * len(keys)),
-                    "example_id": [name for name in ids for _ in keys],
+                    **{name: [cell for cell in cells for _ in keys] for name, cells in columns.items()},
                     "group": [group for group, _ in keys] * count,
                     "layer": [layer for _, layer in keys] * count,
                     "value": _cells(values @ belongs),
@@ -292,7 +304,8 @@ class Ledger(Instrument):
         return {"ledger": {name: getattr(self, name) for name in SAVED} | {"credits": credits}} | rotation
 
     def restore(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
-        if "credits" not in counters["ledger"]:
+        credits = counters["ledger"].get("credits")
+        if credits is None or any("credited" not in own for own in credits):
             raise RunError(
                 "this checkpoint is of an earlier version, whose ledger kept rows in another way: finish the run with "
                 "that version, or start it again"
@@ -305,10 +318,7 @@ class Ledger(Instrument):
             own = _below(tensors, f"ledger.{part}|")
             parts[part] = {name: own[name] for name in sorted(own, key=order.__getitem__)}
         self.gradient, self.reference, self.start, contrast = parts.values()
-        kept = [
-            (_below(tensors, f"ledger.credits|{process}|"), own)
-            for process, own in enumerate(counters["ledger"]["credits"])
-        ]
+        kept = [(_below(tensors, f"ledger.credits|{process}|"), own) for process, own in enumerate(credits)]
         self.saved_credits = kept[rank() :: processes()]
         if self.rotation is not None:
             self.rotation.restore(contrast, self.window_start, counters["rotation"])
@@ -319,6 +329,8 @@ class Ledger(Instrument):
             self._guide_pass(self.steps_done)
         if self.credits:
             self._append_rows(self.steps_done, self.credits.finish())
+            found = [one for one in gathered(self.credits.steadiness) if one is not None]
+            self.steadiness = sum(found) / len(found) if found else None
         self.end = guide_losses(model, self.guide)
 
     def account(self) -> dict[str, Any]:
@@ -337,6 +349,7 @@ class Ledger(Instrument):
             "modules": self.modules,
             "modules_residual": drop - self.modules,
             "unscored_rows": self.unscored_rows,
+            "values_steady": self.steadiness,
         }
         if self.rotation is not None:
             account |= self.rotation.account()

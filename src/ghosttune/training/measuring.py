@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from ghosttune.training.candidates import SELECTION_COLUMNS, Candidates
 from ghosttune.training.engines import unsupported_layers
 from ghosttune.training.guide import Guide
 from ghosttune.training.instruments import Instrument, Measurement
-from ghosttune.training.ledger import MODULE_COLUMNS, ROW_COLUMNS, Ledger
+from ghosttune.training.ledger import MODULE_COLUMNS, PART_COLUMNS, ROW_COLUMNS, Ledger
 from ghosttune.training.norms import EFFECTIVE_COLUMNS, NORM_COLUMNS, EffectiveNorms, Norms
 from ghosttune.training.rotation import Rotation
 
@@ -33,9 +33,13 @@ def measurement(
     boundaries: Collection[int] = (),
     rotation: Rotation | None = None,
     candidates: partial[Candidates] | None = None,
+    parts: Sequence[str] = (),
 ) -> Measurement:
-    """What `measure` and `data.online_selection` switch on; ConfigError naming the modules that one cannot read."""
-    ledger = _ledger(model, facts, guide, config, run, boundaries, rotation)
+    """What `measure` and `data.online_selection` switch on; ConfigError naming the modules that one cannot read.
+
+    `parts` are those of the task's rows.
+    """
+    ledger = _ledger(model, facts, guide, config, run, boundaries, rotation, parts)
     return Measurement(
         model,
         [
@@ -74,15 +78,18 @@ def _ledger(
     run: RunDir,
     boundaries: Collection[int],
     rotation: Rotation | None,
+    parts: Sequence[str],
 ) -> list[Ledger]:
     ledger = config.measure.ledger
     if ledger.guide_every is None or guide is None:
         return []
-    rows, modules = Table(run, "ledger", ROW_COLUMNS), Table(run, "module_steps", MODULE_COLUMNS)
+    rows = Table(run, "ledger", PART_COLUMNS if parts else ROW_COLUMNS)
+    modules = Table(run, "module_steps", MODULE_COLUMNS)
     every, unsupported = ledger.guide_every, config.measure.unsupported
     try:
         size, values = config.train.rows_per_step, ledger.values
-        return [Ledger(model, facts, guide, rows, modules, every, values, size, boundaries, rotation, unsupported)]
+        options = every, values, size, boundaries, rotation, unsupported, parts
+        return [Ledger(model, facts, guide, rows, modules, *options)]
     except UnsupportedLayer as error:
         raise _refusal(config, "measure.ledger.guide_every", "measure.ledger", error) from error
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ghosttune.config.schema import RunConfig
+from ghosttune.training.optimizers import OPTIMIZERS
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "nf4": 0.516}
 """Per number; nf4 with its scales, one per 64 numbers, themselves in 8 bits."""
 
-ADAMW = 12
-"""Bytes per trained number besides itself: its gradient and two moments, in float32."""
+GRADIENT = 4
+"""Bytes per trained number, in float32."""
 
 CGROUP = Path("/sys/fs/cgroup")
 """Where Linux says how much memory a container may use."""
@@ -32,6 +33,8 @@ class Plan:
     dtype: str
     quantization: str
     checkpointing: bool
+    optimizer: float
+    """Bytes per trained number that it keeps."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Sizes:
     """Of the gradients of a row that are whole at once, in layers that no rule measures."""
     starting: int = 0
     """What training rows leave while they decide how the adapter begins."""
+    ledger: int = 0
+    """What the ledger keeps: guide gradient and weights of the last guide pass, and the rows of the last updates."""
 
 
 def plan_of(config: RunConfig) -> Plan:
@@ -65,6 +70,7 @@ def plan_of(config: RunConfig) -> Plan:
         dtype=config.model.dtype,
         quantization=config.model.quantization,
         checkpointing=train.activation_checkpointing,
+        optimizer=OPTIMIZERS[train.optim].bytes,
     )
 
 
@@ -89,9 +95,10 @@ def predicted(sizes: Sizes, plan: Plan) -> dict[str, float]:
     starting = sizes.starting and sizes.starting + sizes.kept + sizes.largest
     return {
         "weights": weight_bytes(sizes, plan) + sizes.trained * BYTES["float32"],
-        "gradients and AdamW": float(sizes.trained * ADAMW),
+        "gradients and optimizer": sizes.trained * (GRADIENT + plan.optimizer),
         "activations": max(backward, evaluation, starting),
         **({"rows' gradients": float(sizes.by_row * plan.batch)} if sizes.by_row else {}),
+        **({"ledger": float(sizes.ledger)} if sizes.ledger else {}),
     }
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ghostgrad import WeightedSum
+from ghostgrad.crediting import Clip
 from ghostgrad.forms import ExampleGradient
 from ghostgrad.layers.linear import linear
 from ghostgrad.rules import RULES, LayerIO, Rule, RuleRegistry
@@ -84,14 +85,14 @@ class Norms(Instrument):
         moved = [after - before for after, before in zip(now, self.before, strict=True)]
         zero = now[0].new_zeros(())
         norms = [self.gradient.norms.get(name, zero) for name in self.parameters]
-        stacked = torch.stack([*norms, *lengths(moved), *lengths(now), self.gradient.clip])
-        *values, clip = stacked.tolist()  # the only copy to the host
+        stacked = torch.stack([*norms, *lengths(moved), *lengths(now), self.gradient.length])
+        *values, length = stacked.tolist()  # the only copy to the host
         count = len(now)
         rows = [
             (self.facts[name], parameter.requires_grad, *values[place::count])
             for place, (name, parameter) in enumerate(self.parameters.items())
         ]
-        self._append(step, rows if self.by_module else _by_group(rows), clip)
+        self._append(step, rows if self.by_module else _by_group(rows), Clip(length, self.gradient.limit).factor)
         self.before = []
 
     def _append(self, step: int, rows: list[Any], clip: float) -> None:
@@ -187,7 +188,9 @@ class EffectiveNorms(Instrument):
             yield
             return
         observer = WeightedSum()
-        with self.engine.observe(observer, selected=batch.selected(self.engine), frozen=True):
+        with self.engine.observe(
+            observer, examples=batch.row_of_position, selected=batch.selected(self.engine), frozen=True
+        ):
             yield
         for name, gradient in observer.values.items():
             earlier = self.sums.get(name)

@@ -1,14 +1,51 @@
-"""Which row comes when: a pure function of seed and epoch, rows of like length together."""
+"""Which row comes when: a pure function of seed and epoch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from zlib import crc32
 
 import numpy as np
 from torch.utils.data import Sampler
 
+from ghosttune.config.sections import TrainSettings
+from ghosttune.training.processes import processes
+
 POOL = 32
 """Steps whose rows are sorted by length together: larger pads less and shuffles less."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Which rows an epoch has where it takes other shares of several sources than their rows are.
+
+    The rows of a source come in passes: every pass is all of them, shuffled, and an epoch goes on where the one before
+    it stopped. So a row is never more than one time ahead of another of its source.
+    """
+
+    positions: Mapping[str, np.ndarray]
+    """The rows of each source."""
+    counts: Mapping[str, int]
+    """How many of them an epoch has."""
+
+    def __len__(self) -> int:
+        return sum(self.counts.values())
+
+    def of_epoch(self, seed: int, epoch: int) -> np.ndarray:
+        """The row positions of an epoch, source by source; nothing else than the arguments decides."""
+        drawn = [self._of_source(name, seed, epoch) for name in self.positions]
+        return np.concatenate(drawn)
+
+    def _of_source(self, name: str, seed: int, epoch: int) -> np.ndarray:
+        rows, count = self.positions[name], self.counts[name]
+        if not count:
+            return rows[:0]
+        first, begin = divmod(epoch * count, len(rows))
+        last = (epoch * count + count - 1) // len(rows)
+        passes = [np.random.default_rng([seed, crc32(name.encode()), at]) for at in range(first, last + 1)]
+        return np.concatenate([rows[random.permutation(len(rows))] for random in passes])[begin : begin + count]
 
 
 class RowOrder(Sampler[int]):
@@ -17,24 +54,52 @@ class RowOrder(Sampler[int]):
     Rows are shuffled, sorted by length within pools of steps, cut into steps, and the steps shuffled. Grouping is by
     whole steps (all ranks and micro-batches), so that it does not change with their number. A last step that is not
     full comes last. Not `grouped`, a step is a pool of its own: only its micro-batches hold rows of like length.
+    An epoch is every row once, or what `draws` says. With `scores`, its rows come by them instead, the smallest first,
+    equal ones as they stand.
     """
 
-    def __init__(self, lengths: Sequence[int], rows_per_step: int, seed: int, grouped: bool = True):
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        rows_per_step: int,
+        seed: int,
+        grouped: bool = False,
+        draws: Draws | None = None,
+        scores: Sequence[float] | None = None,
+    ):
+        self.scores = None if scores is None else np.asarray(scores)
         self.lengths = np.asarray(lengths)
+        self.draws = draws
         self.rows_per_step = rows_per_step
         self.seed = seed
-        self.pool_steps = _pool_steps(len(lengths) // rows_per_step) if grouped else 1
+        self.pool_steps = _pool_steps(len(self) // rows_per_step) if grouped else 1
         self.epoch = 0
+
+    @classmethod
+    def of_run(
+        cls,
+        rows: Sequence[Any],
+        train: TrainSettings,
+        draws: Draws | None = None,
+        scores: Sequence[float] | None = None,
+        offered: int = 1,
+    ) -> RowOrder:
+        """The order in which all processes of a run read these rows; `offered` for each that trains."""
+        lengths, size = [len(row) for row in rows], train.rows_per_step * offered * processes()
+        return cls(lengths, size, train.seed, train.group_by_length, draws, scores)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.lengths) if self.draws is None else len(self.draws)
 
     def __iter__(self) -> Iterator[int]:
+        places = np.arange(len(self)) if self.draws is None else self.draws.of_epoch(self.seed, self.epoch)
+        if self.scores is not None:
+            return iter(places[np.argsort(self.scores[places], kind="stable")].tolist())
         random = np.random.default_rng([self.seed, self.epoch])
-        shuffled = random.permutation(len(self.lengths))
+        shuffled = places[random.permutation(len(self))]
         size = self.rows_per_step * self.pool_steps
         full: list[np.ndarray] = []
         rest: list[np.ndarray] = []

@@ -216,9 +216,8 @@ class RowGradients:
         """Runs the rows in sight of the observers; [windows] which row each window is of."""
         windows = [window for own in rows.values() for window in own]
         batch = {name: tensor.to(self.device) for name, tensor in self.collate(windows).items()}
-        head, positions = self.task.head_positions(self.model, batch)
-        shown = MicroBatch([window.example_id for window in windows], head, positions)
-        with shown.named(), self.engine.probe(*observers, selected=shown.selected(self.engine)) as backward:
+        shown = MicroBatch.of(self.task, self.model, batch, [window.example_id for window in windows])
+        with shown.named(), self.engine.probe(*observers, **shown.by_row(self.engine)) as backward:
             backward(self.task.example_loss(self.model, batch).sum())
         sizes = torch.tensor([len(own) for own in rows.values()], device=self.device)
         return torch.arange(len(rows), device=self.device).repeat_interleave(sizes)

@@ -20,6 +20,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from ghosttune.config.schema import RunConfig
 from ghosttune.data.encoding import Encoded, RowFeatures
+from ghosttune.data.mixing import source_of_row
 from ghosttune.errors import GhosttuneError
 from ghosttune.run.directory import RunDir
 from ghosttune.training import checkpoints
@@ -28,9 +29,11 @@ from ghosttune.training.candidates import Candidates
 from ghosttune.training.instruments import Measurement, MicroBatch
 from ghosttune.training.measuring import instrument_of
 from ghosttune.training.order import MicroBatches, RowOrder
+from ghosttune.training.packed import packing_of
 from ghosttune.training.phasing import Phasing
 from ghosttune.training.processes import gathered
-from ghosttune.training.watching import Watch
+from ghosttune.training.unlearning import Unlearning
+from ghosttune.training.watching import OF_SOURCE, Watch
 
 
 class _Loader(DataLoader[Any]):
@@ -63,11 +66,20 @@ class RunTrainer(Trainer):
         watch: Watch,
         measurement: Measurement,
         phasing: Phasing | None,
+        order: RowOrder,
         resuming: bool,
+        by_source: bool = False,
+        unlearning: Unlearning | None = None,
     ):
         self.config, self.run, self.task, self.watch, self.measurement = config, run, task, watch, measurement
+        self.by_source = by_source
+        """Whether dev rows are of several sources, the loss of each of which is told."""
         self.phasing, self.candidates = phasing, instrument_of(measurement, Candidates)
-        self.train_rows, self.dev_rows = train.features, dev.features
+        self.train_rows, self.dev_rows, self.order = train.features, dev.features, order
+        self.unlearning = unlearning
+        self.collate_rows = packing_of(collator, model) if config.train.packing else collator
+        if unlearning is not None:
+            self.collate_rows = unlearning.beside(collator)
         self.counted = torch.zeros(3, dtype=torch.int64)
         """Tokens, padded positions and targets that this process has trained with."""
         rows: Any = train.features  # a list has the length and the items that the Trainer asks of a dataset
@@ -85,15 +97,12 @@ class RunTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """This process's micro-batches; the steps are the same however many processes share them."""
-        args, offered = self.args, self.config.data.online_selection.offered
-        size = args.per_device_train_batch_size * offered
-        rows_per_step = size * args.gradient_accumulation_steps * args.world_size
-        grouped = self.config.train.group_by_length
-        order = RowOrder([len(row) for row in self.train_rows], rows_per_step, args.seed, grouped)
-        batches = MicroBatches(order, size, args.process_index, args.world_size)
+        args = self.args
+        size = args.per_device_train_batch_size * self.config.data.online_selection.offered
+        batches = MicroBatches(self.order, size, args.process_index, args.world_size)
         if self.candidates is not None:
             return _Loader(range(len(self.train_rows)), batch_sampler=batches, collate_fn=list)  # type: ignore[arg-type]
-        return _Loader(self.train_rows, batch_sampler=batches, collate_fn=self.data_collator)  # type: ignore[arg-type]
+        return _Loader(self.train_rows, batch_sampler=batches, collate_fn=self.collate_rows)  # type: ignore[arg-type]
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """The micro-batches of the next step, as they come or chosen among candidates, and the targets of its rows."""
@@ -101,7 +110,7 @@ class RunTrainer(Trainer):
             return super().get_batch_samples(epoch_iterator, num_batches, device)
         self.measurement.begin_step()
         chosen = self.candidates.choose(self.state.global_step + 1, list(islice(epoch_iterator, num_batches)))
-        batches = [self.data_collator([self.train_rows[position] for position in part]) for part in chosen]
+        batches = [self.collate_rows([self.train_rows[position] for position in part]) for part in chosen]
         return batches, self._get_num_items_in_batch(batches, device)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -121,17 +130,22 @@ class RunTrainer(Trainer):
 
     def _rows_of(self, inputs: dict[str, Any]) -> MicroBatch:
         rows = [self.train_rows[position].example_id for position in inputs["example_index"].tolist()]
-        return MicroBatch(rows, *self.task.head_positions(self.model, inputs))
+        return MicroBatch.of(self.task, self.model, inputs, rows)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """This micro-batch's share of the step's loss: its summed nats over the targets of the whole step."""
+        """This micro-batch's share of the step's loss: its summed nats over the targets of the whole step.
+
+        Of rows that are forgotten or held on to, what is made of their nats.
+        """
         losses = self.task.example_loss(model, inputs)
+        if self.unlearning is not None:
+            losses = self.unlearning.loss(losses, inputs)
         if not torch.isfinite(losses).all():
             raise GhosttuneError(self._not_finite(losses, inputs["example_index"]))
-        mask = inputs["attention_mask"]
-        self.counted += torch.tensor([int(mask.sum()), int((mask == 0).sum()), self._targets([inputs])])
+        used = inputs["row_of_position"] >= 0 if "row_of_position" in inputs else inputs["attention_mask"] > 0
+        self.counted += torch.tensor([int(used.sum()), int((~used).sum()), self._targets([inputs])])
         return losses.sum() / num_items_in_batch * self.args.world_size  # averaged over processes afterwards
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
@@ -151,10 +165,18 @@ class RunTrainer(Trainer):
         )
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Dev loss in nats per target over all dev rows; the value does not depend on the batch size."""
+        """Dev loss in nats per target over all dev rows; the value does not depend on the batch size.
+
+        And that of the rows that are forgotten, where there are any.
+        """
         losses = gathered(self.example_losses(self.dev_rows))[0]  # one number decides in all processes
         targets = sum(row.targets for row in self.dev_rows)
         metrics = {"eval_loss": float(losses.sum()) / targets}
+        if self.by_source:
+            metrics |= {f"{OF_SOURCE}{name}": loss for name, loss in loss_by_source(self.dev_rows, losses).items()}
+        if self.unlearning is not None:
+            losses = gathered(self.example_losses(self.unlearning.forgotten))[0]
+            metrics["eval_forgotten"] = float(losses.sum()) / self.unlearning.targets
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -217,6 +239,17 @@ class RunTrainer(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             checkpoints.restore_random(Path(checkpoint), self.args.process_index)
+
+
+def loss_by_source(rows: Sequence[RowFeatures], nats: torch.Tensor) -> dict[str, float]:
+    """Nats per target of the rows of each source of a mixture; `nats` [N] of all rows' targets."""
+    sums: dict[str, float] = {}
+    targets: dict[str, int] = {}
+    for row, loss in zip(rows, nats.tolist(), strict=True):
+        name = source_of_row(row.example_id)
+        sums[name] = sums.get(name, 0.0) + loss
+        targets[name] = targets.get(name, 0) + row.targets
+    return {name: loss / targets[name] for name, loss in sums.items()}
 
 
 def _second_factors(model: torch.nn.Module) -> set[torch.Tensor]:

@@ -20,6 +20,9 @@ from ghosttune.training.processes import any_of, gathered, processes, rank
 if TYPE_CHECKING:
     from ghosttune.training.trainer import RunTrainer
 
+OF_SOURCE = "eval_loss/"
+"""What the metric of the dev rows of one source of a mixture begins with; its name follows."""
+
 Listener = Callable[[dict[str, Any]], None]
 """Called with every event and, between them, with {"event": "step", "step", "max_steps"}."""
 
@@ -55,6 +58,8 @@ class Watch(TrainerCallback):
         """Events recorded so far."""
         self.counted_before = [0, 0, 0]
         """What `counted` was at the checkpoint that the run goes on from."""
+        self.until: float | None = None
+        """Loss of the rows to forget at which the run ends."""
         self.saved: Callable[[int], None] = lambda step: None
         """Is told of every checkpoint, once it is on disk."""
 
@@ -133,7 +138,14 @@ class Watch(TrainerCallback):
                 if step
                 else "the untouched base gives a dev loss that is not a number; look at its weights and model.dtype"
             )
-        self.record({"step": step, "event": "eval", "split": "dev", "loss": loss})
+        event = {"step": step, "event": "eval", "split": "dev", "loss": loss}
+        of_sources = {
+            name.removeprefix(OF_SOURCE): value for name, value in (metrics or {}).items() if name.startswith(OF_SOURCE)
+        }
+        self.record(event | ({"sources": of_sources} if of_sources else {}))
+        if "eval_forgotten" in (metrics or {}):
+            self._on_forgetting(step, (metrics or {})["eval_forgotten"], control)
+            return
         if step == 0:
             self.base_loss = loss
             return
@@ -147,6 +159,14 @@ class Watch(TrainerCallback):
         patience = self.settings.early_stopping_patience
         if patience is not None and self.waited >= patience:
             self.complete = control.should_save = control.should_training_stop = True
+
+    def _on_forgetting(self, step: int, loss: float, control: Any) -> None:
+        """The newest adapter is the one that counts: no dev loss says how much is forgotten."""
+        self.record({"step": step, "event": "eval", "split": "forgotten", "loss": loss})
+        if step > 0:
+            self.best_step, control.should_save = step, True
+            if self.until is not None and loss >= self.until:
+                self.complete = control.should_training_stop = True
 
     def record(self, event: dict[str, Any]) -> None:
         """Adds an event to the run's record and tells the listener."""

@@ -17,6 +17,7 @@ from ghosttune.metrics.intervals import Interval, share
 from ghosttune.metrics.judging import labels_of
 from ghosttune.metrics.pooling import pooled
 from ghosttune.metrics.scoring import Corpus, Item, Score, of_hits, of_mean, of_sums, ratio
+from ghosttune.own_code import is_own_code
 from ghosttune.registry import METRICS
 from ghosttune.run.directory import read_csv
 from ghosttune.tasks.sequence import SMALLEST
@@ -119,7 +120,7 @@ def finite(interval: Interval) -> dict[str, float | None]:
 
 
 def lower_is_better(metric: str) -> bool:
-    return metric == DEV_LOSS or METRICS[metric].settings.lower_is_better
+    return metric == DEV_LOSS or (not is_own_code(metric) and METRICS[metric].settings.lower_is_better)
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
@@ -207,7 +208,7 @@ def _metrics(runs: Sequence[Run]) -> list[str]:
     """Metrics that every run reports."""
     first, *others = [list(_reported(run)) for run in runs]
     known = METRICS.names()
-    return [name for name in first if name in known and all(name in other for other in others)]
+    return [name for name in first if (name in known or is_own_code(name)) and all(name in other for other in others)]
 
 
 def _over_runs(runs: Sequence[Run], metric: str) -> Score | None:
@@ -234,7 +235,7 @@ def _of_rows(metric: str, rows: Sequence[Mapping[str, Any]]) -> Score | None:
 
 def _again(metric: str, rows: Sequence[Mapping[str, Any]]) -> Score | None:
     """The metric computed again from the answers, for those of a whole corpus."""
-    if METRICS[metric].settings.needs not in REBUILT or not rows:
+    if is_own_code(metric) or METRICS[metric].settings.needs not in REBUILT or not rows:
         return None
     items = [_item(row) for row in rows]
     return METRICS[metric].build(Corpus(items, labels_of([item.references for item in items], [metric])))

@@ -99,6 +99,8 @@ def attribute(
     if tokens > top:
         raise InputError(f"--tokens {tokens} asks for more rows than --top {top} shows")
     opened = run if isinstance(run, OpenedRun) else OpenedRun(run, device, trust_remote_code)
+    if by == "adamw":
+        opened.require_second_moments()
     asked = _asked(opened, query, prompt, completion)
     rows, steps = opened.rows(data), opened.steps(checkpoints)
     damping = DAMPING if damping is None else damping

@@ -14,8 +14,10 @@ from ghosttune.config.findings import Checks, Finding, Found
 from ghosttune.config.loading import with_values
 from ghosttune.config.resolve import steps_per_epoch
 from ghosttune.config.schema import DEFAULT, RunConfig
+from ghosttune.config.trusting import expected
 from ghosttune.data.encoding import Encoded
 from ghosttune.data.hub import is_hub_id
+from ghosttune.data.images import ImageEncoder
 from ghosttune.data.inspecting import ROWS, Inspected, repeated_rows
 from ghosttune.errors import ConfigError, DataError, InputError, Problem, TooFewRows, listed
 from ghosttune.metrics.intervals import FEWEST_ROWS
@@ -27,9 +29,14 @@ from ghosttune.run.recording import RECORDED_PACKAGES
 from ghosttune.run.versions import changed_versions, installed, unmet_requirements
 from ghosttune.training import checkpoints
 from ghosttune.training.engines import without_rule
+from ghosttune.training.order import MicroBatches
+from ghosttune.training.packed import packing_of, padding_shares
 from ghosttune.training.phasing import Phasing
+from ghosttune.training.processes import processes
 from ghosttune.training.sketching import predicted
+from ghosttune.workflows.asking import to_answer
 from ghosttune.workflows.fixing import require_fixable, write_usable
+from ghosttune.workflows.ordering import by_place, scores_of
 from ghosttune.workflows.prepare import Prepared, prepare, require_same_data, task_of
 from ghosttune.workflows.train import (
     Adapted,
@@ -40,7 +47,7 @@ from ghosttune.workflows.train import (
     phasing_of,
     require_same_configuration,
 )
-from ghosttune.workflows.trying import MODEL, Tried, before_loading, on_real_rows, to_answer
+from ghosttune.workflows.trying import MODEL, Tried, before_loading, on_real_rows
 
 SIGNALS = {"effective": "chosen by effective norms", "ledger": "chosen by the ledger's shares"}
 
@@ -164,7 +171,9 @@ def check(
         report.not_checked.append("rows and model, because model.name is not known")
         return report
     prepared = None
-    if _is_unknown(config, problems, "data", "data.train.path", "data.train.name"):
+    if _is_unknown(config, problems, "data.train.sources") or _is_unknown(
+        config, problems, "data", "data.train.path", "data.train.name", "data.train.sources"
+    ):
         report.not_checked.append("rows, because it is not known which (data.train)")
     else:
         prepared = _prepared(config, report)
@@ -198,7 +207,8 @@ def _prepared(config: RunConfig, report: Report) -> Prepared | None:
             return replace(prepared, config=_on_this_machine(prepared.config))
         except DataError as error:
             new = {place: reason for place, reason in error.rows.items() if place not in report.unusable}
-            if Path(config.data.dev.path or "").name == Path(config.data.train.path or "").name:
+            train = config.data.train  # a place of a mixture begins with the name of its source
+            if train.sources is None and Path(config.data.dev.path or "").name == Path(train.path or "").name:
                 new = {}  # two files of one name: a place could be in either
             if not isinstance(error, TooFewRows) or not report.unusable:  # else too few because of what was found
                 report.add(str(error))
@@ -262,10 +272,12 @@ def _look_at_the_run(prepared: Prepared, report: Report) -> None:
     measurement_of(RunDir(config.run.root), prepared, adapted, phasing)
     if not report.errors:
         own = {"index": _store(prepared, adapted), "memory": tried.described()}
+        if values := expected(config):
+            own["values"] = values
         report.plan = (
             _plan(prepared, adapted.counts, phasing) | _budget(config, adapted) | _without_rule(config, adapted)
         )
-        report.plan |= own | _initialisation(prepared, adapted)
+        report.plan |= own | _initialisation(prepared, adapted) | _padding(prepared, adapted)
 
 
 def _loads(tried: Tried, report: Report) -> bool:
@@ -311,11 +323,11 @@ def inspected(prepared: Prepared) -> Inspected:
 def _plan(prepared: Prepared, counts: dict[str, int], phasing: Phasing | None) -> dict[str, Any]:
     config, train = prepared.config, prepared.config.train
     steps = train.max_steps or 0
-    per_epoch = steps_per_epoch(config, len(prepared.train))
+    per_epoch = steps_per_epoch(config, prepared.rows_in_an_epoch)
     rows, selection = train.rows_per_step, config.data.online_selection
     return {
         "device": config.model.device,
-        "format": config.data.train.name or config.data.train.format,
+        "format": config.data.train.described,
         **({"template": config.data.template} if prepared.template is not None else {}),
         "metadata_columns": ", ".join(prepared.metadata_columns) or "none",
         "rows": {
@@ -325,6 +337,7 @@ def _plan(prepared: Prepared, counts: dict[str, int], phasing: Phasing | None) -
             "repeated": len(repeated_rows(prepared.train_records)),
             "left_out": prepared.left_out,
         },
+        **({"sources": prepared.sources} if prepared.sources else {}),
         "tokens": {
             "longest_row": max(len(row) for row in prepared.train.features),
             "targets_per_row": _mean_targets(prepared.train),
@@ -334,6 +347,11 @@ def _plan(prepared: Prepared, counts: dict[str, int], phasing: Phasing | None) -
             "share": round(len(prepared.train.cut_rows) / len(prepared.train), 4),
             "tokens": prepared.train.cut_tokens,
         },
+        **(
+            {"rows_without_their_reasoning": prepared.train.without_reasoning}
+            if prepared.train.without_reasoning
+            else {}
+        ),
         "steps": {"total": steps, "per_epoch": per_epoch, "epochs": round(steps / per_epoch, 2)},
         **(
             {"chosen_per_step": {"rows": rows, "of": min(rows * selection.offered, len(prepared.train))}}
@@ -366,6 +384,18 @@ def _initialisation(prepared: Prepared, adapted: Adapted) -> dict[str, Any]:
     """What the start of an adapter asks of training rows; nothing where it asks nothing."""
     initialisation = initialisation_of(prepared, adapted)
     return {} if initialisation is None else {"initialisation": initialisation.described()}
+
+
+def _padding(prepared: Prepared, adapted: Adapted) -> dict[str, Any]:
+    """How much of the run's positions would be padding, with train.packing and without; nothing where it cannot be."""
+    config, train = prepared.config, prepared.config.train
+    if config.task.type != "causal_lm" or isinstance(prepared.encoder, ImageEncoder):
+        return {}
+    lengths = [len(row) for row in prepared.train.features]
+    scored = replace(prepared, scores=by_place(prepared, scores_of(prepared, adapted.model)))
+    batches = MicroBatches(scored.order(), train.per_device_train_batch_size, 0, processes())
+    shares = padding_shares(packing_of(prepared.collator, adapted.model), lengths, batches)
+    return {"padding": shares | {"as set": "packed" if train.packing else "padded"}}
 
 
 def _store(prepared: Prepared, adapted: Adapted) -> dict[str, Any] | str:

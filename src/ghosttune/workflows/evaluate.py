@@ -9,13 +9,13 @@ from typing import Any
 
 from ghosttune.config.loading import load_config
 from ghosttune.config.schema import RunConfig
-from ghosttune.config.sections import SourceSettings
+from ghosttune.config.sections import RowsSettings
 from ghosttune.data.questions import Question, questions_of
 from ghosttune.data.records import Record, Records
 from ghosttune.data.sources import BUILTIN_ROWS, open_source, settings_of_file
 from ghosttune.data.splitting import sample
 from ghosttune.errors import DataError, InputError, RunError, listed
-from ghosttune.inference.pipeline import Pipeline
+from ghosttune.inference.pipeline import Pipeline, predicting
 from ghosttune.metrics.degenerate import alarm
 from ghosttune.metrics.judging import CONSTANT, constant, for_constant, judged, scores_of
 from ghosttune.models.loading import load_tokenizer
@@ -52,8 +52,7 @@ class Rows:
 def evaluate_dev_rows(run: RunDir, prepared: Prepared, model: Any, listen: Listener) -> None:
     """Writes predictions/dev.jsonl and evaluation.json at the end of a run: the adapter beside the untouched base."""
     config = prepared.config
-    task = None if prepared.template is not None else prepared.task
-    pipeline = Pipeline(model, prepared.encoder, config.evaluate.max_new_tokens, task)
+    pipeline = Pipeline(model, prepared.encoder, config.evaluate.max_new_tokens, predicting(prepared.task))
     rows = Rows("dev", prepared.dev_records, prepared.dev_pool, config.data.train.name)
     systems = [System("adapter", pipeline), System(BASE, pipeline, adapter=False)]
     result, predictions = _evaluated(systems, rows, config)
@@ -159,7 +158,7 @@ def _given_rows(config: RunConfig, data: str, split: str | None) -> Rows:
     """Rows of a file, a folder or a known dataset, all of them where they name no splits."""
     is_known = not Path(data).exists() and data != BUILTIN_ROWS and data in DATASETS.names()
     columns = config.data.train.columns
-    settings = SourceSettings(name=data) if is_known else settings_of_file(data, columns)
+    settings = RowsSettings(name=data) if is_known else settings_of_file(data, columns)
     source = open_source(settings, task_of(config).formats)
     if split is None and source.splits:
         if "dev" not in source.splits:

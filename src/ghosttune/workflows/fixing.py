@@ -10,13 +10,18 @@ from typing import Any
 from ghosttune.config.schema import RunConfig
 from ghosttune.data.files import rows_and_faults
 from ghosttune.data.sources import BUILTIN_ROWS, source_files
-from ghosttune.errors import InputError
+from ghosttune.errors import InputError, listed
 from ghosttune.run.directory import write_jsonl
 
 
 def require_fixable(config: RunConfig, out: Path) -> None:
     """InputError when there are no rows of the user's own to sort, or when a file would be replaced."""
     train = config.data.train
+    if train.sources is not None:
+        raise InputError(
+            f"--fix sorts the rows of one source, and data.train.sources mixes {listed(train.sources)}; give them one "
+            "by one, with --set data.train.path"
+        )
     if train.name is not None or train.path in (None, BUILTIN_ROWS):
         raise InputError(f"--fix sorts rows of your own (data.train.path), and these are {train.name or train.path}")
     if out.suffix != ".jsonl":

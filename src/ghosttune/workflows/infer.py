@@ -66,17 +66,23 @@ def infer(
     done = _begun(output, {"input": fingerprint(source), "rows": len(rows), **settings})
     if len(done) < len(rows):
         pipeline = Pipeline.open(run_or_model, device, trust_remote_code)
-        if pipeline.task is not None and (max_new_tokens is not None or sampling != GREEDY):
+        if not pipeline.writes and (max_new_tokens is not None or sampling != GREEDY):
             _note(output).unlink()
             raise InputError(
                 f"{run_or_model} does not write behind prompts: the settings of an answer (--max-new-tokens, "
                 "--temperature and so on) do nothing for it; leave them out"
             )
+        if not pipeline.writes and "preference" in pipeline.task.formats:
+            _note(output).unlink()
+            raise InputError(
+                f"{run_or_model} judges pairs of answers: `ghosttune evaluate {run_or_model} --data FILE` says "
+                "what each is worth"
+            )
         _require_weights(output, run_or_model, digest(pipeline.model))
         for start in range(len(done), len(rows), ROWS_TOGETHER):
             block = rows[start : start + ROWS_TOGETHER]
             drawn = Sampling(**{**asdict(sampling), "seed": sampling.seed + start})
-            if pipeline.task is None:
+            if pipeline.writes:
                 _append(output, _answered(pipeline, block, max_new_tokens, drawn))
             else:
                 _append(output, _predicted(pipeline, block))
@@ -158,7 +164,7 @@ def _predicted(pipeline: Pipeline, rows: list[_Asked]) -> list[dict[str, Any]]:
 def _given(fields: dict[str, Any], formats: Sequence[str]) -> dict[str, Any]:
     """The columns that the task reads, of a row without its answer; RowFault says which are missing."""
     if "prompt_completion" in formats:
-        return {"prompt": "\n".join(turn.content for turn in prompt_of(fields))}
+        return {"prompt": "\n".join(turn.words for turn in prompt_of(fields))}
     ways = [[name for name in LABELLED_COLUMNS[kind] if name not in SAID] for kind in formats]
     for names in ways:
         if all(name in fields for name in names):

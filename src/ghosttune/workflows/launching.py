@@ -1,8 +1,8 @@
 """`ghosttune train` and `index` in several processes on this machine.
 
 Each gets the same command and its place by the environment variables of torch.distributed; Accelerate does the rest.
-Our own start instead of `torchrun` or `accelerate launch`: those end every failure with exit code 1 and a page of their
-own, and Accelerate starts several CPU processes through MPI only.
+`torchrun` and `accelerate launch` start the same command, on several machines too. Our own start for one machine ends
+failures with the command's own exit code and message; theirs is 1, with a page of their own.
 """
 
 from __future__ import annotations
@@ -44,6 +44,43 @@ NOT_COPIED = (PARTIAL.format("*"), REPLACED.format("*"), "predictions", "store",
 
 PROCESSES_PER_PROCESSOR = 8
 """More are a slip of the hand: each loads the model."""
+
+
+ONLY_DDP = "leave it out: processes that share rows (DDP) are what there is"
+
+LAUNCHED_WITH = {
+    "ACCELERATE_USE_FSDP": ("false", ONLY_DDP),
+    "ACCELERATE_USE_DEEPSPEED": ("false", ONLY_DDP),
+    "ACCELERATE_USE_MEGATRON_LM": ("false", ONLY_DDP),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": ("false", ONLY_DDP),
+    "ACCELERATE_MIXED_PRECISION": ("no", "give --mixed_precision no; model.dtype says the precision"),
+    "ACCELERATE_DYNAMO_BACKEND": ("no", "give --dynamo_backend no: compiled code cannot be measured"),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "leave it at 1; train.gradient_accumulation_steps says how many"),
+}
+"""What `accelerate launch` would change behind the configuration: the value that changes nothing, and what to do."""
+
+
+def require_plain_launch() -> None:
+    """InputError, with all of them, where a launcher has set what the configuration does not say."""
+    found = [
+        f"{name}={os.environ[name]}: {remedy}"
+        for name, (nothing, remedy) in LAUNCHED_WITH.items()
+        if os.environ.get(name, nothing).lower() != nothing
+    ]
+    if found:
+        raise InputError("\n".join(["what launched this process has set", *found]))
+
+
+def require_gpus(wanted: int) -> None:
+    """InputError where torch does not see so many on this machine."""
+    import torch
+
+    there = torch.cuda.device_count()
+    if wanted > there:
+        raise InputError(
+            f"--gpus is {wanted}; torch {torch.__version__} sees {there} here: give at most that, or, on the CPU, "
+            "--processes"
+        )
 
 
 def launch_training(processes: int, config: RunConfig | None, out: Path | None, arguments: Sequence[str]) -> int:
@@ -142,7 +179,11 @@ def _failed(started: list[subprocess.Popen[bytes]]) -> int | None:
 
 @contextmanager
 def own_folder(run: Path) -> Iterator[RunDir]:
-    """The run directory for process 0; for another a copy that nobody reads, so that all of them do the same."""
+    """The run directory for process 0; for another a copy that nobody reads, so that all of them do the same.
+
+    InputError where a launcher has set what the configuration does not say.
+    """
+    require_plain_launch()
     if rank() == 0:
         meet()
         yield RunDir(run)

@@ -16,6 +16,7 @@ from ghostgrad.sketch import ErrorBar
 from ghostgrad.store import GradientStore, StoreError
 from ghosttune.config.facts import ParameterFacts
 from ghosttune.config.loading import load_config
+from ghosttune.config.sections import ADAMW
 from ghosttune.data.encoding import Encoded, RowFeatures
 from ghosttune.data.records import Record, Records
 from ghosttune.data.sources import read_source, settings_of_file, source_files
@@ -88,7 +89,11 @@ class OpenedRun:
 
     def __init__(self, path: str | Path, device: str = "auto", trust_remote_code: bool = False):
         self.run = RunDir(path).open()
-        config = load_config(self.run.config, overrides=[f"model.device={device}"], trust_remote_code=trust_remote_code)
+        config = load_config(
+            self.run.config,
+            overrides=[f"model.device={device}", "model.attention=null"],
+            trust_remote_code=trust_remote_code,
+        )
         self.prepared = prepare(config)
         require_same_data(self.run, self.prepared.fingerprints)
         self.config, self.task = self.prepared.config, self.prepared.task
@@ -166,8 +171,14 @@ class OpenedRun:
         unsupported = self.config.measure.unsupported
         return RowGradients(self.at(step), self.task, self.prepared.collator, sketcher, size, unsupported)
 
+    def require_second_moments(self) -> None:
+        """RunError where the run's optimizer kept none that torch's AdamW would."""
+        if (optim := self.config.train.optim) not in ADAMW:
+            raise RunError(f"{self.run.path} trained with train.optim: {optim}, which keeps no second moments of AdamW")
+
     def second_moments(self, step: int) -> dict[str, Any]:
-        """AdamW's v̂ at a checkpoint, by parameter."""
+        """AdamW's v̂ at a checkpoint, by parameter; RunError for a run of another optimizer."""
+        self.require_second_moments()
         return checkpoints.second_moments(
             self.run.checkpoint(step), self.config.train.adam_beta2, device_of(self.config.model)
         )

@@ -23,9 +23,13 @@ def judged_predictions(
     }
     scores = {system: scores_of(corpus, names) for system, corpus in corpora.items()}
     first = next(iter(corpora.values()))
-    best = constant(first)
-    result = judged(scores | {CONSTANT: scores_of(best, for_constant(names))}, names)
-    result |= {"constant_answer": best.items[0].output, "questions": len(records)}
+    beside: dict[str, Any] = {"questions": len(records)}
+    if comparable := for_constant(names):
+        best = constant(first)
+        scores[CONSTANT] = scores_of(best, comparable)
+        beside["constant_answer"] = best.items[0].output
+    result = judged(scores, names) | beside
+    scores.pop(CONSTANT, None)
     return result, [_line(at, record, first, said, scores) for at, record in enumerate(records)]
 
 
@@ -49,6 +53,6 @@ def _line(
 def _shown(record: Record) -> str:
     """What the model was given."""
     if record.turns:
-        return record.prompt[-1].content
+        return record.prompt[-1].words
     given: list[Any] = [value for name, value in record.columns.items() if name not in ("label", "tags", "answers")]
     return "\n".join(" ".join(value) if isinstance(value, list) else value for value in given)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -15,16 +16,18 @@ import numpy as np
 from ghosttune.config.loading import value_at, with_values
 from ghosttune.config.resolve import Facts, Refuse, refuse, resolve_sources, resolve_steps
 from ghosttune.config.schema import RunConfig
-from ghosttune.config.sections import EVALUATION_FILES, SourceSettings
+from ghosttune.config.sections import EVALUATION_FILES, RowsSettings
 from ghosttune.data.encoding import Encoded, Encoder, RowEncoder
 from ghosttune.data.files import fingerprint
 from ghosttune.data.hub import is_hub_id
 from ghosttune.data.images import ImageEncoder, ImageReader, image_of
+from ghosttune.data.mixing import open_data, rows_in_an_epoch, source_of_row
 from ghosttune.data.questions import questions_of
 from ghosttune.data.records import Records
+from ghosttune.data.retaining import forgotten_and_retained
 from ghosttune.data.selecting import ids_in
 from ghosttune.data.sources import Source, open_source, read_source, refuse_repeated, source_files
-from ghosttune.data.splitting import sample, shared_groups, split_off, split_off_rows
+from ghosttune.data.splitting import sample, shared_groups, split_off, split_off_each, split_off_rows
 from ghosttune.data.stored import Stored
 from ghosttune.data.templates import Template
 from ghosttune.errors import DataError, Problem, TooFewRows, listed
@@ -32,6 +35,7 @@ from ghosttune.metrics.judging import labels_of
 from ghosttune.models.loading import has_bfloat16, load_processor, load_tokenizer
 from ghosttune.registry import TASKS
 from ghosttune.run.directory import RunDir
+from ghosttune.training.order import Draws, RowOrder
 from ghosttune.training.processes import processes
 
 
@@ -57,11 +61,43 @@ class Prepared:
     fingerprints: dict[str, str]
     left_out: dict[str, int]
     """Rows of the source that this run does not use, by reason."""
+    draws: Draws | None = None
+    """Which rows an epoch has, where sources are mixed in other shares than their rows are."""
+    scores: Sequence[float] | None = None
+    """What the training rows are ordered by, the smallest first; None while that is not known, or for a draw."""
+
+    def order(self, offered: int = 1) -> RowOrder:
+        """In which order all processes read the training rows, `offered` for each that trains."""
+        return RowOrder.of_run(self.train.features, self.config.train, self.draws, self.scores, offered)
+
+    @property
+    def rows_in_an_epoch(self) -> int:
+        """How many rows an epoch has."""
+        return len(self.train) if self.draws is None else len(self.draws)
 
     @property
     def template(self) -> Template | None:
         """What renders prompts; None where the task has none."""
         return self.encoder.template if isinstance(self.encoder, Encoder) else None
+
+    @property
+    def judged_by_source(self) -> bool:
+        """Whether dev rows are of the sources of a mixture, and not of a file of their own."""
+        return self.config.data.train.sources is not None and self.config.data.dev.path is None
+
+    @cached_property
+    def sources(self) -> dict[str, dict[str, int]]:
+        """Of a mixture: source -> how many of its rows train, judge, guide and come in an epoch; else empty."""
+        if self.config.data.train.sources is None:
+            return {}
+        splits = {"train": self.train_records, "dev": self.dev_records, "guide": self.guide_records}
+        counts = {split: Counter(sources_of(records)) for split, records in splits.items()}
+        counts["epoch"] = Counter(
+            self.draws.counts if self.draws else (source_of_row(row.example_id) for row in self.train.features)
+        )
+        return {
+            name: {split: found[name] for split, found in counts.items()} for name in self.config.data.train.sources
+        }
 
     @property
     def metadata_columns(self) -> list[str]:
@@ -97,11 +133,12 @@ def prepare(config: RunConfig, without: Collection[str] = (), refuse: Refuse = r
     train, dev, guide = (
         encoder.encode(records, config.data.truncated_share) for records in (drawn.train, drawn.dev, drawn.guide)
     )
+    draws = _draws(config, train, refuse)
     left_out = Counter(drawn.left_out)
     for split in (train, dev, guide):
         left_out.update(split.left_out)
     return Prepared(
-        config=resolve_steps(config, len(train), processes(), refuse),
+        config=resolve_steps(config, len(train) if draws is None else len(draws), processes(), refuse),
         task=task,
         encoder=encoder,
         collator=encoder.collator(),
@@ -113,9 +150,41 @@ def prepare(config: RunConfig, without: Collection[str] = (), refuse: Refuse = r
         train=train,
         dev=dev,
         guide=guide,
-        fingerprints=source.fingerprints | (dev_source.fingerprints if dev_source else {}) | _keep_fingerprint(config),
+        fingerprints=source.fingerprints
+        | (dev_source.fingerprints if dev_source else {})
+        | _fingerprints_of_ids(config),
         left_out=dict(left_out),
+        draws=draws,
     )
+
+
+def _draws(config: RunConfig, train: Encoded, refuse: Refuse) -> Draws | None:
+    """Which rows an epoch has; None for every row once. A source of which none would come is refused."""
+    settings = config.data.train
+    if settings.sources is None:
+        return None
+    names = np.array([source_of_row(row.example_id) for row in train.features], object)
+    positions = {name: np.flatnonzero(names == name) for name in settings.sources}
+    counts = rows_in_an_epoch(settings, {name: len(rows) for name, rows in positions.items()})
+    if counts is None:
+        return None
+    refuse(
+        [_never_drawn(config, name, len(train)) for name, rows in positions.items() if not counts[name] and len(rows)]
+    )
+    refuse([_nothing_to_draw(config, name) for name, rows in positions.items() if counts[name] and not len(rows)])
+    positions = {name: rows for name, rows in positions.items() if len(rows)}
+    return Draws(positions, {name: counts[name] for name in positions})
+
+
+def _never_drawn(config: RunConfig, name: str, rows: int) -> Problem:
+    setting = "temperature" if config.data.train.temperature is not None else f"sources.{name}.weight"
+    message = f"leaves no row of {name} to an epoch of {rows} rows, so that it would never train; raise its share"
+    return config.problem(f"data.train.{setting}", message)
+
+
+def _nothing_to_draw(config: RunConfig, name: str) -> Problem:
+    message = f"asks for rows of {name}, and none of its rows are left to train; leave the source out"
+    return config.problem(f"data.train.sources.{name}.weight", message)
 
 
 @dataclass(frozen=True)
@@ -136,11 +205,8 @@ def split_records(config: RunConfig, source: Source, dev_source: Source | None) 
     `data.train.limit` is applied before a `fraction` is drawn, so that it bounds the rows of all three.
     """
     seed, dev, guide = config.train.seed, config.data.dev, config.data.guide
-    own = source.records.of_split(None, "train")
-    if not own:
-        raise TooFewRows("no training rows: the source's rows all belong to other splits")
-    kept = sample(own, config.data.train.limit, seed)
-    left_out = source.dropped | {"beyond data.train.limit": len(own) - len(kept)}
+    kept, beyond = _limited(config, source)
+    left_out = source.dropped | beyond
     for split in source.splits:
         if split not in ("train", dev.split, guide.split):
             left_out[f"split {split} is not used for training"] = len(source.records.of_split(split))
@@ -148,6 +214,8 @@ def split_records(config: RunConfig, source: Source, dev_source: Source | None) 
         judges = dev_source.records
     elif dev.split is not None:
         judges = source.records.of_split(dev.split)
+    elif source.parts:
+        kept, judges = split_off_each(kept, sources_of(kept), dev.fraction or 0.0, seed, "dev")
     else:
         kept, judges = split_off(kept, dev.fraction or 0.0, seed, "dev")
     dev_records = sample(judges, dev.limit, seed)
@@ -161,7 +229,35 @@ def split_records(config: RunConfig, source: Source, dev_source: Source | None) 
     if config.data.train.keep is not None:
         kept, not_kept = _named_rows(config.data.train.keep, kept, source)
         left_out |= not_kept
+    if config.forget.run is not None:
+        trained, kept = kept, forgotten_and_retained(config.forget, kept, seed)
+        left_out["neither forgotten nor retained"] = len(trained) - len(kept)
     return Drawn(kept, dev_records, guides, judges, {reason: count for reason, count in left_out.items() if count})
+
+
+def _limited(config: RunConfig, source: Source) -> tuple[Records, dict[str, int]]:
+    """(the rows that are no other split's, of each source as many as its limit lets through; how many are beyond it).
+
+    TooFewRows names the sources that have none.
+    """
+    own, seed, train = source.records.of_split(None, "train"), config.train.seed, config.data.train
+    if train.sources is None:
+        if not own:
+            raise TooFewRows("no training rows: the source's rows all belong to other splits")
+        kept = sample(own, train.limit, seed)
+        return kept, {"beyond data.train.limit": len(own) - len(kept)}
+    names = sources_of(own)
+    parts = {name: own.where(names == name) for name in train.sources}
+    if without := [name for name, rows in parts.items() if not rows]:
+        raise TooFewRows(f"no training rows of {listed(without)}: all rows of theirs belong to other splits")
+    kept = {name: sample(rows, train.sources[name].limit, seed) for name, rows in parts.items()}
+    beyond = {f"{name}: beyond its limit": len(rows) - len(kept[name]) for name, rows in parts.items()}
+    return replace(own, positions=np.concatenate([rows.positions for rows in kept.values()])), beyond
+
+
+def sources_of(records: Records) -> np.ndarray:
+    """[N] the source of a mixture that each record came from."""
+    return np.array([source_of_row(record.example_id) for record in records], object)
 
 
 def _named_rows(path: str, rows: Records, source: Source) -> tuple[Records, dict[str, int]]:
@@ -211,17 +307,19 @@ def _refuse_shared(purpose: str, judges: Records, rows: Records, consequence: st
         )
 
 
-def _keep_fingerprint(config: RunConfig) -> dict[str, str]:
-    path = config.data.train.keep
-    return {} if path is None else {path: fingerprint(Path(path))}
+def _fingerprints_of_ids(config: RunConfig) -> dict[str, str]:
+    """Of the files that name rows."""
+    paths = (config.data.train.keep, config.forget.rows, config.forget.retain)
+    return {path: fingerprint(Path(path)) for path in paths if path is not None}
 
 
 def _format_problems(config: RunConfig, task: Any) -> list[Problem]:
-    row_format = config.data.train.format
-    if row_format == "auto" or row_format in task.formats:
-        return []
-    message = f"{row_format} is not for {config.task.type}, which reads {listed(task.formats)}"
-    return [config.problem("data.train.format", message)]
+    message = f"is not for {config.task.type}, which reads {listed(task.formats)}"
+    return [
+        config.problem(f"{setting}.format", f"{source.format} {message}")
+        for setting, source in config.data.train.parts.items()
+        if source.format != "auto" and source.format not in task.formats
+    ]
 
 
 def _tracker_problems(config: RunConfig) -> list[Problem]:
@@ -276,25 +374,30 @@ def require_same_data(run: RunDir, fingerprints: dict[str, str]) -> None:
 def _facts(config: RunConfig, source: Source, tokenizer: Any) -> Facts:
     import torch
 
+    with_dev = set(sources_of(source.records.of_split("dev"))) if source.parts else set()
     return Facts(
         cuda_devices=torch.cuda.device_count(),
         source_splits=source.splits,
         row_format=source.row_format,
-        has_template=config.task.type == "causal_lm",
+        has_template=task_of(config).renders,
         device_has_bfloat16=config.model.device == "cpu" or has_bfloat16(),
         has_chat_template=bool(getattr(tokenizer, "chat_template", None)),
         holds_conversations=source.has_turns,
         holds_lone_turns=source.has_lone_turns,
+        source_formats={name: part.row_format for name, part in source.parts.items()},
+        plain_sources=tuple(
+            name for name, part in source.parts.items() if part.row_format == "text" and not part.has_turns
+        ),
+        lacking_dev=tuple(name for name in source.parts if name not in with_dev) if with_dev else (),
     )
 
 
 def source_of(config: RunConfig, tokenizer: Any, without: Collection[str] = ()) -> Source:
     """The rows of `data.train` in a format of the task, a corpus in blocks of the run's length."""
-    return _opened(config.data.train, config, tokenizer, without)
+    return _in_blocks(open_data(config.data.train, task_of(config).formats, without), config, tokenizer)
 
 
-def _opened(settings: SourceSettings, config: RunConfig, tokenizer: Any, without: Collection[str] = ()) -> Source:
-    source = open_source(settings, task_of(config).formats, without)
+def _in_blocks(source: Source, config: RunConfig, tokenizer: Any) -> Source:
     if source.in_blocks is None:
         return source
     return replace(source, records=source.in_blocks(tokenizer, config.data.max_length))
@@ -308,10 +411,11 @@ def dev_source_of(config: RunConfig, tokenizer: Any, without: Collection[str] = 
     if Path(path).is_dir():
         raise DataError(f"data.dev.path {path} is a folder; give the file that holds the dev rows")
     train = config.data.train
-    settings = SourceSettings(path=path, format=train.format, columns=train.columns)
+    settings = RowsSettings(path=path, format=train.format, columns=train.columns)
     try:
         if train.name is not None and not is_hub_id(train.name):
-            return _opened(SourceSettings(name=train.name, path=path), config, tokenizer)
+            found = open_source(RowsSettings(name=train.name, path=path), task_of(config).formats)
+            return _in_blocks(found, config, tokenizer)
         (file,) = source_files(Path(path)).values()
         return read_source({"dev": file}, settings, task_of(config).formats, without)
     except DataError as error:
@@ -321,7 +425,8 @@ def dev_source_of(config: RunConfig, tokenizer: Any, without: Collection[str] = 
 def default_run_folder(config: RunConfig, now: str) -> Path:
     """Where a run without --out goes: `run.name`, or data, model, method and time, below `run.root`."""
     train = config.data.train
-    data = Path(train.name or "").name.replace(":", "-") or Path(train.path or "").name.split(".")[0]
+    mixture = "+".join(train.sources or ())[:60]
+    data = mixture or Path(train.name or "").name.replace(":", "-") or Path(train.path or "").name.split(".")[0]
     data = data.replace("builtin:", "builtin-")
     model = Path(config.model.name).name.replace("builtin:", "")
     return Path(config.run.root) / (config.run.name or f"{data}-{model}-{config.method.type}-{now}")

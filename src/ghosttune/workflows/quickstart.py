@@ -11,7 +11,7 @@ from ghosttune.workflows.report import report
 from ghosttune.workflows.runs import Run
 from ghosttune.workflows.train import train
 
-PROFILE = "quickstart@1"
+PROFILE = "quickstart@2"
 
 
 def quickstart_config() -> RunConfig:

@@ -8,8 +8,9 @@ from typing import Any
 
 from ghosttune.config.loading import load_config
 from ghosttune.config.schema import RunConfig
+from ghosttune.data.mixing import open_data
 from ghosttune.data.records import Record
-from ghosttune.data.sources import Source, open_source
+from ghosttune.data.sources import Source
 from ghosttune.errors import InputError
 from ghosttune.models.loading import load_tokenizer
 from ghosttune.registry import TASKS
@@ -50,7 +51,7 @@ def texts_of(run: RunDir, trust_remote_code: bool = False) -> tuple[Texts, str]:
         return {}, ""
     try:
         config = load_config(run.config, trust_remote_code=trust_remote_code)
-        source = open_source(config.data.train, TASKS[config.task.type].build(config.task).formats)
+        source = open_data(config.data.train, TASKS[config.task.type].build(config.task).formats)
     except InputError as error:
         return {}, f"The texts of the rows are not shown, because their source cannot be read any more: {error}"
     recorded = run.read_record()["data"]["fingerprints"]
@@ -68,10 +69,10 @@ def every_text(source: Source, config: RunConfig) -> Iterator[tuple[str, list[tu
     tokenizer = load_tokenizer(config.model)
     for record in source.in_blocks(tokenizer, config.data.max_length):
         tokens: Any = record.tokens
-        yield record.example_id, [("text", str(tokenizer.decode(tokens)))]
+        yield record.example_id, _said(record) if tokens is None else [("text", str(tokenizer.decode(tokens)))]
 
 
 def _said(record: Record) -> list[tuple[str, str]]:
     columns = {name: value for name, value in record.columns.items() if value is not None}
     words = {name: " ".join(map(str, value)) if isinstance(value, list) else value for name, value in columns.items()}
-    return [(turn.role, turn.content) for turn in record.turns] or [(name, str(text)) for name, text in words.items()]
+    return [(turn.role, turn.words) for turn in record.turns] or [(name, str(text)) for name, text in words.items()]

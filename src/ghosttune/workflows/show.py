@@ -9,7 +9,7 @@ from typing import Any
 from ghosttune.config.loading import shipped
 from ghosttune.config.rendering import first_sentence
 from ghosttune.config.schema import KINDS as SECTION_KINDS
-from ghosttune.config.schema import leaf_fields
+from ghosttune.config.schema import entry_fields, leaf_fields
 from ghosttune.config.setting import Section
 from ghosttune.errors import InputError, listed, nearest
 from ghosttune.registry import DATASETS, METHODS, METRICS, STRATEGIES, TASKS, Registry
@@ -74,7 +74,7 @@ def _metrics(name: str | None) -> Described:
 
 
 def _settings(name: str | None, run: Path | None = None) -> Described:
-    fields = dict(leaf_fields())
+    fields = dict(leaf_fields()) | dict(entry_fields())
     for section, kinds in SECTION_KINDS.items():
         for entry in kinds.registry:
             fields = dict(leaf_fields({section: entry.name})) | fields

@@ -16,6 +16,7 @@ from typing import Any
 from ghosttune.config.rendering import plain_yaml
 from ghosttune.config.sweeps import Trial, read_sweep
 from ghosttune.errors import GhosttuneError, InputError, RunError, listed
+from ghosttune.own_code import consent
 from ghosttune.run.directory import RunDir, require_contained, write_json, write_text
 from ghosttune.run.family import interrupted_by_sigterm, let_go, start_child
 from ghosttune.workflows.arms import named
@@ -150,7 +151,7 @@ def _status(folder: SweepDir, trial: Trial) -> str | None:
 def _start(folder: SweepDir, trial: Trial, share: int) -> subprocess.Popen[bytes]:
     run = folder.run(trial)
     what = _taken_up(run, trial) if run.exists else [str(folder.config(trial))]
-    command = [sys.executable, "-m", "ghosttune", "train", *what, "--out", str(run.path)]
+    command = [sys.executable, "-m", "ghosttune", "train", *what, *consent(), "--out", str(run.path)]
     # Runs that share a machine and each take all of its cores wait for each other most of the time.
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // share))} if share > 1 else {}
     folder.log(trial).parent.mkdir(parents=True, exist_ok=True)

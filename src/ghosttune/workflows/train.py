@@ -7,10 +7,10 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ghosttune.config.resolve import Refuse, refuse
 from ghosttune.config.schema import RunConfig
 from ghosttune.data.encoding import RowFeatures
 from ghosttune.data.images import ImageEncoder
+from ghosttune.data.mixing import source_of_row
 from ghosttune.data.records import Records
 from ghosttune.data.stored import Each
 from ghosttune.data.templates import Template
@@ -54,16 +55,24 @@ from ghosttune.training.initialising import WAYS, Initialisation
 from ghosttune.training.instruments import Measurement
 from ghosttune.training.ledger import Ledger
 from ghosttune.training.measuring import instrument_of, measurement, signals
-from ghosttune.training.order import RowOrder, rows_of_steps
+from ghosttune.training.optimizers import unmet_by_optimizer
+from ghosttune.training.order import rows_of_steps
+from ghosttune.training.packed import why_not_packed
 from ghosttune.training.phasing import Phasing
 from ghosttune.training.processes import processes, rank
+from ghosttune.training.referring import Reference, is_kept
 from ghosttune.training.rotation import CONTRAST_COLUMNS, Rotation
 from ghosttune.training.trainer import RunTrainer
+from ghosttune.training.unlearning import Unlearning, is_begun
 from ghosttune.training.watching import Listener, Watch, ignore
+from ghosttune.workflows.asking import to_answer
 from ghosttune.workflows.evaluate import evaluate_dev_rows
 from ghosttune.workflows.launching import own_folder
+from ghosttune.workflows.ordering import Scores, by_place, keep, scores_of
+from ghosttune.workflows.ordering import described as order_described
 from ghosttune.workflows.prepare import Prepared, default_run_folder, prepare, require_same_data
 from ghosttune.workflows.runs import Run
+from ghosttune.workflows.unlearning import described, unlearning_of
 
 
 class Stopped(GhosttuneError):
@@ -86,15 +95,22 @@ def _train(config: RunConfig, run: RunDir, listen: Listener) -> Run:
     start = time.perf_counter()
     prepared = prepare(config)
     adapted = adapted_model(prepared)
-    initialised = initialise(prepared, adapted)
+    scores = scores_of(prepared, adapted.model)
+    prepared = replace(prepared, scores=by_place(prepared, scores))
+    reference = reference_of(prepared, adapted)
+    prepared = referring(prepared, reference)
+    unlearning = unlearning_of(run, prepared, adapted.model, resumes=False)
+    initialised = _begun(prepared, adapted, unlearning)
     phasing = phasing_of(prepared, adapted)
     measured = measurement_of(run, prepared, adapted, phasing)
+    to_answer(prepared, adapted.model)
     with run.locked():
         record = _begin(run, prepared, adapted)
-        record.note(**initialised)
+        _keep(run, prepared, reference, unlearning, scores)
+        record.note(**initialised, **order_described(prepared.config, scores))
         record.add_seconds("prepare", time.perf_counter() - start)
         listen({"event": "begin", "run": run, "prepared": prepared, "parameters": adapted.counts, "resumed": False})
-        return _to_the_end(run, record, prepared, adapted.model, measured, phasing, None, listen)
+        return _to_the_end(run, record, prepared, adapted.model, measured, phasing, unlearning, None, listen)
 
 
 def resume(out: str | Path, *, listen: Listener = ignore, trust_remote_code: bool = False) -> Run:
@@ -125,17 +141,23 @@ def _resume(run: RunDir, listen: Listener, trust_remote_code: bool) -> Run:
         checkpoints.verify(checkpoint)
         run.require_events(steps[-1], checkpoints.read_counters(checkpoint)["events"])
     adapted = adapted_model(prepared)
-    initialised = initialise(prepared, adapted) if checkpoint is None else {}
+    scores = scores_of(prepared, adapted.model, run)
+    prepared = replace(prepared, scores=by_place(prepared, scores))
+    reference = Reference.read(run) if is_kept(run) else reference_of(prepared, adapted)
+    prepared = referring(prepared, reference)
+    unlearning = unlearning_of(run, prepared, adapted.model, resumes=checkpoint is not None)
+    initialised = _begun(prepared, adapted, unlearning) if checkpoint is None else {}
     phasing = phasing_of(prepared, adapted)
     measured = measurement_of(run, prepared, adapted, phasing)
     run.remove_partial_writes()
     run.forget_events_after(steps[-1] if steps else -1)
     measured.forget_after(steps[-1] if steps else 0)
+    _keep(run, prepared, reference, unlearning, scores)
     record = Record.reopen(run)
-    record.note(**initialised)
+    record.note(**initialised, **order_described(prepared.config, scores))
     record.add_seconds("prepare", time.perf_counter() - start)
     listen({"event": "begin", "run": run, "prepared": prepared, "parameters": adapted.counts, "resumed": True})
-    return _to_the_end(run, record, prepared, adapted.model, measured, phasing, checkpoint, listen)
+    return _to_the_end(run, record, prepared, adapted.model, measured, phasing, unlearning, checkpoint, listen)
 
 
 def _to_the_end(
@@ -145,12 +167,13 @@ def _to_the_end(
     model: Any,
     measured: Measurement,
     phasing: Phasing | None,
+    unlearning: Unlearning | None,
     checkpoint: Path | None,
     listen: Listener,
 ) -> Run:
     try:
         with _status_at_the_end(record), faults_of(prepared.config.model.name):
-            _run_stages(run, record, prepared, model, measured, phasing, checkpoint, listen)
+            _run_stages(run, record, prepared, model, measured, phasing, unlearning, checkpoint, listen)
     except NoSpace as full:
         raise NoSpace(full.path, full.reason, f"continue with `{run.resume_command}`") from full
     return Run(run, prepared.config.model.trust_remote_code)
@@ -190,7 +213,9 @@ def adapted_model(prepared: Prepared, refuse: Refuse = refuse) -> Adapted:
     """
     config = prepared.config
     kind = prepared.task.kind(prepared.encoder.tokenizer)
-    base = load_model(config.model, config.train.seed, kind)
+    refuse(list(unmet_by_optimizer(config)))
+    with config.placing():
+        base = load_model(config.model, config.train.seed, kind)
     limit, longest = longest_input(base), longest_row(prepared)
     limit = None if limit is None else limit - getattr(config.method, "num_virtual_tokens", 0)
     if limit is not None and longest > limit:
@@ -205,7 +230,26 @@ def adapted_model(prepared: Prepared, refuse: Refuse = refuse) -> Adapted:
         model = add_adapter(base, config.method, config.train.seed, kind)
     counts = trainable_counts(model, facts)
     layers = 1 + max(fact.layer for fact in facts if fact.layer is not None)
-    return Adapted(model.to(device_of(config.model)), counts, parameter_facts(model, facts), layers)
+    model = model.to(device_of(config.model))
+    if config.train.packing and (limit is None or longest <= limit):
+        refuse(_packing_problems(prepared, model))
+    return Adapted(model, counts, parameter_facts(model, facts), layers)
+
+
+def _packing_problems(prepared: Prepared, model: Any) -> list[Problem]:
+    """Why rows cannot be packed for this model, which is asked with two rows of middling length."""
+    config, features = prepared.config, prepared.train.features
+    if isinstance(prepared.encoder, ImageEncoder):
+        return [config.problem("train.packing", "is for rows of text, and these show images: set it to false")]
+    by_length = np.argsort([len(row) for row in features], kind="stable")
+    middle = max(1, len(by_length) // 2)
+    rows = [features[place] for place in by_length[middle - 1 : middle + 1]]
+    reason = why_not_packed(prepared.task, model, prepared.collator, rows)
+    if reason is None:
+        return []
+    kind = model.config.model_type
+    message = f"cannot be with {config.model.name} ({kind}): in one sequence, {reason}; set it to false"
+    return [config.problem("train.packing", message)]
 
 
 def initialisation_of(prepared: Prepared, adapted: Adapted) -> Initialisation | None:
@@ -213,12 +257,11 @@ def initialisation_of(prepared: Prepared, adapted: Adapted) -> Initialisation | 
 
     ConfigError where the rows it may look at are too short for it.
     """
-    method, train, rows = prepared.config.method, prepared.config.train, prepared.train.features
+    method, rows = prepared.config.method, prepared.train.features
     name = getattr(method, "init_lora_weights", None)
     if name not in WAYS:
         return None
-    order = RowOrder([len(row) for row in rows], train.rows_per_step * processes(), train.seed, train.group_by_length)
-    first = [rows[place] for place in islice(order, method.init_rows)]  # type: ignore[attr-defined]
+    first = [rows[place] for place in islice(prepared.order(), method.init_rows)]  # type: ignore[attr-defined]
     device = device_of(prepared.config.model)
     made = Initialisation(name, adapted.model, prepared.task, prepared.collator, first, device)
     if made.positions < made.least:
@@ -238,6 +281,44 @@ def initialise(prepared: Prepared, adapted: Adapted) -> dict[str, Any]:
     with faults_of(prepared.config.model.name):
         initialisation.apply()
     return {"initialisation": initialisation.described()}
+
+
+def _begun(prepared: Prepared, adapted: Adapted, unlearning: Unlearning | None) -> dict[str, Any]:
+    """How the adapter begins, for run.json: from rows, or from another run's adapter, which it has by now."""
+    return initialise(prepared, adapted) if unlearning is None else described(prepared, unlearning)
+
+
+def reference_of(prepared: Prepared, adapted: Adapted) -> Reference | None:
+    """What the untouched base says of all answers that the run will read; None where its loss does not ask."""
+    task, train = prepared.task, prepared.config.train
+    if not getattr(task, "needs_reference", False):
+        return None
+    rows = prepared.train.features
+    visits = (train.max_steps or 0) * train.rows_per_step * prepared.config.data.online_selection.offered * processes()
+    read = rows if visits >= len(rows) else [rows[place] for place in islice(prepared.order(), visits)]
+    size, device = train.per_device_eval_batch_size, device_of(prepared.config.model)
+    asked: Any = chain(read, prepared.dev.features, prepared.guide.features)
+    with faults_of(prepared.config.model.name):
+        return Reference.of(task, adapted.model, prepared.collator, asked, size, device)
+
+
+def referring(prepared: Prepared, reference: Reference | None) -> Prepared:
+    """With batches that hold what the base says."""
+    return prepared if reference is None else replace(prepared, collator=reference.beside(prepared.collator))
+
+
+def _keep(
+    run: RunDir, prepared: Prepared, reference: Reference | None, unlearning: Unlearning | None, scores: Scores | None
+) -> None:
+    """Writes what was known of rows before the first update, once, into the run directory."""
+    if rank() > 0:
+        return
+    keep(run, scores)
+    if unlearning is not None and not is_begun(run):
+        unlearning.write(run)
+    if reference is not None and not is_kept(run):
+        rows: Any = chain(prepared.train.features, prepared.dev.features, prepared.guide.features)
+        reference.write(run, rows)
 
 
 def longest_row(prepared: Prepared) -> int:
@@ -284,7 +365,8 @@ def measurement_of(run: RunDir, prepared: Prepared, adapted: Adapted, phasing: P
     rotation = _rotation(run, config, rows, guided, adapted)
     candidates = partial(Candidates, adapted.model, prepared.task, prepared.collator, prepared.train.features)
     chosen = candidates if config.data.online_selection.by else None
-    return measurement(adapted.model, adapted.facts, guide, config, run, ends, rotation, chosen)
+    parts = prepared.task.parts
+    return measurement(adapted.model, adapted.facts, guide, config, run, ends, rotation, chosen, parts)
 
 
 def _rotation(run: RunDir, config: RunConfig, rows: Sequence[Any], guided: Any, adapted: Adapted) -> Rotation | None:
@@ -305,6 +387,7 @@ def _begin(run: RunDir, prepared: Prepared, adapted: Adapted) -> Record:
     write_text(run.config, plain_yaml(prepared.config))
     _write_splits(run, prepared)
     splits = {"train": prepared.train, "dev": prepared.dev, "guide": prepared.guide}
+    unsaid = {name: split.without_reasoning for name, split in splits.items()}
     return Record.begin(
         run,
         seed=prepared.config.train.seed,
@@ -320,6 +403,8 @@ def _begin(run: RunDir, prepared: Prepared, adapted: Adapted) -> Record:
             "tokens": {name: split.tokens for name, split in splits.items()},
             "targets": {name: split.targets for name, split in splits.items()},
             "cut_rows": {name: split.cut_rows for name, split in splits.items()},
+            **({"without_reasoning": unsaid} if any(unsaid.values()) else {}),
+            **({"sources": prepared.sources} if prepared.sources else {}),
         },
         left_out=prepared.left_out,
         **_without_rule(prepared.config, adapted.model, ()),
@@ -357,12 +442,13 @@ def _run_stages(
     model: Any,
     measured: Measurement,
     phasing: Phasing | None,
+    unlearning: Unlearning | None,
     checkpoint: Path | None,
     listen: Listener,
 ) -> None:
     config = prepared.config
     watch = Watch(run, config.train, listen)
-    watch.saved = partial(_saved, record)
+    watch.saved, watch.until = partial(_saved, record), config.forget.until
     if phasing is not None:
         phasing.listen, phasing.measured = watch.record, partial(signals, measured)
     if checkpoint is not None:
@@ -382,7 +468,10 @@ def _run_stages(
         watch,
         measured,
         phasing,
+        prepared.order(config.data.online_selection.offered),
         resuming=checkpoint is not None,
+        by_source=prepared.judged_by_source,
+        unlearning=unlearning,
     )
     if watch.complete and checkpoint is not None:  # it was cut off after its last step
         step = run.checkpoint_steps()[-1]
@@ -394,16 +483,17 @@ def _run_stages(
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         step = trainer.state.global_step
     record.note(step=step, best_step=watch.best_step, **_throughput(watch, record))
-    if trainer.candidates is not None:
+    if trainer.candidates is not None and rank() == 0:
         _note_selection(run, record, measured, trainer.candidates)
     if watch.interrupted and not watch.complete:
         raise Stopped(f"stopped after step {step}, its state saved. Continue with `{run.resume_command}`.")
     with record.stage("measure"):
+        measured.close()
+        if rank() > 0:  # what is left is for one, who has the tables of all steps
+            return
         _write_measurements(run, record, prepared, measured)
         if phasing is not None:
             _write_phases(run, record, prepared, phasing, watch, step)
-    if rank() > 0:  # what is left is for one
-        return
     with record.stage("save"):
         _write_adapters(run, prepared, model, watch)
     with record.stage("evaluate"):
@@ -414,8 +504,7 @@ def _run_stages(
 
 
 def _write_measurements(run: RunDir, record: Record, prepared: Prepared, measured: Measurement) -> None:
-    """Closes the instruments and exports what they hold: tables, gradient_analysis and the account."""
-    measured.close()
+    """Exports what the closed instruments hold: tables, gradient_analysis and the account."""
     record.note(**_without_rule(prepared.config, measured.model, measured.engines()))
     if prepared.config.measure.norms.every is not None:
         write_gradient_analysis(run, prepared.config.measure.norms.layers)
@@ -467,9 +556,7 @@ def _tokens_of_steps(run: RunDir, prepared: Prepared, steps: int) -> list[int]:
         table = read_table(run, "selection", ["step", "tokens", "kept"]).to_pydict()
         np.add.at(tokens, np.array(table["step"]) - 1, np.where(table["kept"], table["tokens"], 0))
         return tokens.tolist()
-    rows_per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps * processes()
-    order = RowOrder([len(row) for row in features], rows_per_step, train.seed, train.group_by_length)
-    consumed = rows_of_steps(order, train.per_device_train_batch_size, processes(), steps)
+    consumed = rows_of_steps(prepared.order(), train.per_device_train_batch_size, processes(), steps)
     return [sum(len(features[position]) for position in step) for step in consumed]
 
 
@@ -531,7 +618,21 @@ def _judge(run: RunDir, trainer: RunTrainer, prepared: Prepared, watch: Watch) -
         "change": change.as_dict(),
         "best_step": watch.best_step,
         "note": f"{change.n} dev rows are too few to tell" if change.n < FEWEST_ROWS else None,
+        **({"sources": _by_source(list(ids), targets, tuned, base)} if prepared.judged_by_source else {}),
     }
+
+
+def _by_source(ids: Sequence[str], targets: np.ndarray, tuned: np.ndarray, base: np.ndarray) -> dict[str, Any]:
+    """The same of the dev rows of each source of a mixture."""
+    names = np.array([source_of_row(example_id) for example_id in ids], object)
+    found = {}
+    for name in dict.fromkeys(names.tolist()):
+        own = names == name
+        total = targets[own].sum()
+        change = mean_ratio((tuned - base)[own], targets[own])
+        losses = {"dev_loss_base": float(base[own].sum() / total), "dev_loss": float(tuned[own].sum() / total)}
+        found[name] = losses | {"change": change.as_dict()}
+    return found
 
 
 def _by_record(rows: Sequence[RowFeatures], values: np.ndarray) -> np.ndarray:

@@ -7,13 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from ghostgrad.crediting import bytes_kept
 from ghosttune.config.facts import ModelKind
 from ghosttune.config.findings import Checks, Found
 from ghosttune.config.schema import RunConfig
-from ghosttune.data.questions import questions_of
 from ghosttune.errors import listed
-from ghosttune.inference.generating import try_out
-from ghosttune.inference.pipeline import Pipeline
 from ghosttune.models.direct import DirectModel
 from ghosttune.models.loading import device_of
 from ghosttune.models.sizing import parameter_counts
@@ -22,6 +20,7 @@ from ghosttune.training.candidates import BY_GRADIENT
 from ghosttune.training.engines import without_rule
 from ghosttune.training.memory import Sizes, fitting, free_memory, plan_of, predicted
 from ghosttune.training.probing import Probe, probe
+from ghosttune.training.processes import processes
 from ghosttune.workflows.prepare import Prepared
 from ghosttune.workflows.train import Adapted, initialisation_of
 
@@ -86,6 +85,7 @@ def on_real_rows(tried: Tried, prepared: Prepared, adapted: Adapted) -> Tried:
         other=tried.sizes.linear + tried.sizes.other - trained if own else tried.sizes.other,
         trained=trained,
         by_row=_by_row(prepared.config, model),
+        ledger=_ledger(prepared.config, model, trained),
         starting=0 if initialisation is None else initialisation.needed,
         guide_rows=len(prepared.guide),
         layers=adapted.layers,
@@ -96,29 +96,20 @@ def on_real_rows(tried: Tried, prepared: Prepared, adapted: Adapted) -> Tried:
     return replace(tried, config=prepared.config, sizes=sizes, rows=tuple(r.example_id for r in longest), probe=seen)
 
 
-def to_answer(prepared: Prepared, model: Any) -> None:
-    """Answers two dev rows as the end of the run would, two tokens each; ModelError where only the training works.
-
-    Nothing is asked where the run asks nothing.
-    """
-    config, task = prepared.config, prepared.task
-    else_ = "set evaluate.limit: 0 for a run without answers, "
-    if config.evaluate.limit == 0:
-        return
-    with faults_of(config.model.name, "answer, though it can be trained", else_):
-        if prepared.template is not None:
-            questions, _ = questions_of(prepared.dev_records, (), TRIED_ROWS, config.train.seed)
-            pipeline = Pipeline(model, prepared.encoder, config.evaluate.max_new_tokens)
-            prompts = [pipeline.prompt_ids(question.prompt) for question in questions]
-            try_out(model, prompts, prepared.template.stop_token_ids)
-        else:
-            task.briefly().predict(model, prepared.encoder, prepared.dev_records[:TRIED_ROWS])
-
-
 def _by_row(config: RunConfig, model: Any) -> int:
     """Bytes of whole gradients that a row has at once while instruments measure layers without a rule."""
     watched = config.measure.ledger.guide_every is not None or config.data.online_selection.by in BY_GRADIENT
     return without_rule(model).largest if watched and config.measure.unsupported == "exact" else 0
+
+
+def _ledger(config: RunConfig, model: Any, trained: int) -> int:
+    """Bytes that the ledger keeps between updates: two copies of what trains, in float32, and the rows' folds."""
+    every = config.measure.ledger.guide_every
+    if every is None:
+        return 0
+    own = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    rows = bytes_kept(own, config.train.rows_per_step, every, config.train.adam_beta1, processes())
+    return 2 * 4 * trained + rows
 
 
 @MODEL.add("Such a run ends with an out-of-memory error, perhaps hours after its start")

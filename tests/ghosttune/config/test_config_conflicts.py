@@ -9,6 +9,8 @@ import pytest
 from ghosttune.config.checking import RULES, conflicts
 from ghosttune.config.loading import load_config, with_values
 from ghosttune.config.schema import section_class
+from ghosttune.config.sections import SourceSettings
+from ghosttune.tasks.preference import PreferenceSettings
 
 BASE = load_config({"data": {"train": {"path": "builtin:rows"}}})
 
@@ -18,9 +20,19 @@ def method(name: str, **settings: Any) -> Any:
     return section_class("method", name)(**settings)
 
 
+FORGET = {"forget.run": "run", "forget.rows": "gone.txt"}
 OTHER = {"method": method("lora")}
 PHASES = section_class("phases", "plan").model_validate({"strategy": "plan", "plan": "both@0-400"})
 GUIDED = section_class("phases", "guided")()
+
+
+def mixture(**sources: dict[str, Any]) -> Any:
+    """The settings of several sources."""
+    return SourceSettings(sources=sources)  # pyright: ignore[reportArgumentType]
+
+
+NO_LEDGER = {"measure.ledger.guide_every": None}
+CHAT, QUESTIONS = {"path": "chat.jsonl"}, {"path": "questions.jsonl"}
 
 CASES = {
     "_one_run_length": [
@@ -38,6 +50,67 @@ CASES = {
             "train.warmup_steps",
             {"train.lr_scheduler_type": "constant_with_warmup"},
         ),
+    ],
+    "_code_of_a_kernel": [
+        ({"model.attention": "org/kernel"}, "model.attention", {"model.trust_remote_code": True}),
+        ({"model.attention": "org/kernel"}, "model.attention", {"model.attention": "flash_attention_2"}),
+    ],
+    "_scores_that_order": [
+        ({"train.order_descending": True}, "train.order_descending", {"train.order": "length"}),
+        ({"train.order_scores": "file"}, "train.order_scores", {"train.order": "loss"}),
+        ({"train.order": "length", "train.order_scores": "file"}, "train.order_scores", {"train.order": "value"}),
+        ({"train.order": "value"}, "train.order_scores", {"train.order_scores": "run"}),
+        ({"train.order": "length", "train.group_by_length": True}, "train.group_by_length", {"train.order": "random"}),
+    ],
+    "_something_to_forget": [
+        ({"forget.rows": "gone.txt"}, "forget.rows", {"forget.run": "run"}),
+        ({"forget.run": "run"}, "forget.rows", {"forget.rows": "gone.txt"}),
+        (
+            FORGET | {"forget.retain": "kept.txt", "forget.retain_rows": 3},
+            "forget.retain_rows",
+            {"forget.retain": None},
+        ),
+        (
+            FORGET | {"forget.retain_rows": 0, "forget.retain_weight": 2.0},
+            "forget.retain_weight",
+            {"forget.retain_rows": 1},
+        ),
+        (FORGET | {"forget.loss": "gradient_ascent", "forget.beta": 0.3}, "forget.beta", {"forget.loss": "npo"}),
+    ],
+    "_how_rows_are_forgotten": [
+        (
+            FORGET | {"task": PreferenceSettings(type="preference")},
+            "forget.run",
+            {"forget.run": None, "forget.rows": None},
+        ),
+        (FORGET | {"train.packing": True}, "train.packing", {"train.packing": False}),
+        (FORGET | {"data.online_selection.by": "loss"}, "data.online_selection.by", {"data.online_selection.by": None}),
+        (
+            FORGET | {"train.early_stopping_patience": 1},
+            "train.early_stopping_patience",
+            {"train.early_stopping_patience": None},
+        ),
+    ],
+    "_a_step_the_ledger_knows": [
+        ({"train.optim": "adamw_8bit"}, "measure.ledger.guide_every", {"measure.ledger.guide_every": None}),
+        ({"train.optim": "sgd"}, "measure.ledger.guide_every", {"train.optim": "adamw_torch"}),
+    ],
+    "_moments_that_are_kept": [
+        ({"train.optim": "sgd", "train.adam_beta2": 0.9}, "train.adam_beta2", {"train.adam_beta2": 0.999} | NO_LEDGER),
+        (
+            {"train.optim": "lion_8bit", "train.adam_epsilon": 1e-6},
+            "train.adam_epsilon",
+            {"train.optim": "adamw_torch"},
+        ),
+    ],
+    "_rows_that_can_be_packed": [
+        (
+            {"train.packing": True, "task": section_class("task", "seq2seq_lm")()},
+            "train.packing",
+            {"train.packing": False},
+        ),
+        ({"train.packing": True, "method": method("prefix_tuning")}, "train.packing", {"train.packing": False}),
+        ({"train.packing": True, "method": method("p_tuning")}, "train.packing", OTHER),
     ],
     "_what_quantization_leaves": [
         ({"model.quantization": "nf4", "model.init": "random"}, "model.init", {"model.init": "pretrained"}),
@@ -177,6 +250,25 @@ CASES = {
         ({"data.train.path": None}, "data.train.path", {"data.train.name": "e2e_nlg"}),
         ({"data.train.path": None}, "data.train.path", {"data.train.path": "rows.jsonl"}),
     ],
+    "_one_source_or_several": [
+        ({"data.train.temperature": 2.0}, "data.train.temperature", {"data.train.temperature": None}),
+        ({"data.train": mixture()}, "data.train.sources", {"data.train": mixture(chat=CHAT)}),
+        (
+            {"data.train": mixture(chat=CHAT), "data.train.limit": 3},
+            "data.train.limit",
+            {"data.train.limit": None},
+        ),
+        (
+            {"data.train": mixture(chat=CHAT, again=CHAT)},
+            "data.train.sources.again",
+            {"data.train": mixture(chat=CHAT, questions=QUESTIONS)},
+        ),
+        (
+            {"data.train": mixture(chat=CHAT | {"weight": 2.0}, questions=QUESTIONS)},
+            "data.train.sources.questions.weight",
+            {"data.train": mixture(chat=CHAT | {"weight": 2.0}, questions=QUESTIONS | {"weight": 1.0})},
+        ),
+    ],
     "_a_known_dataset": [
         ({"data.train.name": "e2e"}, "data.train.name", {"data.train.name": "e2e_nlg"}),
         ({"data.train.name": "e2e_nlg", "data.train.format": "text"}, "data.train.format", {"data.train.name": None}),
@@ -220,6 +312,18 @@ CASES = {
             {"measure.norms.effective": 50},
         ),
         ({"phases": GUIDED, "measure.norms.effective": 60}, "phases.signal", {"measure.norms.effective": 10}),
+    ],
+    "_what_the_task_cannot_do": [
+        (
+            {"task": PreferenceSettings(type="preference"), "data.loss_on": "all"},
+            "data.loss_on",
+            {"data.loss_on": "completion"},
+        ),
+        (
+            {"task": PreferenceSettings(type="preference", simpo_gamma=0.3)},
+            "task.simpo_gamma",
+            {"task": PreferenceSettings(type="preference", loss="simpo", simpo_gamma=0.3)},
+        ),
     ],
     "_revision_of_a_hub_id": [
         ({"model.revision": "main"}, "model.revision", {"model.name": "org/model"}),

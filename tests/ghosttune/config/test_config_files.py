@@ -117,18 +117,18 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_file_that_unfolds_into_millions_of_values_is_refused_at_once(write, name):
+def test_a_file_that_unfolds_into_millions_of_values_is_refused_at_once(write, name, slowness):
     started = time.process_time()
     said = refusal(write(BOMBS[name]))
     assert "more than" in said or "too many" in said or "cannot be read: it has more than" in said
-    assert time.process_time() - started < 2  # 0.05 to 0.6 s on an idle core; the mappings took over 40 s
+    assert time.process_time() - started < 2 * slowness  # 0.05 to 0.6 s on an idle core; the mappings took over 40 s
 
 
-def test_as_many_values_as_are_accepted_are_judged_in_seconds(write):
+def test_as_many_values_as_are_accepted_are_judged_in_seconds(write, slowness):
     started = time.process_time()
     said = refusal(write("train:\n" + "".join(f"  a{number}: 1\n" for number in range(4_900))))
     assert said.startswith("4901 problems") or ("4900 problems" in said and "… and 4,80" in said)
-    assert time.process_time() - started < 4
+    assert time.process_time() - started < 4 * slowness
 
 
 @pytest.mark.parametrize("value", ["9" * 5000, "-" + "9" * 5000, "!!int foo", "!!bool foo", "!!float foo"])

@@ -10,8 +10,8 @@ import pytest
 
 HEAVY = ["torch", "transformers", "peft", "rich", "pandas", "datasets", "accelerate", "tokenizers", "pyarrow"]
 
-LIMIT_SECONDS = 0.5
-"""About 0.3 on a quiet machine; neighbours on the same core have been seen to add a third."""
+SHARE = 0.5
+"""About 0.33 on a quiet machine; ten others on its two cores have been seen to make it 0.44."""
 
 IMPORT_EVERYTHING = f"""
 import importlib, pkgutil, sys
@@ -40,7 +40,7 @@ except ConfigError as error:
 
 
 def run(program: str, *arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -53,12 +53,12 @@ def test_the_import_test_can_fail():
     assert run(IMPORT_EVERYTHING.replace("import ghosttune.errors", "import rich, ghosttune.errors")) == "rich"
 
 
-def test_a_config_error_is_quick_and_imports_nothing_heavy(write):
-    """Processor time, import included, in the best of three."""
+def test_a_config_error_is_quick_and_imports_nothing_heavy(write, torch_seconds):
+    """Processor time, import included, in the best of three, beside that of importing torch."""
     path = write("trian: {seed: 1}\ntrain: {max_stepz: 3, learning_rate: '1'}\nmethod: {target_modules: 5}")
     answers = [run(A_CONFIG_ERROR, str(path)).split(" ", 2) for _ in range(3)]
     assert {(problems, heavy) for _, problems, heavy in answers} == {("5", "[]")}
-    assert min(float(seconds) for seconds, _, _ in answers) < LIMIT_SECONDS
+    assert min(float(seconds) for seconds, _, _ in answers) < SHARE * torch_seconds
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,9 @@ def test_a_group_within_a_section_likewise(write):
     with pytest.raises(ConfigError) as caught:
         load_config(write("data:\n  train: rows.jsonl\n"))
     (found,) = map(str, caught.value.problems)
-    assert found.startswith("data.train: must hold settings (name, path, format, columns, limit, keep)")
+    assert found.startswith(
+        "data.train: must hold settings (name, path, format, columns, limit, keep, sources, temperature)"
+    )
 
 
 def test_a_number_too_large_for_a_float_is_refused(problems):

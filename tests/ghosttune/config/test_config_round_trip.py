@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from ghosttune.config.loading import load_config
 from ghosttune.config.notation import parse_value, to_yaml
 from ghosttune.config.rendering import commented_yaml, plain_yaml
-from ghosttune.config.schema import ALTERNATIVES, DEPENDENT, RunConfig, leaf_fields
+from ghosttune.config.schema import ALTERNATIVES, DEPENDENT, INSTEAD, RunConfig, leaf_fields
+from ghosttune.config.sections import ADAMW
 from ghosttune.errors import ConfigError
 
 ODD = [
@@ -64,6 +65,7 @@ VALUES: dict[str, st.SearchStrategy] = {
     "model.dtype": st.sampled_from(["float32", "bfloat16"]),
     "model.quantization": st.sampled_from(["none", "int8", "nf4"]),
     "model.device": st.sampled_from(["auto", "cpu", "cuda", "cuda:3"]),
+    "model.attention": st.sampled_from(["eager", "sdpa", "flash_attention_2", "flex_attention"]),
     "model.trust_remote_code": st.booleans(),
     "method.type": st.just("lora"),
     "method.r": COUNT,
@@ -84,13 +86,15 @@ VALUES: dict[str, st.SearchStrategy] = {
     "data.train.columns": COLUMNS,
     "data.train.limit": COUNT,
     "data.train.keep": TEXT,
+    "data.train.sources": st.dictionaries(FILE_NAME, st.fixed_dictionaries({"path": TEXT}), min_size=1, max_size=1),
+    "data.train.temperature": st.floats(1e-3, 1e6),
     "data.dev.fraction": SHARE,
     "data.dev.split": TEXT,
     "data.dev.path": TEXT,
     "data.dev.limit": COUNT,
     "data.template": st.sampled_from(["auto", "chat", "plain", "turns"]),
     "data.max_length": st.integers(8, 10**6),
-    "data.loss_on": st.sampled_from(["completion", "all"]),
+    "data.loss_on": st.sampled_from(["completion", "last_turn", "all"]),
     "data.truncated_share": st.one_of(st.floats(0, 1), st.integers(0, 1)),
     "train.max_steps": st.integers(1000, 10**9),
     "train.num_train_epochs": POSITIVE,
@@ -98,7 +102,12 @@ VALUES: dict[str, st.SearchStrategy] = {
     "train.per_device_eval_batch_size": COUNT,
     "train.gradient_accumulation_steps": COUNT,
     "train.group_by_length": st.booleans(),
+    "train.packing": st.booleans(),
+    "train.order": st.sampled_from(["random", "length", "loss", "value"]),
+    "train.order_descending": st.booleans(),
+    "train.order_scores": TEXT,
     "train.learning_rate": SHARE,
+    "train.optim": st.sampled_from(["adamw_torch_fused", "adamw_torch", "adamw_8bit", "adafactor", "sgd"]),
     "train.lr_scheduler_type": st.sampled_from(["cosine", "linear", "constant", "constant_with_warmup"]),
     "train.warmup_steps": st.integers(0, 200),
     "train.weight_decay": BELOW_ONE,
@@ -117,6 +126,14 @@ VALUES: dict[str, st.SearchStrategy] = {
     "data.guide.fraction": SHARE,
     "data.guide.split": TEXT,
     "data.guide.rows": COUNT,
+    "forget.run": TEXT,
+    "forget.rows": TEXT,
+    "forget.loss": st.sampled_from(["npo", "gradient_ascent"]),
+    "forget.beta": POSITIVE,
+    "forget.retain": TEXT,
+    "forget.retain_rows": COUNT,
+    "forget.retain_weight": POSITIVE,
+    "forget.until": POSITIVE,
     "measure.norms.every": st.one_of(st.none(), COUNT),
     "measure.norms.layers": st.booleans(),
     "measure.norms.effective": st.one_of(st.none(), COUNT),
@@ -148,10 +165,14 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
     for group in ALTERNATIVES:
         for extra in [path for path in chosen if path in group][1:]:
             flat.pop(extra, None)
-    if "data.train.name" in flat:
+    if "data.train.sources" in flat:
+        flat = {path: value for path, value in flat.items() if (path, "data.train.sources") not in INSTEAD}
+    elif "data.train.name" in flat:
         flat = {path: value for path, value in flat.items() if path not in ("data.train.format", "data.train.columns")}
     else:
         flat.setdefault("data.train.path", "rows.jsonl")
+    if "data.train.sources" not in flat:
+        flat.pop("data.train.temperature", None)
     if flat.get("train.lr_scheduler_type") == "constant":
         flat.pop("train.warmup_steps", None)
     if "train.early_stopping_threshold" in flat:
@@ -165,7 +186,27 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
         flat["data.dev.split"] = "training"
     if flat.get("data.guide.split") in ("train", "test", flat.get("data.dev.split", "dev")):
         flat["data.guide.split"] = "guiding"
-    for switch, default in {"measure.ledger.guide_every": 10, "data.online_selection.by": None}.items():
+    if flat.get("train.optim", ADAMW[0]) not in ADAMW:
+        flat["measure.ledger.guide_every"] = None
+    if flat.get("train.optim") in ("adafactor", "sgd"):
+        flat = {path: value for path, value in flat.items() if not path.startswith("train.adam_")}
+    if flat.get("train.order", "random") == "random":
+        flat.pop("train.order_descending", None)
+    else:
+        flat.pop("train.group_by_length", None)
+    if flat.get("train.order", "random") in ("random", "length"):
+        flat.pop("train.order_scores", None)
+    elif flat["train.order"] == "value":
+        flat.setdefault("train.order_scores", "run")
+    if "forget.run" in flat:
+        flat.setdefault("forget.rows", "gone.txt")
+        for other in ("train.packing", "train.early_stopping_patience", "train.early_stopping_threshold"):
+            flat.pop(other, None)
+        flat["data.online_selection.by"] = None
+        if flat.get("forget.loss") == "gradient_ascent":
+            flat.pop("forget.beta", None)
+    switches = {"measure.ledger.guide_every": 10, "data.online_selection.by": None, "forget.run": None}
+    for switch, default in switches.items():
         if flat.get(switch, default) is None:
             flat = {path: value for path, value in flat.items() if path not in DEPENDENT[switch]}
     if flat.get("data.online_selection.by") == "random":

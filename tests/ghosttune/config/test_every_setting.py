@@ -48,6 +48,10 @@ def world(tmp_path_factory) -> Path:
     _write(folder / "rows.jsonl", rows)
     _write(folder / "fewer.jsonl", rows[:30])
     _write(folder / "named.jsonl", [{**row, "id": f"row {n}"} for n, row in enumerate(rows)])
+    for name, sign in (("a", 1), ("b", -1)):
+        _write(folder / f"scores-{name}.jsonl", [{"example_id": f"row {n}", "score": sign * n} for n in range(40)])
+    (folder / "gone.txt").write_text("row 3\nrow 8\n")
+    (folder / "others.txt").write_text("row 4\nrow 9\n")
     _write(folder / "kept.jsonl", [{"example_id": f"row {n}"} for n in range(20)])
     labels = ["yes" if len(row["prompt"]) % 2 else "no" for row in rows]
     _write(
@@ -114,13 +118,33 @@ def configured(world: Path, settings: dict[str, Any]) -> RunConfig:
         level = tree
         for group in groups:
             level = level.setdefault(group, {})
-        level[last] = str(world / value[1:]) if isinstance(value, str) and value.startswith("@") else value
+        level[last] = _placed(world, value)
     return load_config(tree)
+
+
+def _placed(world: Path, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _placed(world, inner) for name, inner in value.items()}
+    return str(world / value[1:]) if isinstance(value, str) and value.startswith("@") else value
 
 
 # --- what can be observed without training ---
 
 Observed = Callable[[RunConfig, Path, pytest.MonkeyPatch], Any]
+
+
+SOURCES = {
+    "data.train.path": None,
+    "data.train.sources": {"one": {"path": "@rows.jsonl"}, "other": {"path": "@dev.jsonl"}},
+    "data.dev.fraction": 0.2,
+}
+
+
+def shares(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
+    """How many rows of each source of a mixture an epoch has."""
+    from ghosttune.workflows.prepare import prepare
+
+    return {name: counts["epoch"] for name, counts in prepare(config).sources.items()}
 
 
 def rows(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
@@ -163,6 +187,7 @@ def loading(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
 
     calls: list[Any] = []
     patch.setattr(loading, "_is_cached", lambda name, revision: True)
+    patch.setattr(loading, "require_attention", lambda settings, model: None)
     patch.setattr(loading, "_require_causal", lambda settings, model: None)
     patch.setattr(loading, "prepared_for_training", lambda model: model)
 
@@ -291,6 +316,15 @@ def measured(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
     return {"files": files} | {name: read_table(run, name).to_pydict() for name in names}
 
 
+def padding(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
+    """The share of padding, where sequences may be long."""
+    from ghosttune.training import packed
+    from ghosttune.workflows.train import train
+
+    patch.setitem(packed.WIDTHS_REACHED, "sdpa", 1e4)
+    return train(config, folder / "run").record["padding_share"]
+
+
 def phases(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
     """Which updates train what, and the learning rate of each."""
     from ghosttune.schedules.rates import phase_rates
@@ -332,6 +366,65 @@ def spans(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
     logits = torch.zeros(1, 9, 2)
     logits[0, 0, 0] = logits[0, 8, 1] = 5.0
     return best_spans(logits, torch.ones(1, 9, dtype=torch.bool), config.task.max_answer_length)  # type: ignore[attr-defined]
+
+
+def preference_losses(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
+    """The loss of two answers of which all is known; of wanted and unwanted ones for `kto`."""
+    import torch
+
+    from ghosttune.tasks.losses import Said, kto
+
+    task = TASKS[config.task.type].build(config.task)
+    said = [
+        Said(*(torch.tensor([number]) for number in numbers))
+        for numbers in ((-3.0, 4, -4.0, -0.9), (-5.0, 3, -4.5, -1.0))
+    ]
+    if task.is_kto:
+        return [
+            kto(said[0], torch.tensor([wanted]), torch.tensor(0.1), task.settings).item() for wanted in (True, False)
+        ]
+    return task.loss.loss(*said, task.settings).item()
+
+
+def ordered(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
+    """Which rows are shown, and so trained, first."""
+    from ghosttune.workflows.preview import preview
+
+    return [row.example_id for row in preview(config, 10)]
+
+
+def forgotten(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
+    """What is trained of two rows of which one is forgotten, and at which loss of its the run ends."""
+    import torch
+
+    from ghosttune.run.directory import RunDir
+    from ghosttune.training.unlearning import Unlearning
+    from ghosttune.training.watching import Watch
+
+    unlearning = Unlearning(config.forget, [SimpleNamespace(targets=1)] * 2, {1: 3.0})  # type: ignore[list-item]
+    batch = {"forgets": torch.tensor([False, True]), "start": torch.tensor([0.0, 3.0])}
+    watch = Watch(RunDir(folder), config.train, lambda event: None)
+    watch.until = config.forget.until
+    control = SimpleNamespace(should_save=False, should_training_stop=False)
+    watch.on_evaluate(None, SimpleNamespace(global_step=1), control, {"eval_loss": 1.0, "eval_forgotten": 2.0})
+    return unlearning.loss(torch.tensor([2.0, 4.0]), batch).tolist(), control.should_training_stop
+
+
+def started(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
+    """The adapter that a run begins with that forgets rows of another, which is trained here."""
+    from ghosttune.workflows.prepare import prepare
+    from ghosttune.workflows.train import adapted_model, train
+    from ghosttune.workflows.unlearning import start_from
+
+    source = Path(str(config.forget.run))
+    if not source.exists():
+        other = "train.seed=1" if source.name == "other-run" else "train.seed=0"
+        brief = [f"{name}={value}" for name, value in BRIEF.items() if not name.startswith("data.guide")]
+        given = config.model_dump() | {"forget": {}}
+        train(load_config(given, overrides=[*brief, other, "train.max_steps=2", "measure=null"]), source)
+    model = adapted_model(prepare(config)).model
+    start_from(config, model)
+    return {name: p.tolist() for name, p in model.named_parameters() if "lora_B" in name}
 
 
 # --- one case per setting ---
@@ -428,6 +521,16 @@ def of_task(kind: str, path: str, **others: Any) -> dict[str, Any]:
     return {"task.type": kind, "data.train.path": path, "data.template": "auto", **others}
 
 
+SCORED = {"train.order": "value", "train.order_scores": "@scores-a.jsonl", "data.train.path": "@named.jsonl"}
+
+GONE = {
+    "forget.run": "@run",
+    "forget.rows": "@gone.txt",
+    "data.train.path": "@named.jsonl",
+    "data.dev.path": "@dev.jsonl",
+    "measure.ledger": None,
+}
+
 LABELLED = of_task("sequence_classification", "@labelled.jsonl")
 TAGGED = of_task("token_classification", "@tagged.jsonl")
 ASKED = of_task("question_answering", "@asked.jsonl") | {"data.max_length": 60, "task.stride": 8}
@@ -440,6 +543,7 @@ CASES: dict[str, Case] = {
     "model.dtype": Case(loading, "bfloat16"),
     "model.quantization": Case(loading, "nf4"),
     "model.device": Case(device, "cuda:1"),
+    "model.attention": Case(loading, "eager"),
     "model.trust_remote_code": Case(loading, True),
     **{f"method({name}).type": Case(adapter, "another", {"method.type": name}) for name in METHOD_VALUES},
     "method(bitfit).type": Case(adapter, "another", {"method.type": "bitfit", "model.name": "@biased"}),
@@ -472,12 +576,28 @@ CASES: dict[str, Case] = {
     "task(seq2seq_lm).type": Case(task, "another", {"task.type": "seq2seq_lm"}),
     "task(seq2seq_lm).max_target_length": Case(rows, 4, REWRITTEN),
     "task(regression).type": Case(task, "another", {"task.type": "regression"}),
+    "task(reward).type": Case(task, "another", {"task.type": "reward"}),
+    "task(preference).type": Case(task, "another", {"task.type": "preference"}),
+    "task(preference).loss": Case(preference_losses, "ipo", {"task.type": "preference"}),
+    "task(preference).beta": Case(preference_losses, 0.7, {"task.type": "preference"}),
+    **{
+        f"task(preference).{name}": Case(preference_losses, 0.3, {"task.type": "preference", "task.loss": loss})
+        for loss, names in {
+            "robust_dpo": ["label_smoothing"],
+            "simpo": ["simpo_gamma"],
+            "cpo": ["cpo_alpha"],
+            "kto": ["desirable_weight", "undesirable_weight"],
+        }.items()
+        for name in names
+    },
     "data.train.name": Case(rows, "e2e_nlg", {"data.train.path": "@e2e"}),
     "data.train.path": Case(rows, "@fewer.jsonl"),
     "data.train.format": Case(rows, "text"),
     "data.train.columns": Case(rows, {"prompt": "question"}),
     "data.train.limit": Case(rows, 7),
     "data.train.keep": Case(rows, "@kept.jsonl", {"data.train.path": "@named.jsonl"}),
+    "data.train.sources": Case(rows, {"two": {"path": "@rows.jsonl"}}, SOURCES),
+    "data.train.temperature": Case(shares, 9.0, SOURCES),
     "data.dev.fraction": Case(rows, 0.4),
     "data.dev.split": Case(rows, "test", {"data.train.path": "@split.jsonl"}),
     "data.dev.path": Case(rows, "@dev.jsonl"),
@@ -497,8 +617,13 @@ CASES: dict[str, Case] = {
     "train.per_device_train_batch_size": Case(arguments, 3),
     "train.per_device_eval_batch_size": Case(arguments, 3),
     "train.gradient_accumulation_steps": Case(arguments, 3),
-    "train.group_by_length": Case(measured, False, BRIEF),
+    "train.group_by_length": Case(measured, True, BRIEF),
+    "train.order": Case(ordered, "length"),
+    "train.order_descending": Case(ordered, True, {"train.order": "length"}),
+    "train.order_scores": Case(ordered, "@scores-b.jsonl", SCORED),
+    "train.packing": Case(padding, True, BRIEF | {"measure.ledger": None, "data.guide.rows": None}),
     "train.learning_rate": Case(arguments, 1e-3),
+    "train.optim": Case(arguments, "adamw_torch"),
     "train.lr_scheduler_type": Case(arguments, "linear"),
     "train.warmup_steps": Case(arguments, 3),
     "train.weight_decay": Case(arguments, 0.1),
@@ -515,6 +640,14 @@ CASES: dict[str, Case] = {
     "train.early_stopping_threshold": Case(stop, 0.5, {"train.early_stopping_patience": 3}),
     "train.activation_checkpointing": Case(arguments, True),
     **PHASE_CASES,
+    "forget.run": Case(started, "@other-run", GONE),
+    "forget.rows": Case(rows, "@others.txt", GONE),
+    "forget.loss": Case(forgotten, "gradient_ascent", GONE),
+    "forget.beta": Case(forgotten, 0.7, GONE),
+    "forget.retain": Case(rows, "@others.txt", GONE),
+    "forget.retain_rows": Case(rows, 3, GONE),
+    "forget.retain_weight": Case(forgotten, 0.5, GONE),
+    "forget.until": Case(forgotten, 1.5, GONE),
     "measure.norms.every": Case(measured, 2, BRIEF),
     "measure.norms.layers": Case(measured, False, BRIEF),
     "measure.norms.effective": Case(measured, 2, BRIEF),

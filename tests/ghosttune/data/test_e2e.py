@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def test_the_prompt_is_word_for_word_the_reference_projects() -> None:
 def test_a_row_as_the_model_sees_it() -> None:
     encoder = encoder_for("gpt2", "plain", 512)
     record = of_split("dev")[0]
-    features = encoder.encode([record]).features[0]
+    features: Any = encoder.encode([record]).features[0]
     decode = encoder.template.tokenizer.decode
     assert decode(features.input_ids.tolist()) == f"{record.prompt[0].content}{record.reference}<|endoftext|>"
     assert decode(features.input_ids[features.trained].tolist()) == f"{record.reference}<|endoftext|>"
@@ -81,7 +82,7 @@ def test_like_lengths_together_pad_little() -> None:
     encoder = encoder_for("gpt2", "plain", 512)
     lengths = [len(row) for row in encoder.encode(of_split("dev")).features]
     random = np.random.default_rng(0).permutation(len(lengths)).tolist()
-    bucketed, shuffled = _padding(lengths, list(RowOrder(lengths, 8, 42))), _padding(lengths, random)
+    bucketed, shuffled = _padding(lengths, list(RowOrder(lengths, 8, 42, grouped=True))), _padding(lengths, random)
     assert bucketed < 0.02 < 0.1 < shuffled
 
 
@@ -113,8 +114,11 @@ print(json.dumps({"rows": len(encoded), "tokens": encoded.tokens, "seconds": sec
 
 @pytest.mark.slow(seconds=9)
 @pytest.mark.parametrize(("name", "kind"), [("gpt2", "plain"), ("gpt2-chatml", "chat"), ("stories260K", "plain")])
-def test_the_whole_training_set_is_ready_within_20_seconds_and_one_gigabyte(name: str, kind: str) -> None:
-    """Processor seconds of one thread, and the peak of a fresh process."""
+def test_the_whole_training_set_is_ready_within_20_seconds_and_one_gigabyte(
+    name: str, kind: str, torch_seconds: float
+) -> None:
+    """Processor seconds of one thread where torch is imported in 1.2, in proportion elsewhere; the peak of a fresh
+    process."""
     shared("data", "e2e"), encoder_for(name, kind)
     one_thread = {"RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     path = {"PYTHONPATH": ":".join([str(Path(__file__).parent), *sys.path]), "GHOSTTUNE_SHARED": str(shared())}
@@ -124,8 +128,9 @@ def test_the_whole_training_set_is_ready_within_20_seconds_and_one_gigabyte(name
         capture_output=True,
         text=True,
         check=True,
-        timeout=300,
+        timeout=1500,
     )
     measured = json.loads(ran.stdout)
     assert measured["rows"] == 42061
-    assert sum(measured["seconds"].values()) < 20 and measured["peak_mib"] < 1000, measured
+    assert sum(measured["seconds"].values()) < 20 * max(1.0, torch_seconds / 1.2), measured
+    assert measured["peak_mib"] < 1000, measured

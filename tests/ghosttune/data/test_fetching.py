@@ -43,7 +43,7 @@ class Site:
     def stop(self) -> None:
         if self.thread.is_alive():
             self.server.shutdown()
-            self.thread.join(timeout=30)
+            self.thread.join(timeout=150)
             self.server.server_close()
 
 

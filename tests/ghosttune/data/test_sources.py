@@ -140,8 +140,8 @@ def test_wrong_column_names_are_refused(tmp_path: Path) -> None:
         ({"messages": [CHAT[1], CHAT[0], CHAT[2]]}, "a system message may stand first"),
         ({"messages": [CHAT[0], CHAT[2]]}, "roles must alternate"),
         (
-            {"messages": [{"role": "tool", "content": "x"}, CHAT[2]]},
-            "message 0 has role 'tool'; known are system, user",
+            {"messages": [{"role": "narrator", "content": "x"}, CHAT[2]]},
+            "message 0 has role 'narrator'; known are system, user, assistant, tool",
         ),
         ({"messages": [{"role": ["user"], "content": "x"}, CHAT[2]]}, 'has role ["user"]'),
         (
@@ -199,7 +199,7 @@ def test_derived_ids_are_the_same_in_another_process(tmp_path: Path) -> None:
     )
     environment = {"PYTHONPATH": ":".join(sys.path), "PYTHONHASHSEED": "123"}
     command = [sys.executable, "-c", code, str(path)]
-    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300).stdout
     assert said.split() == [record.example_id for record in opened(path).records]
 
 

@@ -177,7 +177,7 @@ def chat_template_fault(template: str, row: Record) -> str:
 def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
     rewriting = CHATML.replace("{{ m.content }}", "{{ m.content if loop.last else m.content | upper }}")
     row = record(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
-    assert "behind its own generation prompt" in chat_template_fault(rewriting, row)
+    assert "rewrites earlier turns" in chat_template_fault(rewriting, row)
     forgetful = CHATML.replace("messages %}", "messages[-2:] %}")
     assert "rewrites earlier turns" in chat_template_fault(forgetful, row)
 
@@ -201,7 +201,7 @@ def test_a_template_that_changes_answers_is_refused() -> None:
 def test_turns_a_template_refuses_are_named_with_their_row() -> None:
     encoder = encoder_for("small-gemma", "chat")
     row = record(("system", "s"), ("user", "a"), ("assistant", "b"), example_id="row-7")
-    with pytest.raises(ModelError, match=r"row-7: .*refuses the turns system, user: System role not supp"):
+    with pytest.raises(ModelError, match=r"row-7: .*refuses the turns system, user, assistant: System role not supp"):
         encoder.encode([row])
 
 

@@ -211,6 +211,12 @@ def test_there_is_nothing_to_complain_about_a_good_run(checked):
     assert report.plan["packages"]["torch"] == torch.__version__
 
 
+def test_the_plan_says_how_far_values_are_to_be_trusted_where_there_are_any(checked):
+    assert "values" not in checked().plan
+    plan = checked(**{"measure__ledger": {"guide_every": 5}, "train__learning_rate": 2e-3}).plan
+    assert "r 0.9 or more: learning rate x updates between guide passes is 0.01" in plan["values"]
+
+
 def test_truncation_tells_shares_tokens_and_rows(checked):
     report = checked([*ROWS, LONG], data__dev__fraction=0.2)
     (error,) = report.errors

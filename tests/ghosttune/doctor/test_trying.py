@@ -18,7 +18,7 @@ from ghosttune.training import memory
 from ghosttune.training.memory import Sizes, plan_of, predicted, weight_bytes
 from ghosttune.training.probing import Probe
 from ghosttune.workflows.prepare import prepare
-from ghosttune.workflows.train import adapted_model
+from ghosttune.workflows.train import adapted_model, train
 from ghosttune.workflows.trying import MODEL, Tried, before_loading, on_real_rows
 
 GB = 10**9
@@ -199,3 +199,20 @@ def test_a_loss_that_is_no_number_is_found(read):
     (found,) = MODEL.findings(tried)
     assert found.check == "loss not a number" and "a loss of nan on rows b" in found.message
     assert MODEL.findings(replace(tried, probe=Probe([1.0, 2.0], [], 1, 1))) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{}, {"method__type": "full"}], ids=["lora", "full"])
+def test_predicted_memory_counts_what_the_ledger_keeps(settings, read, tmp_path):
+    """A whole run, by torch's own account: two fifths of it are the ledger's."""
+    name = small_model(tmp_path / "m", hidden_size=128, intermediate_size=344, num_hidden_layers=4)
+    rows = [{"prompt": f"{'x ' * 60}{n}", "completion": "y " * 40} for n in range(30)]
+    sizes = {"train__per_device_train_batch_size": 8, "train__per_device_eval_batch_size": 8, "train__max_steps": 5}
+    ledger = {"measure__ledger": {"guide_every": 2}, "data__guide__rows": 6, "evaluate__limit": 0}
+    plan = {"train__eval_steps": 5, "train__save_steps": 5, "train__warmup_steps": 1}
+    config, problems = read(rows, model__name=name, data__max_length=256, **sizes, **ledger, **plan, **settings)
+    prepared = prepare(config)
+    tried = on_real_rows(before_loading(prepared.config, CAUSAL_LM), prepared, adapted_model(prepared))
+    taken = peak_bytes(lambda: train(config, tmp_path / "run"), tmp_path / "trace.json")
+    assert problems == [] and predicted(tried.sizes, plan_of(config))["ledger"] > 0.3 * taken
+    assert tried.needed == pytest.approx(taken, rel=0.15)

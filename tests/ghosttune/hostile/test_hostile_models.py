@@ -99,7 +99,7 @@ def test_what_the_tokenizers_library_gives_up_on(model, change):
 
 
 @pytest.mark.parametrize("where", ["chat_template.jinja", "tokenizer_config.json"])
-def test_a_template_of_a_stranger_is_refused_in_no_time(model, where):
+def test_a_template_of_a_stranger_is_refused_in_no_time(model, where, slowness):
     for old in model.glob("chat_template*"):
         old.unlink()
     evil = "{{ 'a' * 10**10 }}"
@@ -110,10 +110,10 @@ def test_a_template_of_a_stranger_is_refused_in_no_time(model, where):
     start = time.thread_time()
     with pytest.raises(ModelError, match="makes more text than it may"):
         Pipeline.open(model)
-    assert time.thread_time() - start < 20
+    assert time.thread_time() - start < 20 * slowness
 
 
-def test_patterns_of_layers_do_not_backtrack():
+def test_patterns_of_layers_do_not_backtrack(slowness):
     """`method.target_modules` and `--layers` are shell patterns."""
     from ghosttune.config.facts import ModuleFacts
     from ghosttune.errors import ConfigError
@@ -122,7 +122,7 @@ def test_patterns_of_layers_do_not_backtrack():
     start = time.thread_time()
     with pytest.raises(ConfigError, match="matches no linear layer"):
         matched_modules(facts, ["*a" * 50 + "b"])
-    assert time.thread_time() - start < 1
+    assert time.thread_time() - start < 1 * slowness
 
 
 def test_weights_of_wrong_types(model):

@@ -28,7 +28,7 @@ def repository(tmp_path, monkeypatch):
 
 
 def git(*arguments):
-    subprocess.run(["git", *arguments], check=True, capture_output=True, timeout=60)
+    subprocess.run(["git", *arguments], check=True, capture_output=True, timeout=300)
 
 
 def program(path, marker):
@@ -55,7 +55,7 @@ def test_no_monitor_hook_or_filter_of_a_repository_runs(repository, tmp_path):
     assert state is not None
     assert len(state["commit"]) == 40
     assert state["changed"]
-    subprocess.run(["git", "status"], capture_output=True, timeout=60)
+    subprocess.run(["git", "status"], capture_output=True, timeout=300)
     assert list(ran.iterdir()), "these programs would never have run"
 
 

@@ -130,7 +130,7 @@ def test_an_honest_template_gives_what_transformers_gives(name, opens_answer):
 
 
 @pytest.mark.parametrize("name", GROWING)
-def test_a_template_that_grows_is_refused_before_it_has_grown(name):
+def test_a_template_that_grows_is_refused_before_it_has_grown(name, slowness):
     start = time.thread_time()
     tracemalloc.start()
     try:
@@ -139,17 +139,17 @@ def test_a_template_that_grows_is_refused_before_it_has_grown(name):
         assert tracemalloc.get_traced_memory()[1] < 400e6
     finally:
         tracemalloc.stop()
-    assert time.thread_time() - start < 20
+    assert time.thread_time() - start < 20 * slowness
 
 
 @pytest.mark.parametrize("name", LOOPING)
-def test_a_template_that_does_not_end_is_ended(name, monkeypatch):
+def test_a_template_that_does_not_end_is_ended(name, monkeypatch, slowness):
     monkeypatch.setattr(chat_templates, "STEPS", 20_000)
     monkeypatch.setattr(chat_templates, "SECONDS", 0.5)
     start = time.thread_time()
     with pytest.raises(ModelError, match=r"takes more than 20,000 steps|takes longer than|more text than it may"):
         chat_text(tokenizer(LOOPING[name]), TALK, True)
-    assert time.thread_time() - start < 3
+    assert time.thread_time() - start < 20 * slowness
 
 
 @pytest.mark.parametrize("name", REACHING_OUT)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 from typing import Any
 
 import peft
 import pytest
 import torch
+from interrupting import interrupt_at
 from method_cases import CASES, Case
 from peft.tuners.lora.config import CordaConfig
 from peft.tuners.lora.corda import preprocess_corda
@@ -324,16 +324,11 @@ def test_it_has_a_case(start):
 @pytest.mark.parametrize("start", FROM_ROWS)
 def test_a_resumed_run_begins_no_more(make_config, tmp_path, monkeypatch, start):
     """What a checkpoint holds is the whole start, and the run ends in the same bytes."""
-
-    def stop(event):
-        if event["event"] == "step" and event["step"] == 4:
-            signal.raise_signal(signal.SIGINT)
-
     settings = {"method__init_lora_weights": start, "method__r": R, "train__save_steps": 2}
     config = make_config(**settings, measure__ledger__guide_every=3, data__guide__rows=4)
     whole = train(config, tmp_path / "whole")
     with pytest.raises(Stopped):
-        train(config, tmp_path / "parts", listen=stop)
+        train(config, tmp_path / "parts", listen=interrupt_at(4))
     monkeypatch.setattr(Initialisation, "apply", lambda own: pytest.fail("began once more"))
     parts = resume(tmp_path / "parts")
     for name in ("adapter/adapter_model.safetensors", "checkpoints/step-6/weights.safetensors", "metrics.jsonl"):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import pytest
 import torch
+from interrupting import interrupt_at
 from method_cases import CASES, Case
 from safetensors.torch import load_file
 
@@ -14,14 +14,6 @@ from ghosttune import train
 from ghosttune.run.directory import RunDir
 from ghosttune.training import checkpoints
 from ghosttune.workflows.train import Stopped, resume
-
-
-def interrupt_at(step: int):
-    def listen(event):
-        if event["event"] == "step" and event["step"] == step:
-            signal.raise_signal(signal.SIGINT)
-
-    return listen
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:

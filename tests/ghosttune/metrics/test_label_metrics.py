@@ -87,13 +87,18 @@ def test_auc_equals_scikit_learns_and_is_of_two_labels(labelled):
 
     random = np.random.default_rng(0)
     items = [
-        Item("", (truth,), label_nats={"bad": float(random.normal(truth == "good")), "good": 0.0})
+        Item("", (truth,), label_nats={"bad": round(random.normal(truth == "good"), 1), "good": 0.0})
         for truth in random.choice(["bad", "good"], 40)
     ]
     found = METRICS["auc"].build(Corpus(items, ("bad", "good")))
     truth, margins = [item.references[0] == "good" for item in items], [item.label_nats["bad"] for item in items]
     assert found.value == pytest.approx(roc_auc_score(truth, margins)) and found.details["positive"] == "good"
-    assert np.isnan(METRICS["auc"].build(labelled).value)
+    assert len(set(margins)) < 40, "some are tied"
+    drawn = random.multinomial(40, [1 / 40] * 40, 50).astype(float)
+    resampled = [roc_auc_score(truth, margins, sample_weight=counts) for counts in drawn]
+    assert found.of_counts(drawn) == pytest.approx(np.array(resampled), abs=1e-12)
+    one_kind = np.array(truth, float)[None]
+    assert np.isnan(found.of_counts(one_kind)).all() and np.isnan(METRICS["auc"].build(labelled).value)
 
 
 def test_metrics_of_numbers_equal_scikit_learns_and_count_what_is_none():

@@ -46,7 +46,7 @@ def wait_for_rows(process: subprocess.Popen[str], run: Path, count: int) -> None
 
 def wait_for_the_lock(run: Path) -> None:
     """A killed process holds it until the machine has had time to end it."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 150
     while True:
         try:
             with RunDir(run).locked():
@@ -91,13 +91,13 @@ def test_a_process_that_is_killed_ends_the_command_and_three_take_it_up(two_proc
         wait_for_rows(process, run, 2 * 3)
         os.kill(child_of_rank(process.pid, 1), signal.SIGKILL)
         began = time.monotonic()
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=300)
         assert process.returncode == 1 and "process 1 ended before its rows came" in said, said
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - began < 150
     half = stored_rows(run)
     assert 6 <= half < 27
     with limited(started(run, 3, stdout=subprocess.PIPE)) as process:
-        said, _ = process.communicate(timeout=100)
+        said, _ = process.communicate(timeout=500)
     assert process.returncode == 0 and f"27 rows ({27 - half} new)" in said and said.count("step 6") == 1
     assert files(run) == of_one
 

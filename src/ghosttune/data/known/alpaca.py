@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from ghosttune.data.columns import request
 from ghosttune.data.dataset import KnownDataset, LeftOut, texts
 from ghosttune.data.fetching import KnownFile
 from ghosttune.data.files import Fields
-from ghosttune.data.records import request
 from ghosttune.data.sources import Source
 from ghosttune.registry import DATASETS
 
