@@ -27,7 +27,9 @@ JUNK: list[Any] = [None, [], {}, [[]], {"a": {}}, [None] * 300, *TEXTS, *NUMBERS
 
 NAMES = ["model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "seed", "stop",
          "stream", "stream_options", "n", "user", "presence_penalty", "frequency_penalty", "prompt", "logit_bias",
-         "tools", "response_format"]  # fmt: skip
+         "tools", "tool_choice", "parallel_tool_calls", "response_format"]  # fmt: skip
+
+TOOL = ["name", "description", "parameters", "strict", "returns"]
 
 BYTES = [b"[" * 100_000, b'{"model":NaN}', b'{"a":-Infinity}', b"\xff\xfe{}", b"", b"null", b'{"a":1e999}', b"9" * 5000,
          b'{"model":"tiny",' * 2000, b'{"a":' * 900 + b"1" + b"}" * 900, b"[" + b"1," * 120_000 + b"1]", b'"\\ud800"',
@@ -39,7 +41,9 @@ def mutated(draw: random.Random, model: str = "tiny") -> bytes:
     body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
     if draw.random() < 0.3:
         body["prompt"] = body.pop("messages") and "Hi"
-    kind = draw.choice(["noise", "bytes", "cut", "fields", "fields", "message", "parts", "many", "numbers", "numbers"])
+    kind = draw.choice(
+        ["noise", "bytes", "cut", "fields", "fields", "message", "parts", "calls", "many", "numbers", "numbers"]
+    )
     if kind == "noise":
         return draw.randbytes(draw.randrange(60))
     if kind == "bytes":
@@ -56,6 +60,13 @@ def mutated(draw: random.Random, model: str = "tiny") -> bytes:
     elif kind == "parts":
         parts = [{"type": draw.choice(["text", *JUNK]), "text": draw.choice(JUNK)} for _ in range(draw.randrange(90))]
         body["messages"] = [{"role": "user", "content": parts}]
+    elif kind == "calls":
+        body["tools"] = [{"type": "function", "function": {"name": "f", draw.choice(TOOL): draw.choice(JUNK)}}]
+        function = {"name": draw.choice(["f", *JUNK]), "arguments": draw.choice(["{}", "[", *JUNK])}
+        calls = [{"id": draw.choice(["c", *JUNK]), "type": "function", "function": function}]
+        answer = {"role": "tool", "tool_call_id": draw.choice(["c", *JUNK]), "content": "ok"}
+        said = {"role": "assistant", "content": draw.choice(["", *JUNK]), "tool_calls": calls}
+        body["messages"] = [{"role": "user", "content": "Hi"}, said, answer]
     elif kind == "many":
         roles = draw.choice([["user", "assistant"], ["user"], ["system", "user"], ["assistant"]])
         many = draw.choice([2, 3, 9, 255, 256, 257, 1001])

@@ -54,8 +54,8 @@ def turns_of_messages(fields: Fields) -> tuple[Turn, ...]:
     turns = tuple(_turn(message, position) for position, message in enumerate(messages))
     if turns[-1].role != "assistant":
         raise RowFault(f"the last message is the {turns[-1].role}'s; it must be the assistant's answer")
-    _require_order(turns)
-    return (*_tools(fields), *_system(fields, turns), *turns)
+    require_order(turns)
+    return (*tools_in(fields), *_system(fields, turns), *turns)
 
 
 def conversation_column(fields: Fields) -> str:
@@ -75,7 +75,7 @@ def role_of(message: Fields) -> Any:
     return OTHER_ROLE_NAMES.get(role, role) if isinstance(role, str) else role
 
 
-def _require_order(turns: Sequence[Turn]) -> None:
+def require_order(turns: Sequence[Turn]) -> None:
     """RowFault where a message cannot stand behind the one before it, or answers a call that was not made."""
     before, calls = "", set[str | None]()
     for position, turn in enumerate(turns):
@@ -109,7 +109,7 @@ def _turn(message: Any, position: int) -> Turn:
     said = message.get("content", message.get("value"))
     if message.get("role", message.get("from")) == FUNCTION_CALL:
         return Turn(role, "", _reasoning(message, role, where), _called(said, where), trains=_trains(message, where))
-    calls = _calls(message, role, where)
+    calls = calls_in(message, role, where)
     content = _text(said, where) if said is not None else ""
     if (said is None or role != TOOL) and not content.strip() and not calls:
         raise RowFault(f"{where} must have text, has {shown(said)}")
@@ -158,7 +158,8 @@ def _reasoning(message: Fields, role: str, where: str) -> str | None:
     return text
 
 
-def _calls(message: Fields, role: str, where: str) -> tuple[Call, ...]:
+def calls_in(message: Fields, role: str, where: str) -> tuple[Call, ...]:
+    """The tools that a message calls."""
     given = message.get("tool_calls")
     if given is None or given == []:
         return ()
@@ -239,7 +240,7 @@ def _system(fields: Fields, turns: Sequence[Turn]) -> tuple[Turn, ...]:
     return (Turn(SYSTEM, text),)
 
 
-def _tools(fields: Fields) -> tuple[Turn, ...]:
+def tools_in(fields: Fields) -> tuple[Turn, ...]:
     """The tools as a turn; nothing where there are none."""
     given = fields.get(TOOLS)
     if isinstance(given, str) and given.strip():

@@ -71,6 +71,19 @@ class Template:
         """The parts up to where the model speaks next."""
         return self._parts(turns, asks=True)
 
+    def answered(self, turns: Sequence[Turn], answer: Turn) -> str:
+        """What the template writes for this answer to the turns, without the stop token.
+
+        ModelError where it leaves out something of it, or does not write it behind the prompt.
+        """
+        allowance = Allowance()
+        whole = self._rendered(self.written((*turns, answer), allowance=allowance), False, allowance)
+        start = self._start(turns, whole, allowance)
+        end = self._end(answer, whole, start)
+        if end < 0:
+            raise self._unproven(turns, whole, allowance)
+        return whole[start : end - len(self.stop_token)]
+
     def context(self, turns: Sequence[Turn], asks: bool) -> list[tuple[int, int]]:
         """For each part of `render` (`asks`: of `prompt`), the characters that may go when a row is too long.
 
@@ -95,8 +108,8 @@ class Template:
         text = self._rendered(labelled(turns), asks, allowance)
         if lost := lost_from(text, turns):
             raise ModelError(
-                f"the chat template leaves out {listed(lost)}, so that the row would be trained without; use a "
-                "tokenizer whose chat template writes them, or rows that do without"
+                f"the chat template leaves out {listed(lost)}, so that the model would not see it; use a "
+                "tokenizer whose chat template writes all of it, or do without"
             )
         unsaid = unsaid_in(text, turns)
         if unsaid and not self._writes_reasoning:

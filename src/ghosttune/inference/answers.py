@@ -12,6 +12,7 @@ from pydantic import with_config
 from starlette.responses import JSONResponse
 from typing_extensions import TypedDict  # the one that pydantic takes before Python 3.12
 
+from ghosttune.data.turns import Call
 from ghosttune.inference.protocol import RequestError
 from ghosttune.inference.streaming import Reply
 
@@ -67,18 +68,40 @@ class Usage(TypedDict):
 
 
 @closed
+class CalledFunction(TypedDict):
+    name: str
+    arguments: str
+
+
+@closed
+class Called(TypedDict):
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
+@closed
 class Said(TypedDict):
     role: Literal["assistant"]
-    content: str
+    content: str | None
+    tool_calls: NotRequired[list[Called]]
+
+
+@closed
+class CalledChunk(Called):
+    """A whole call: none is told in pieces."""
+
+    index: int
 
 
 @closed
 class Delta(TypedDict):
     role: NotRequired[Literal["assistant"]]
     content: NotRequired[str]
+    tool_calls: NotRequired[list[CalledChunk]]
 
 
-Ended = Literal["stop", "length", "interrupted"]
+Ended = Literal["stop", "tool_calls", "length", "interrupted"]
 """`interrupted`: the server was ended."""
 
 
@@ -166,7 +189,7 @@ class Response:
 
     def whole(self, reply: Reply) -> dict[str, Any]:
         """A ChatCompletion or a Completion."""
-        said = {"message": {"role": "assistant", "content": reply.text}} if self._is_chat else {"text": reply.text}
+        said = {"message": message(reply)} if self._is_chat else {"text": reply.text}
         choices = [{"index": 0, **said, "logprobs": None, "finish_reason": reply.ended}]
         return {**self._common, "object": self._object, "choices": choices, "usage": usage(reply)}
 
@@ -178,14 +201,29 @@ class Response:
         return self._chunk({"delta": {"content": text}} if self._is_chat else {"text": text})
 
     def last(self, reply: Reply, with_usage: bool) -> list[dict[str, Any]]:
-        """What closes a stream: why it ended, and the counts where they were asked for."""
+        """What closes a stream: the calls, why it ended, and the counts where they were asked for."""
+        calls = [{"index": place, **called(call)} for place, call in enumerate(reply.calls)]
+        told = [self._chunk({"delta": {"tool_calls": calls}})] if calls else []
         end = self._chunk({"delta": {}} if self._is_chat else {"text": ""}, reply.ended)
-        return [end, {**end, "choices": [], "usage": usage(reply)}] if with_usage else [end]
+        return [*told, end, *([{**end, "choices": [], "usage": usage(reply)}] if with_usage else [])]
 
     def _chunk(self, said: dict[str, Any], ended: str | None = None) -> dict[str, Any]:
         choices = [{"index": 0, **said, "logprobs": None, "finish_reason": ended}]
         kind = "chat.completion.chunk" if self._is_chat else "text_completion"
         return {**self._common, "object": kind, "choices": choices}
+
+
+def message(reply: Reply) -> Said:
+    """What the assistant said and calls; no content where it calls without a word."""
+    if not reply.calls:
+        return {"role": "assistant", "content": reply.text}
+    return {"role": "assistant", "content": reply.text or None, "tool_calls": [called(call) for call in reply.calls]}
+
+
+def called(call: Call) -> Called:
+    """A call in OpenAI's form."""
+    assert call.id is not None
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 def usage(reply: Reply) -> Usage:

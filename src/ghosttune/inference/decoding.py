@@ -131,6 +131,6 @@ def _state_of(state: dict[str, Any], places: torch.Tensor, count: int) -> dict[s
     return kept
 
 
-def text_of(tokenizer: Any, ids: list[int]) -> str:
-    """The words of new tokens: no special tokens, and blanks as the model wrote them."""
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+def text_of(tokenizer: Any, ids: list[int], special: bool = False) -> str:
+    """The words of new tokens, blanks as the model wrote them; special tokens only where they are asked for."""
+    return tokenizer.decode(ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False)

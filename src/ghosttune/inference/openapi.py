@@ -70,7 +70,7 @@ def document(model: str, max_new_tokens: int, asks_for_key: bool) -> dict[str, A
         "/v1/models": _get("models", "The model that is served.", _json(ModelList), [401, 403], key),
         "/v1/chat/completions": _post(
             "chat",
-            "The answer to a conversation: an optional system message, then user and assistant in turn, the user last.",
+            "The answer to a conversation: an optional system message, user and assistant in turn, tools behind calls.",
             ChatRequest, ChatCompletion, ChatCompletionChunk, key,
         ),
         "/v1/completions": _post(

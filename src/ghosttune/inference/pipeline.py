@@ -14,6 +14,7 @@ from ghosttune.data.encoding import Encoder, RowEncoder
 from ghosttune.data.records import Record, Turn
 from ghosttune.data.templates import Template
 from ghosttune.errors import DataError, RunError
+from ghosttune.inference.calling import Calling
 from ghosttune.inference.embedding import embed
 from ghosttune.inference.generating import Answer, generate
 from ghosttune.inference.sampling import GREEDY, Sampling
@@ -141,12 +142,18 @@ class Pipeline:
         sampling: Sampling = GREEDY,
         stops: Sequence[str] = (),
         tell: Tell | None = None,
+        calling: Calling | None = None,
     ) -> Reply:
-        """One answer, told piece by piece to `tell`, which ends it by returning True; the text of `generate`."""
+        """One answer, told piece by piece to `tell`, which ends it by returning True; the text of `generate`.
+
+        `calling` reads what it calls, where the turns of the prompt have tools.
+        """
         ids = self.prompt_ids(prompt, max_new_tokens)
         template, wanted = self.encoder.template, max_new_tokens or self.max_new_tokens
         with self._asked(adapter):
-            return reply(self.model, template.tokenizer, ids, template.stop_token_ids, wanted, sampling, stops, tell)
+            return reply(
+                self.model, template.tokenizer, ids, template.stop_token_ids, wanted, sampling, stops, tell, calling
+            )
 
     def prompt_ids(self, prompt: Prompt, max_new_tokens: int | None = None) -> list[int]:
         """Token ids of a prompt, shortened where it is too long; the cue stays. Ids stay as they are.

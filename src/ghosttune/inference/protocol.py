@@ -1,6 +1,6 @@
 """The requests of OpenAI's chat and completion calls, as far as one model on one machine has them.
 
-Closed like the configuration: what is not known is refused, because an ignored `tools` would look like a bad model.
+Closed like the configuration: what is not known is refused, because an ignored setting would look like a bad model.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
 from pydantic.config import JsonDict
 
-from ghosttune.data.records import Turn
+from ghosttune.data.columns import RowFault
+from ghosttune.data.messages import calls_in, require_order, tools_in
+from ghosttune.data.turns import TOOL, TOOLS, Turn
 from ghosttune.foreign import read_json
 from ghosttune.inference.sampling import SMALLEST, Sampling
 
@@ -25,6 +27,9 @@ second here, half a minute at 3,000."""
 
 MAX_PARTS = 64
 """Of one message."""
+
+MAX_TOOLS = 128
+"""And of the calls of one message."""
 
 MAX_VALUES = 4096
 """Of a body, at any depth: each wrong one is a fault, and 100,000 faults take a second and a half to list."""
@@ -51,15 +56,90 @@ class TextPart(_Closed):
     text: str
 
 
+Content = str | Annotated[list[TextPart], Field(max_length=MAX_PARTS)]
+
+Name = Annotated[str, Field(pattern=r"\S", max_length=200)]
+
+
+class CalledFunction(_Closed):
+    name: Name
+    arguments: str
+    """JSON text of an object."""
+
+
+class ToolCall(_Closed):
+    id: Name
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class Message(_Closed):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(max_length=MAX_PARTS)]
+    """Of the system or the user."""
+
+    role: Literal["system", "developer", "user"]
+    content: Content
     name: str | None = None
 
-    @property
-    def turn(self) -> Turn:
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return Turn("system" if self.role == "developer" else self.role, text)
+    def turn(self, where: str) -> Turn:
+        return Turn("system" if self.role == "developer" else self.role, _text(self.content))
+
+
+class ToolMessage(_Closed):
+    role: Literal["tool"]
+    content: Content
+    tool_call_id: Name
+    name: str | None = None
+
+    def turn(self, where: str) -> Turn:
+        return Turn(TOOL, _text(self.content), name=self.name, call_id=self.tool_call_id)
+
+
+class AssistantMessage(_Closed):
+    """As it was answered; the last four are what OpenAI's client knows besides, of which nothing is written here."""
+
+    role: Literal["assistant"]
+    content: Content | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOLS)] | None = None
+    name: str | None = None
+    refusal: None = None
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
+
+    @model_validator(mode="after")
+    def _says_or_calls(self) -> AssistantMessage:
+        if self.content is None and not self.tool_calls:
+            raise ValueError("must have content or tool_calls")
+        return self
+
+    def turn(self, where: str) -> Turn:
+        """RowFault where arguments are not the JSON text of an object."""
+        calls = [call.model_dump() for call in self.tool_calls or ()]
+        return Turn("assistant", _text(self.content or ""), calls=calls_in({"tool_calls": calls}, "assistant", where))
+
+
+def _text(content: Content) -> str:
+    return content if isinstance(content, str) else "".join(part.text for part in content)
+
+
+AnyMessage = Annotated[Message | AssistantMessage | ToolMessage, Field(discriminator="role")]
+
+
+class Function(_Closed):
+    name: Name
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    """JSON Schema, which the template shows to the model; nothing makes the model keep to it."""
+    strict: Literal[False] | None = None
+
+
+class _Tool(_Closed):
+    type: Literal["function"]
+    function: Function
+
+
+Tool = Annotated[_Tool, WrapValidator(lambda sent, validated: validated(sent) and sent)]
+"""As it was sent: the template writes it with its keys in that order."""
 
 
 class StreamOptions(_Closed):
@@ -110,8 +190,12 @@ class Request(_Closed):
 
 
 class ChatRequest(Request):
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[AnyMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    tools: Annotated[list[Tool], Field(min_length=1, max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["auto", "none"] | None = None
+    """`none` keeps the tools from the model; that it calls one could not be promised."""
+    parallel_tool_calls: Literal[True] | None = None
 
     @property
     def wanted_tokens(self) -> int | None:
@@ -119,16 +203,20 @@ class ChatRequest(Request):
 
     @property
     def turns(self) -> tuple[Turn, ...]:
-        """RequestError unless, below an optional system message, user and assistant alternate and the user is last."""
-        turns = tuple(message.turn for message in self.messages)
-        said = [turn.role for turn in (turns[1:] if turns[0].role == "system" else turns)]
-        if said != (["user", "assistant"] * (len(said) // 2 + 1))[: len(said)] or len(said) % 2 == 0:
+        """The tools and the messages; RequestError unless these stand in the order of rows and ask for an answer."""
+        tools = None if self.tool_choice == "none" else self.tools
+        try:
+            turns = tuple(m.turn(f"message {place} ({m.role})") for place, m in enumerate(self.messages))
+            require_order(turns)
+            offered = tools_in({TOOLS: tools})
+        except RowFault as fault:
+            raise RequestError(str(fault), param="messages") from None
+        if turns[-1].role not in ("user", TOOL):
             raise RequestError(
-                "messages must be an optional system message, then user and assistant in turn, the user last; are "
-                + ", ".join(turn.role for turn in turns),
+                f"the last message is the {turns[-1].role}'s; it must be the user's, or what a tool answers",
                 param="messages",
             )
-        return turns
+        return (*offered, *turns)
 
 
 class CompletionRequest(Request):
@@ -151,9 +239,7 @@ def parsed(body: bytes, kind: type[AnyRequest]) -> AnyRequest:
     except ValueError as error:
         raise RequestError(f"the body is not valid JSON: {error}") from error
     if sum(1 for _ in islice(_values(fields), MAX_VALUES + 1)) > MAX_VALUES:
-        raise RequestError(
-            f"the body has more than {MAX_VALUES} values, which no request of up to {MAX_MESSAGES} messages needs"
-        )
+        raise RequestError(f"the body has more than {MAX_VALUES} values; send fewer messages or tools")
     try:
         return kind.model_validate(fields)
     except ValidationError as error:

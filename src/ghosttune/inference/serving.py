@@ -24,9 +24,11 @@ from starlette.routing import Route
 
 from ghosttune.data.encoding import Encoder
 from ghosttune.data.templates import Template
+from ghosttune.data.turns import TOOLS
 from ghosttune.errors import GhosttuneError
 from ghosttune.inference.access import Access, Guarded
 from ghosttune.inference.answers import Response, error_body, event, model_list, refusal
+from ghosttune.inference.calling import Calling
 from ghosttune.inference.openapi import document
 from ghosttune.inference.pipeline import Pipeline
 from ghosttune.inference.protocol import ChatRequest, CompletionRequest, Request, RequestError, parsed
@@ -76,6 +78,8 @@ class Asked:
     """Token ids of the prompt."""
     max_new_tokens: int
     sampling: Sampling
+    calling: Calling | None
+    """Reads calls from the answer; None where no tools are given."""
 
 
 def create_app(
@@ -229,7 +233,9 @@ class Server:
             raise RequestError(f"max_tokens is {wanted}, at most {self.limits.max_new_tokens}", param="max_tokens")
         encoder = self._encoders[kind]
         try:
-            sampling, ids = asked.sampling, encoder.whole_prompt_ids(asked.turns)
+            turns, sampling = asked.turns, asked.sampling
+            ids = encoder.whole_prompt_ids(turns)
+            calling = Calling(encoder.template, turns) if turns[0].role == TOOLS else None
         except GhosttuneError as error:  # what sampling, or the chat template, does not take
             raise RequestError(str(error)) from error
         most = encoder.max_length - self.pipeline.room(wanted)
@@ -237,7 +243,7 @@ class Server:
             raise RequestError(
                 f"the prompt has {len(ids)} tokens; 1 to {max(0, most)} fit beside an answer of up to {wanted}"
             )
-        return Asked(asked, ids, wanted, sampling)
+        return Asked(asked, ids, wanted, sampling, calling)
 
     async def _answer(self, request: HttpRequest, asked: Asked) -> HttpResponse:
         told = Told(partial(self._write, asked))
@@ -264,7 +270,11 @@ class Server:
                 job.tell("piece", piece)
             return job.left
 
-        settings: dict[str, Any] = {"sampling": asked.sampling, "stops": asked.request.stops}
+        settings: dict[str, Any] = {
+            "sampling": asked.sampling,
+            "stops": asked.request.stops,
+            "calling": asked.calling,
+        }
         return self.pipeline.reply(asked.ids, max_new_tokens=asked.max_new_tokens, tell=said, **settings)
 
     def _submit(self, worker: Worker, job: Job) -> None:

@@ -83,7 +83,7 @@ def assert_trains(encoder: Encoder, record: Record, by_hand: str) -> None:
         text += piece
     tokenizer = encoder.tokenizer
     whole = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    features = encoder.encode([record]).features[0]
+    features: Any = encoder.encode([record]).features[0]
     assert tokenizer.decode(features.input_ids.tolist()) == text
     assert features.input_ids.tolist() == whole.input_ids
     expected = [any(start <= left and right <= end for start, end in spans) for left, right in whole.offset_mapping]
@@ -211,7 +211,7 @@ def test_reasoning_before_a_call_stays_until_the_next_question(tmp_path: Path) -
         (
             QWEN_2_5.replace("tool | tojson", "tool.function.name"),
             WITH_TOOLS,
-            "leaves out parameters of tools, so that the row would be trained without",
+            "leaves out parameters of tools, so that the model would not see it",
         ),
     ],
 )
@@ -266,7 +266,7 @@ def test_a_template_that_thinks_first_can_train_the_last_turn(tmp_path: Path) ->
         "<|im_start|>user\nSure?<|im_end|>\n"
         "<|im_start|>assistant\n<think>\n⟦Look again.\n</think>\n\nYes.<|im_end|>⟧",
     )
-    features = encoder.encode([record]).features[0]
+    features: Any = encoder.encode([record]).features[0]
     assert encoder.prompt_ids(record) == features.input_ids[~features.trained].tolist()
 
 
@@ -283,7 +283,7 @@ def test_the_marks_of_a_template_say_what_trains(real: bool, tmp_path: Path) -> 
     theirs = encoder.tokenizer.apply_chat_template(
         row["messages"], tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
-    features = encoder.encode([record]).features[0]
+    features: Any = encoder.encode([record]).features[0]
     assert features.trained.tolist() == [bool(mark) for mark in theirs["assistant_masks"][: len(features)]]
     assert not any(theirs["assistant_masks"][len(features) :])
     untrained = {"messages": [ASKED, {**SAID, "weight": 0}, *AGAIN]}
@@ -353,7 +353,7 @@ def test_real_rows_of_sharegpt_are_all_read_and_trained() -> None:
     assert said == {"assistant": 957, "user": 746, "tool": 211, "tools": 191}
     assert sum(len(turn.calls) for record in source.records for turn in record.turns) == 211
     encoder = encoder_of(QWEN_2_5)
-    features = encoder.encode(source.records).features
+    features: Any = encoder.encode(source.records).features
     stop = encoder.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert sum(int((row.input_ids[row.trained] == stop).sum()) for row in features) == 957
 
