@@ -152,6 +152,9 @@ def check(
     fix: Annotated[
         Path | None, typer.Option("--fix", help="Write the rows that can be used to this .jsonl, the others beside it.")
     ] = None,
+    whole_rows: Annotated[
+        bool, typer.Option("--probe", help="See by whole rows whether gradients arrive, not by a part: minutes at 1B.")
+    ] = False,
     allow_code: Code = False,
     trust_remote_code: Trust = False,
     as_json: Json = False,
@@ -179,7 +182,7 @@ def check(
     from ghosttune.cli.display import Display
     from ghosttune.workflows.check import check as checked
 
-    report = checked(loaded, problems, out, resume, fix)
+    report = checked(loaded, problems, out, resume, fix, whole_rows)
     if as_json:
         say(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
     else:

@@ -153,12 +153,13 @@ def check(
     out: Path | None = None,
     resume: bool = False,
     fix: Path | None = None,
+    whole: bool = False,
 ) -> Report:
     """Runs the tokenisation, templates and modules of training without training; needs no run directory.
 
     `problems` are those of the configuration's text; wrong settings are not in `config`. `out` is the run directory
     that training would be given, and `resume` asks whether the run in it could go on. `fix` is where the rows that can
-    be used are written.
+    be used are written. `whole`: whether gradients arrive is seen by whole rows (`trying.on_real_rows`).
     """
     report = Report(findings=ENVIRONMENT.findings(None))
     report.refuse(problems)
@@ -183,7 +184,7 @@ def check(
         if prepared is None or report.concerns("model", "method"):
             _look_at_the_model(config, report)
         else:
-            _look_at_the_run(prepared, report)
+            _look_at_the_run(prepared, report, whole)
     if resume and out is not None:
         look_at_resuming(RunDir(out), config, prepared, report)
     if fix is not None and prepared is None:
@@ -253,7 +254,7 @@ def _look_at_the_rows(prepared: Prepared, report: Report) -> None:
     report.unusable |= {places[row]: reason for row, reason in spoiled.items()}
 
 
-def _look_at_the_run(prepared: Prepared, report: Report) -> None:
+def _look_at_the_run(prepared: Prepared, report: Report, whole: bool) -> None:
     """Judges the model on its rows, and plans the run where nothing is wrong."""
     config = prepared.config
     tried = before_loading(config, prepared.task.kind(prepared.encoder.tokenizer))
@@ -263,7 +264,7 @@ def _look_at_the_run(prepared: Prepared, report: Report) -> None:
     planned = Planned(config, len(prepared.train), len(prepared.dev), FEWEST_ROWS, width_of(adapted.model))
     report.findings += SETTINGS.findings(planned)
     if longest_row(prepared) <= (longest_input(adapted.model) or math.inf):
-        tried = on_real_rows(tried, prepared, adapted)
+        tried = on_real_rows(tried, prepared, adapted, whole)
         report.findings += MODEL.findings(tried)
         to_answer(prepared, adapted.model)
     if report.concerns("phases", "measure"):
@@ -271,7 +272,7 @@ def _look_at_the_run(prepared: Prepared, report: Report) -> None:
     phasing = phasing_of(prepared, adapted)
     measurement_of(RunDir(config.run.root), prepared, adapted, phasing)
     if not report.errors:
-        own = {"index": _store(prepared, adapted), "memory": tried.described()}
+        own = {"index": _store(prepared, adapted), "memory": tried.described(), "time": tried.times(prepared)}
         if values := expected(config):
             own["values"] = values
         report.plan = (

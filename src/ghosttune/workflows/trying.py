@@ -1,7 +1,8 @@
-"""What a pass of two real rows through the model shows: whether gradients arrive, and what the run needs in memory."""
+"""What passes of two real rows through the model show: whether gradients arrive, and what the run needs in memory."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,13 +20,16 @@ from ghosttune.models.upstream import faults_of
 from ghosttune.training.candidates import BY_GRADIENT
 from ghosttune.training.engines import without_rule
 from ghosttune.training.memory import Sizes, fitting, free_memory, plan_of, predicted
-from ghosttune.training.probing import Probe, probe
+from ghosttune.training.probing import PART, Probe, kept, last_trained, probe
 from ghosttune.training.processes import processes
 from ghosttune.workflows.prepare import Prepared
+from ghosttune.workflows.timing import Pace, padded, seconds_of, span
 from ghosttune.workflows.train import Adapted, initialisation_of
 
 TRIED_ROWS = 2
 SHOWN = 5
+AFFORDED = 3.0
+"""Seconds for a whole micro-batch, which tells the pace better than two rows do."""
 
 MODEL = Checks()
 """The checks of a model on real rows, each made of a `Tried`."""
@@ -42,6 +46,7 @@ class Tried:
     rows: tuple[str, ...] = ()
     """Ids of the rows of the probe."""
     probe: Probe | None = None
+    pace: Pace | None = None
 
     @property
     def needed(self) -> float:
@@ -56,6 +61,13 @@ class Tried:
         parts = {name: _size(part) for name, part in predicted(self.sizes, plan_of(self.config)).items()}
         return {"needed": _size(self.needed), **parts, "free": _size(self.free)}
 
+    def times(self, prepared: Prepared) -> dict[str, str]:
+        """What `check` prints; nothing before a pace is known."""
+        if self.pace is None:
+            return {}
+        times = seconds_of(prepared, self.pace)
+        return {"about": span(sum(times.values())), **{name: span(seconds) for name, seconds in times.items()}}
+
 
 def before_loading(config: RunConfig, kind: ModelKind) -> Tried:
     """What the weights alone need, from the model's config.json."""
@@ -63,20 +75,28 @@ def before_loading(config: RunConfig, kind: ModelKind) -> Tried:
     return Tried(config, Sizes(linear, other), free_memory(str(device_of(config.model))))
 
 
-def on_real_rows(tried: Tried, prepared: Prepared, adapted: Adapted) -> Tried:
-    """The same with what the two longest training rows show."""
-    model, facts = adapted.model, adapted.facts
+def on_real_rows(tried: Tried, prepared: Prepared, adapted: Adapted, whole: bool = False) -> Tried:
+    """The same with what the two longest training rows show.
+
+    Whether gradients arrive is seen on a CPU by their last `PART` tokens, unless they are to be read as a `whole`.
+    """
+    config, model = prepared.config, adapted.model
     features = prepared.train.features
     by_length = np.argsort([row.positions for row in features], kind="stable")
     longest = [features[place] for place in by_length[-TRIED_ROWS:]]
-    device = device_of(prepared.config.model)
-    batch = {name: tensor.to(device) for name, tensor in prepared.collator(longest).items()}
-    with faults_of(prepared.config.model.name):
-        plain = probe(prepared.task, model, facts, batch, checkpointing=False)
-        seen = checkpointed = plain
-        if model.supports_gradient_checkpointing and prepared.config.method.type != "prefix_tuning":
-            checkpointed = probe(prepared.task, model, facts, batch, checkpointing=True)
-            seen = checkpointed if prepared.config.train.activation_checkpointing else plain
+    batch = _batch(prepared, longest)
+    checkpoints = model.supports_gradient_checkpointing and config.method.type != "prefix_tuning"
+    in_part = not whole and device_of(config.model).type == "cpu"
+    read = [last_trained(row, PART) for row in longest] if in_part else longest
+    with faults_of(config.model.name):
+        plain = kept(prepared.task, model, batch, checkpointing=False)
+        checkpointed = kept(prepared.task, model, batch, checkpointing=True) if checkpoints else plain
+        checkpointing = checkpoints and config.train.activation_checkpointing
+        seen = probe(prepared.task, model, adapted.facts, _batch(prepared, read), checkpointing)
+        pace = _pace(seen, read)
+        rows = _micro_batch(prepared)
+        if pace.both * padded([row.positions for row in rows]) < AFFORDED:
+            pace = _pace(probe(prepared.task, model, {}, _batch(prepared, rows), checkpointing), rows)
     initialisation = initialisation_of(prepared, adapted)
     trained, own = sum(adapted.counts.values()), isinstance(model, DirectModel)
     sizes = replace(
@@ -84,16 +104,35 @@ def on_real_rows(tried: Tried, prepared: Prepared, adapted: Adapted) -> Tried:
         linear=0 if own else tried.sizes.linear,
         other=tried.sizes.linear + tried.sizes.other - trained if own else tried.sizes.other,
         trained=trained,
-        by_row=_by_row(prepared.config, model),
-        ledger=_ledger(prepared.config, model, trained),
+        by_row=_by_row(config, model),
+        ledger=_ledger(config, model, trained),
         starting=0 if initialisation is None else initialisation.needed,
         guide_rows=len(prepared.guide),
         layers=adapted.layers,
-        kept=plain.kept_bytes / len(longest),
-        kept_checkpointed=checkpointed.kept_bytes / len(longest),
-        largest=plain.largest_bytes / len(longest),
+        kept=plain.whole / len(longest),
+        kept_checkpointed=checkpointed.whole / len(longest),
+        largest=plain.largest / len(longest),
     )
-    return replace(tried, config=prepared.config, sizes=sizes, rows=tuple(r.example_id for r in longest), probe=seen)
+    return replace(tried, config=config, sizes=sizes, rows=tuple(r.example_id for r in longest), probe=seen, pace=pace)
+
+
+def _batch(prepared: Prepared, rows: Sequence[Any]) -> dict[str, Any]:
+    device = device_of(prepared.config.model)
+    return {name: tensor.to(device) for name, tensor in prepared.collator(rows).items()}
+
+
+def _micro_batch(prepared: Prepared) -> list[Any]:
+    """Rows of middling length, as many as a process reads at once."""
+    features = prepared.train.features
+    size = prepared.config.train.per_device_train_batch_size
+    by_length = np.argsort([row.positions for row in features], kind="stable")
+    first = max(0, len(by_length) - size) // 2
+    return [features[place] for place in by_length[first : first + size]]
+
+
+def _pace(seen: Probe, rows: Sequence[Any]) -> Pace:
+    positions = padded([row.positions for row in rows])
+    return Pace(seen.forward / positions, seen.backward / positions)
 
 
 def _by_row(config: RunConfig, model: Any) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +16,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from ghosttune.config.facts import CAUSAL_LM
 from ghosttune.models.loading import load_model
-from ghosttune.training import memory
+from ghosttune.training import memory, probing
 from ghosttune.training.memory import Sizes, plan_of, predicted, weight_bytes
-from ghosttune.training.probing import Probe
+from ghosttune.training.order import rows_of_steps
+from ghosttune.training.probing import PART, Probe, kept, last_trained
 from ghosttune.workflows.prepare import prepare
+from ghosttune.workflows.timing import Pace, seconds_of, span
 from ghosttune.workflows.train import adapted_model, train
 from ghosttune.workflows.trying import MODEL, Tried, before_loading, on_real_rows
 
@@ -84,6 +88,44 @@ def test_predicted_memory_is_what_a_step_takes(shape, settings, read, tmp_path):
     assert tried.needed == pytest.approx(taken, rel=0.15)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"method__type": name} for name in ("lora", "full", "adalora", "ia3", "prompt_tuning", "prefix_tuning")),
+        {"method__use_dora": True},
+        {"model__dtype": "bfloat16"},
+        {"train__packing": True},
+    ],
+    ids=lambda settings: " ".join(map(str, settings.values())),
+)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_what_is_kept_is_known_without_products(settings, checkpointing, read, monkeypatch):
+    """The reference computes them."""
+    if checkpointing and "prefix_tuning" in settings.values():
+        pytest.skip("prefix tuning and checkpointing exclude each other")
+    prepared = prepare(read(usable(12), **settings)[0])
+    model = adapted_model(prepared).model
+    batch = prepared.collator(prepared.train.features[:3])
+    found = kept(prepared.task, model, batch, checkpointing)
+    monkeypatch.setattr(probing, "_WithoutProducts", nullcontext)
+    assert found == kept(prepared.task, model, batch, checkpointing) and found.whole > found.largest > 0
+
+
+def test_a_part_of_a_row_ends_with_what_is_trained_last(read):
+    rows = [{"prompt": f"{'x ' * 150}{n}", "completion": f"y {n}"} for n in range(12)]
+    prepared = prepare(read(rows, data__max_length=512)[0])
+    row: Any = prepared.train.features[0]
+    part = last_trained(row, PART)
+    end = int(row.trained.nonzero()[0][-1]) + 1
+    assert len(row) > len(part) == PART and part.targets == row.targets
+    assert (part.input_ids == row.input_ids[end - PART : end]).all() and (
+        part.trained == row.trained[end - PART : end]
+    ).all()
+    inside = last_trained(row, 2)
+    assert inside.trained.tolist() == [False, True], "nothing predicts the first"
+    assert last_trained(row, len(row)) is row
+
+
 def test_weights_are_counted_before_they_are_loaded(read):
     config, _ = read()
     tried = before_loading(config, CAUSAL_LM)
@@ -144,6 +186,41 @@ def test_the_most_harmless_change_that_fits_is_named(read, free, change):
     assert (memory.fitting(sizes, config, free * GB) or "").startswith(change)
 
 
+@pytest.mark.parametrize(
+    ("settings", "guide_passes", "evaluations"),
+    [
+        ({"train__max_steps": 7, "train__eval_steps": 3}, 0, 3),
+        ({"train__max_steps": 4, "train__eval_steps": 4, "train__packing": True}, 0, 2),
+        ({"train__max_steps": 5, "train__eval_steps": 5, "measure__ledger__guide_every": 2}, 4, 2),
+    ],
+)
+def test_time_is_told_for_what_a_run_reads(settings, guide_passes, evaluations, read):
+    """Positions counted anew by the rows that come, at one second forward and two more backward."""
+    guided = "measure__ledger__guide_every" in settings
+    plain = {"data__guide__rows": 5} if guided else {"measure__ledger__guide_every": None}
+    sizes = {"train__per_device_train_batch_size": 6, "train__per_device_eval_batch_size": 100}
+    prepared = prepare(read(usable(40), **plain | sizes | settings)[0])
+    rows = prepared.train.features
+    lengths = [
+        [len(rows[place]) for place in step] for step in rows_of_steps(prepared.order(), 6, 1, -(-len(rows) // 6))
+    ]
+    read_by_one = [sum(own) if prepared.config.train.packing else len(own) * max(own) for own in lengths]
+    updates = 6 * settings["train__max_steps"] * sum(read_by_one) / len(rows)
+
+    def together(rows) -> int:
+        return len(rows) * max(map(len, rows)) if len(rows) else 0
+
+    times = seconds_of(prepared, Pace(1.0, 2.0))
+    assert times["updates"] == pytest.approx(3 * updates)
+    assert times["dev losses"] == evaluations * together(prepared.dev.features)
+    assert times.get("guide passes", 0) == 3 * guide_passes * together(prepared.guide.features)
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(3.4, "3 s"), (130, "2 min"), (7300, "2 h 2 min")])
+def test_times_are_said_in_units_of_their_size(seconds, said):
+    assert span(seconds) == said
+
+
 def test_a_container_may_use_less_than_the_machine_has(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     whole = memory.free_memory("cpu")
@@ -195,10 +272,10 @@ def test_a_gradient_that_does_not_arrive_is_found_by_the_name_of_its_module(read
 
 def test_a_loss_that_is_no_number_is_found(read):
     config, _ = read()
-    tried = Tried(config, Sizes(1, 1), GB, ("a", "b"), Probe([1.0, float("nan")], [], 1, 1))
+    tried = Tried(config, Sizes(1, 1), GB, ("a", "b"), Probe([1.0, float("nan")], []))
     (found,) = MODEL.findings(tried)
     assert found.check == "loss not a number" and "a loss of nan on rows b" in found.message
-    assert MODEL.findings(replace(tried, probe=Probe([1.0, 2.0], [], 1, 1))) == []
+    assert MODEL.findings(replace(tried, probe=Probe([1.0, 2.0], []))) == []
 
 
 @pytest.mark.slow
