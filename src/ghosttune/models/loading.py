@@ -60,12 +60,22 @@ HUB_SECONDS = 15
 
 
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
-    """The model's own tokenizer; ModelError when there is none to be had."""
-    from transformers import AutoTokenizer
+    """The model's own tokenizer; ModelError when there is none to be had.
 
+    AutoTokenizer imports torch and half of Transformers to find out which class a model's tokenizer has; of a built-in
+    model that is known, so that a preview does without.
+    """
     place, arguments = located(settings)
     with explained(settings, "tokenizer"):
-        return refusing_in_words(AutoTokenizer.from_pretrained(place, **arguments), settings.name)
+        if settings.name in BUILTIN_MODELS:
+            from transformers import TokenizersBackend
+
+            tokenizer = TokenizersBackend.from_pretrained(place)
+        else:
+            from transformers import AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(place, **arguments)
+        return refusing_in_words(tokenizer, settings.name)
 
 
 def load_processor(settings: ModelSettings) -> Any:
@@ -372,6 +382,15 @@ def device_of(settings: ModelSettings) -> torch.device:
     import torch
 
     return torch.device(settings.device)
+
+
+def cuda_devices(device: str) -> int:
+    """How many CUDA devices torch sees; none is looked for where the CPU was asked for."""
+    if device == "cpu":
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def has_bfloat16() -> bool:

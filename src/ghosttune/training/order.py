@@ -8,7 +8,6 @@ from typing import Any
 from zlib import crc32
 
 import numpy as np
-from torch.utils.data import Sampler
 
 from ghosttune.config.sections import TrainSettings
 from ghosttune.training.processes import processes
@@ -48,7 +47,7 @@ class Draws:
         return np.concatenate([rows[random.permutation(len(rows))] for random in passes])[begin : begin + count]
 
 
-class RowOrder(Sampler[int]):
+class RowOrder:
     """Row positions of one epoch, step after step.
 
     Rows are shuffled, sorted by length within pools of steps, cut into steps, and the steps shuffled. Grouping is by
@@ -128,7 +127,7 @@ def rows_of_steps(order: RowOrder, batch_size: int, processes: int, steps: int) 
         steps, epoch = steps - len(taken), epoch + 1
 
 
-class MicroBatches(Sampler[list[int]]):
+class MicroBatches:
     """The micro-batches of one process: its slices of each step, cut so that every process has as many.
 
     A last step of an epoch with too few rows to give each process one leaves out those that remain (fewer than

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.distributed as dist
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RANK, PROCESSES = "RANK", "WORLD_SIZE"
 """Environment variables by which torch.distributed's launchers tell a process its place."""
@@ -26,6 +25,9 @@ def meet(on_cpu: bool = False) -> None:
     """Waits until every process is here; nothing with one process. `on_cpu`: they exchange tensors of the host only."""
     if processes() == 1:
         return
+    import torch
+    import torch.distributed as dist
+
     if not dist.is_initialized():
         from accelerate import PartialState
 
@@ -35,6 +37,8 @@ def meet(on_cpu: bool = False) -> None:
 
 def agreed(value: Any) -> Any:
     """Process 0's value, in every process."""
+    import torch.distributed as dist
+
     if not dist.is_initialized():
         return value
     values = [value]
@@ -44,6 +48,8 @@ def agreed(value: Any) -> Any:
 
 def total(tensor: Tensor) -> Tensor:
     """The sum over processes, in place."""
+    import torch.distributed as dist
+
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
@@ -51,11 +57,16 @@ def total(tensor: Tensor) -> Tensor:
 
 def any_of(flag: bool, device: Any) -> bool:
     """Whether the flag is set in any process."""
+    import torch
+    import torch.distributed as dist
+
     return bool(total(torch.tensor(float(flag), device=device))) if dist.is_initialized() else flag
 
 
 def gathered(value: Any) -> list[Any]:
     """Every process's value, in the order of their ranks."""
+    import torch.distributed as dist
+
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()

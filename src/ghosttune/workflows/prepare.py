@@ -32,7 +32,7 @@ from ghosttune.data.stored import Stored
 from ghosttune.data.templates import Template
 from ghosttune.errors import DataError, Problem, TooFewRows, listed
 from ghosttune.metrics.judging import labels_of
-from ghosttune.models.loading import has_bfloat16, load_processor, load_tokenizer
+from ghosttune.models.loading import cuda_devices, has_bfloat16, load_processor, load_tokenizer
 from ghosttune.registry import TASKS
 from ghosttune.run.directory import RunDir
 from ghosttune.training.order import Draws, RowOrder
@@ -372,11 +372,9 @@ def require_same_data(run: RunDir, fingerprints: dict[str, str]) -> None:
 
 
 def _facts(config: RunConfig, source: Source, tokenizer: Any) -> Facts:
-    import torch
-
     with_dev = set(sources_of(source.records.of_split("dev"))) if source.parts else set()
     return Facts(
-        cuda_devices=torch.cuda.device_count(),
+        cuda_devices=cuda_devices(config.model.device),
         source_splits=source.splits,
         row_format=source.row_format,
         has_template=task_of(config).renders,

@@ -13,7 +13,6 @@ from ghosttune.data.mixing import source_of_row
 from ghosttune.data.records import Record
 from ghosttune.workflows.ordering import by_place, needs_the_model, scores_of
 from ghosttune.workflows.prepare import Prepared, prepare
-from ghosttune.workflows.train import adapted_model
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def preview(config: RunConfig, rows: int = 3) -> list[PreviewedRow]:
     """
     prepared = prepare(config)
     tokenizer = prepared.encoder.tokenizer
-    scores = scores_of(prepared, adapted_model(prepared).model if needs_the_model(prepared.config) else None)
+    scores = scores_of(prepared, _base(prepared) if needs_the_model(prepared.config) else None)
     first = _first(prepared, rows) if scores is None else _by_score(prepared, scores, rows)
     wanted = {features.example_id for features in first}
     records = {row.example_id: row for row in prepared.train_records if row.example_id in wanted}
@@ -57,6 +56,12 @@ def preview(config: RunConfig, rows: int = 3) -> list[PreviewedRow]:
                 PreviewedRow(record.example_id, tokens, record.metadata, row.target, row.part, note, drawn, score)
             )
     return shown
+
+
+def _base(prepared: Prepared) -> Any:
+    from ghosttune.workflows.train import adapted_model
+
+    return adapted_model(prepared).model
 
 
 def _note(encoder: Any, record: Record) -> str:
