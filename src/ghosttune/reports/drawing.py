@@ -6,6 +6,7 @@ themes, and its text is text of the page; the PNG is the wide drawing in light c
 
 from __future__ import annotations
 
+import gc
 import io
 import re
 import warnings
@@ -262,13 +263,43 @@ def _two_and_five(value: float, _: object = None) -> str:
     return f"{value:g}" if f"{value:e}"[0] in "25" else ""
 
 
-def as_svg(view: View, narrow: bool, salt: str) -> str:
+@dataclass(frozen=True)
+class Pictures:
+    """A view as files have it."""
+
+    svgs: Mapping[str, str]
+    """wide and narrow: SVG elements to stand in a page."""
+    png: bytes
+    """The wide drawing."""
+
+
+@contextmanager
+def collecting_later() -> Iterator[None]:
+    """Drawings are full of cycles, and looking for them again and again takes an eighth of the time they take."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+def pictures_of(view: View, identity: str) -> Pictures:
+    """All pictures of a view; `identity` is its own in the page."""
+    with styled(f"{identity}-wide"):
+        drawing = view(False)
+        png, wide = _as_png(drawing), _as_svg(drawing)  # made once: half the time goes into that
+    with styled(f"{identity}-narrow"):
+        narrow = _as_svg(view(True))
+    return Pictures({"wide": wide, "narrow": narrow}, png)
+
+
+def _as_svg(drawing: Drawing) -> str:
     """The drawing as an SVG element to stand in a page: no header, no metadata, colours from the style sheet."""
     buffer = io.StringIO()
-    with styled(salt):
-        drawing = view(narrow)
-        drawing.set_facecolor("none")
-        drawing.savefig(buffer, format="svg", transparent=True, metadata={"Date": None}, dpi=100)
+    drawing.set_facecolor("none")
+    drawing.savefig(buffer, format="svg", transparent=True, metadata={"Date": None}, dpi=100)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -282,9 +313,7 @@ def as_svg(view: View, narrow: bool, salt: str) -> str:
     return text
 
 
-def as_png(view: View) -> bytes:
-    """The wide drawing as a picture."""
+def _as_png(drawing: Drawing) -> bytes:
     buffer = io.BytesIO()
-    with styled():
-        view(False).savefig(buffer, format="png", dpi=110, pil_kwargs={"compress_level": 4})
+    drawing.savefig(buffer, format="png", dpi=110, pil_kwargs={"compress_level": 4})
     return buffer.getvalue()

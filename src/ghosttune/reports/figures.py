@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ghosttune.reports.drawing import View, as_png
+from ghosttune.reports.drawing import Pictures, View, pictures_of
 from ghosttune.run.directory import write_csv, write_file
 
 SECTIONS = {
@@ -56,23 +57,19 @@ class Figure:
     """What a reader can switch between; the first is shown."""
 
 
-def write_figure(folder: Path, name: str, figure: Figure) -> list[Path]:
-    """NAME.csv, and a PNG per view: NAME.png for the first, NAME-VIEW.png for the others. Returns their paths."""
-    table = folder / f"{name}.csv"
-    write_csv(table, figure.columns, figure.rows)
-    pictures = [folder / picture_name(name, figure, view) for view in figure.views]
-    for path, view in zip(pictures, figure.views.values(), strict=True):
-        write_picture(path, view)
-    return [table, *pictures]
+def draw(name: str, figure: Figure) -> dict[str, Pictures]:
+    """View -> its pictures."""
+    return {view: pictures_of(made, f"{name}-{place}") for place, (view, made) in enumerate(figure.views.items())}
 
 
-def write_picture(path: Path, view: View) -> None:
-    """The PNG of one view."""
-    content = as_png(view)
-    write_file(path, lambda partial: _fill(partial, content))
+def write_figure(folder: Path, name: str, figure: Figure, drawn: Mapping[str, Pictures]) -> None:
+    """NAME.csv, and a PNG per view: NAME.png for the first, NAME-VIEW.png for the others."""
+    write_csv(folder / f"{name}.csv", figure.columns, figure.rows)
+    for view, pictures in drawn.items():
+        write_file(folder / picture_name(name, figure, view), partial(_fill, pictures.png))
 
 
-def _fill(path: Path, content: bytes) -> None:
+def _fill(content: bytes, path: Path) -> None:
     path.write_bytes(content)
 
 

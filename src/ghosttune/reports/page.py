@@ -8,10 +8,10 @@ from typing import Any
 
 from ghosttune.registry import FIGURES
 from ghosttune.reports.configuration import configuration, cost, origin
-from ghosttune.reports.drawing import PALETTE, as_svg
+from ghosttune.reports.drawing import PALETTE, Pictures, collecting_later
 from ghosttune.reports.evaluation import splits_of
 from ghosttune.reports.examples import Shades, Texts, answers, extreme_rows
-from ghosttune.reports.figures import INTRODUCTIONS, SECTIONS, Figure, picture_name, write_figure
+from ghosttune.reports.figures import INTRODUCTIONS, SECTIONS, Figure, draw, picture_name, write_figure
 from ghosttune.reports.markup import Markup, joined, table, tag
 from ghosttune.reports.reading import RunNumbers
 from ghosttune.reports.verdict import interval, is_share, verdict
@@ -29,12 +29,14 @@ def write_report(run: RunDir, texts: Texts, why_no_texts: str, shades: Shades) -
     """
     numbers = RunNumbers(run)
     figures = figures_of(numbers)
+    with collecting_later():
+        drawn = {name: draw(name, figure) for name, figure in figures.items()}
 
     def fill(folder: Path) -> None:
         for name, figure in figures.items():
-            write_figure(folder, name, figure)
+            write_figure(folder, name, figure, drawn[name])
         write_json(folder / "summary.json", numbers.summary)
-        write_text(folder / "index.html", page(numbers, figures, texts, why_no_texts, shades))
+        write_text(folder / "index.html", page(numbers, figures, drawn, texts, why_no_texts, shades))
 
     write_folder(run.report, fill)
     return run.report / "index.html"
@@ -48,9 +50,16 @@ def figures_of(numbers: RunNumbers) -> dict[str, Figure]:
     return {name: figure for name, figure in made.items() if figure is not None}
 
 
-def page(numbers: RunNumbers, figures: Mapping[str, Figure], texts: Texts, why_no_texts: str, shades: Shades) -> str:
+def page(
+    numbers: RunNumbers,
+    figures: Mapping[str, Figure],
+    drawn: Mapping[str, Mapping[str, Pictures]],
+    texts: Texts,
+    why_no_texts: str,
+    shades: Shades,
+) -> str:
     """The HTML."""
-    blocks = {section: _figures(figures, section) for section in SECTIONS}
+    blocks = {section: _figures(figures, drawn, section) for section in SECTIONS}
     beside = {
         "loss": _phases(numbers),
         "moved": _statistics(numbers),
@@ -111,27 +120,27 @@ def _subtitle(numbers: RunNumbers) -> str:
     return f"{record['model']['name']}, {counted}, {record['step']:,} steps, started {record['started']}"
 
 
-def _figures(figures: Mapping[str, Figure], section: str) -> Markup:
+def _figures(figures: Mapping[str, Figure], drawn: Mapping[str, Mapping[str, Pictures]], section: str) -> Markup:
     wanted = {entry.name for entry in FIGURES if entry.settings.section == section}
-    return joined(_figure(name, figure) for name, figure in figures.items() if name in wanted)
+    return joined(_figure(name, figure, drawn[name]) for name, figure in figures.items() if name in wanted)
 
 
-def _figure(name: str, figure: Figure) -> Markup:
+def _figure(name: str, figure: Figure, drawn: Mapping[str, Pictures]) -> Markup:
     switches, drawings = [], []
-    for place, (view, draw) in enumerate(figure.views.items()):
+    for place, (view, pictures) in enumerate(drawn.items()):
         identity = f"{name}-{place}"
         if len(figure.views) > 1:
             checked = " checked" if place == 0 else ""
             switches.append(Markup(f'<input type="radio" name="{name}" id="{identity}"{checked}>'))
             switches.append(tag("label", view, for_=identity))
-        widths = {"wide": as_svg(draw, False, f"{identity}-wide"), "narrow": as_svg(draw, True, f"{identity}-narrow")}
         alone = f'role="img" aria-label="{tag("b", f"{figure.title}: {view}")[3:-4]}"'
-        drawn = [
-            tag("div", Markup(svg.replace("<svg ", f"<svg {alone} ", 1)), class_=width) for width, svg in widths.items()
+        widths = [
+            tag("div", Markup(svg.replace("<svg ", f"<svg {alone} ", 1)), class_=width)
+            for width, svg in pictures.svgs.items()
         ]
-        drawings.append(tag("div", *drawn, class_="view"))
-    pictures = (tag("a", view, href=picture_name(name, figure, view)) for view in figure.views)
-    files = joined([tag("a", "numbers (CSV)", href=f"{name}.csv"), " · pictures (PNG): ", joined(pictures, ", ")])
+        drawings.append(tag("div", *widths, class_="view"))
+    links = (tag("a", view, href=picture_name(name, figure, view)) for view in figure.views)
+    files = joined([tag("a", "numbers (CSV)", href=f"{name}.csv"), " · pictures (PNG): ", joined(links, ", ")])
     return tag(
         "figure",
         tag("h3", figure.title),

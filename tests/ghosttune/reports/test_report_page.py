@@ -115,7 +115,7 @@ def test_texts_of_changed_rows_are_not_shown(copied, full_run, tmp_path):
     config.write_text(config.read_text().replace(str(full_run.parent), str(tmp_path)))
     texts, why_none = texts_of(RunDir(copied))
     assert not texts and why_none.endswith(f"because these files changed since: {rows}")
-    assert escape(why_none) in page_of(RunNumbers(RunDir(copied)), {}, texts, why_none, {})
+    assert escape(why_none) in page_of(RunNumbers(RunDir(copied)), {}, {}, texts, why_none, {})
 
 
 def test_texts_of_lost_rows_are_not_shown(copied, full_run):
@@ -126,7 +126,7 @@ def test_texts_of_lost_rows_are_not_shown(copied, full_run):
 
 
 def test_targets_are_shaded_by_what_they_do_to_the_guide_loss(full_run, full, tmp_path):
-    (tmp_path / "page.html").write_text(page_of(full, {}, {}, "", shades_of(RunDir(full_run), 1)), encoding="utf-8")
+    (tmp_path / "page.html").write_text(page_of(full, {}, {}, {}, "", shades_of(RunDir(full_run), 1)), encoding="utf-8")
     page = Page(tmp_path / "page.html")
     ids = [rows[0]["example_id"] for rows in extremes(full).values()]
     shares = guide_shares(OpenedRun(full_run), ids)
@@ -183,7 +183,7 @@ def test_a_run_that_did_not_finish(copied, status):
         "evaluation",
     }
     said = {"running": "has not finished", "stopped": "was stopped", "failed": "failed: out of &lt;memory&gt;"}
-    assert said[status] in page_of(numbers, {}, {}, "", {})
+    assert said[status] in page_of(numbers, {}, {}, {}, "", {})
 
 
 def test_a_report_replaces_the_one_before(bare_run, tmp_path):
