@@ -199,10 +199,12 @@ def _selected(model: nn.Module, select: Select) -> dict[str, nn.Parameter]:
     named = dict(model.named_parameters())
     if callable(select):
         return {name: parameter for name, parameter in named.items() if select(name, parameter)}
-    unmatched = [pattern for pattern in select if not any(fnmatchcase(name, pattern) for name in named)]
+    whole = {name for name in select if name in named}  # of a list of names each would be compared with each
+    patterns = [pattern for pattern in select if pattern not in whole]
+    unmatched = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in named)]
     if unmatched:
         raise ValueError(f"patterns that match no parameter: {unmatched}; names look like {list(named)[:3]}")
-    return {name: parameter for name, parameter in named.items() if any(fnmatchcase(name, p) for p in select)}
+    return {n: p for n, p in named.items() if n in whole or any(fnmatchcase(n, pattern) for pattern in patterns)}
 
 
 def _sites(
