@@ -11,10 +11,12 @@ import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, TypeVar
 
 from ghosttune.errors import GhosttuneError, InputError, listed, nearest
 from ghosttune.own_code import is_own_code
+
+Build = TypeVar("Build", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,10 @@ class Registry:
         self._entries: dict[str, Entry] = {}
         self._loaded = False
 
-    def register(self, name: str, settings: Any = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def register(self, name: str, settings: Any = None) -> Callable[[Build], Build]:
         """Decorator that enters a function under `name`; a name already taken is an error."""
 
-        def enter(build: Callable[..., Any]) -> Callable[..., Any]:
+        def enter(build: Build) -> Build:
             if name in self._entries:
                 raise ValueError(f"{self.kind} {name!r} is registered twice")
             meaning = (build.__doc__ or "").strip().splitlines()

@@ -112,11 +112,12 @@ class Display:
             self.line("  ".join(filter(None, (f"step {event['step']}/{event['max_steps']}", self.loss, seconds))))
 
     def _log(self, event: dict[str, Any]) -> None:
-        self.loss = f"loss {event['loss']:.4f}"
+        self.loss = f"reward {event['reward']:.3f}" if "reward" in event else f"loss {event['loss']:.4f}"
 
     def _eval(self, event: dict[str, Any]) -> None:
         start = f"  ({self.starts_from})" if event["step"] == 0 else ""
-        self.line(f"step {event['step']}: {event['split']} loss {event['loss']:.4f} nats per target{start}")
+        earned = f"{event['split']} reward {event['reward']:.3f}, " if "reward" in event else ""
+        self.line(f"step {event['step']}: {earned}{event['split']} loss {event['loss']:.4f} nats per target{start}")
 
     def _phase(self, event: dict[str, Any]) -> None:
         reason = f" ({event['reason']})" if "reason" in event else ""
@@ -147,6 +148,12 @@ class Display:
         self.line()
         note = f" ({judged['note']})" if judged["note"] else ""
         self.line(VERDICTS[judged["verdict"]] + note, "bold")
+        if earned := judged.get("reward"):
+            own = earned["change"]
+            interval = f"95 % interval {own['low']:+.3f} to {own['high']:+.3f}, {own['n']} prompts"
+            self.line(f"reward     {earned['base']:.3f} -> {earned['adapter']:.3f} of greedy answers to dev prompts")
+            self.line(f"           change {own['value']:+.3f} ({interval})")
+            self.line(f"success    {earned['success_base']:.1%} -> {earned['success']:.1%}")
         self.line(f"dev loss   {judged['dev_loss_base']:.4f} -> {judged['dev_loss']:.4f} nats per target")
         interval = f"95 % interval {change['low']:+.4f} to {change['high']:+.4f}, {change['n']} rows"
         self.line(f"change     {change['value']:+.4f} ({interval})")
@@ -159,7 +166,7 @@ class Display:
         self.line(f"adapter    {run.folder.adapter} (best: step {judged['best_step']}), loads with PEFT alone")
         if run.folder.report.is_dir():
             self.line(f"report     {run.folder.report / 'index.html'}")
-        if run.config.task.type == "causal_lm":
+        if run.config.task.type in ("causal_lm", "grpo"):
             self.line(f"try        ghosttune chat {shlex.quote(str(run.path))} --prompt {_quoted(run.predictions)}")
 
     def _ledger(self, run: Any) -> None:

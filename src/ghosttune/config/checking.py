@@ -293,6 +293,8 @@ def _how_rows_are_forgotten(config: RunConfig) -> Found:
         return
     if config.task.type in ("preference", "reward"):
         yield "forget.run", f"is for tasks whose rows have a likelihood, and those of {config.task.type} are compared"
+    if config.task.type == "grpo":
+        yield "forget.run", "is for tasks that train a row's own answer, and grpo trains answers of the model"
     if config.train.packing:
         yield "train.packing", "cannot be while rows are forgotten, whose losses differ: set it to false"
     if config.data.online_selection.by is not None:
@@ -441,8 +443,9 @@ def _files_of_metrics(config: RunConfig) -> Found:
         return
     if "sql_execution" in config.evaluate.metrics and config.evaluate.tables is None:
         yield "evaluate.tables", "is missing: sql_execution runs queries on the rows' own tables"
+    chosen = [*config.evaluate.metrics, *getattr(config.task, "rewards", ())]
     for name, metric in (("synonyms", "meteor"), ("tables", "sql_execution")):
-        if getattr(config.evaluate, name) is not None and metric not in config.evaluate.metrics:
+        if getattr(config.evaluate, name) is not None and metric not in chosen:
             yield f"evaluate.{name}", f"does nothing without {metric} in evaluate.metrics"
 
 

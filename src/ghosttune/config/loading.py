@@ -249,6 +249,8 @@ def _absolute(config: RunConfig) -> RunConfig:
         changes["evaluate.metrics"] = [
             at(name, _absolute_path) if is_own_code(name) else name for name in config.evaluate.metrics
         ]
+    if (rewards := getattr(config.task, "rewards", None)) is not None:
+        changes["task.rewards"] = [at(name, _absolute_path) if is_own_code(name) else name for name in rewards]
     changes["run.root"] = os.path.expanduser(config.run.root)
     return with_values(config, changes)
 

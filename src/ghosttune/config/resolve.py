@@ -112,10 +112,14 @@ def resolve_steps(config: RunConfig, train_rows: int, processes: int = 1, refuse
 
 
 def steps_per_epoch(config: RunConfig, train_rows: int, processes: int = 1) -> int:
-    """Optimizer updates of one pass over the rows, the last of which may hold fewer rows."""
+    """Optimizer updates of one pass over the rows, the last of which may hold fewer rows.
+
+    Those with all of their rows are made several times where the task says so.
+    """
     rows = config.train.per_device_train_batch_size * config.data.online_selection.offered * processes
     micro_batches = math.ceil(train_rows / rows)
-    return math.ceil(micro_batches / config.train.gradient_accumulation_steps)
+    full = train_rows // (rows * config.train.gradient_accumulation_steps)
+    return math.ceil(micro_batches / config.train.gradient_accumulation_steps) + full * (config.task.repeats - 1)
 
 
 def _formatted(sources: Mapping[str, MixedSettings], facts: Facts) -> dict[str, MixedSettings]:

@@ -103,6 +103,16 @@ class TaskSettings(Section):
 
     type: str
 
+    @property
+    def repeats(self) -> int:
+        """Updates in a row that the rows of a step make."""
+        return 1
+
+    @property
+    def sequences_per_row(self) -> int:
+        """How many sequences of its length a row may be when it trains."""
+        return 1
+
     def conflicts(self, config: RunConfig) -> Iterator[tuple[str, str]]:
         """(setting, message) of what this task cannot do together with the rest of the configuration."""
         yield from ()

@@ -43,16 +43,28 @@ def generate(
     computed once.
     """
     asked = [list(prompt) for prompt in dict.fromkeys(map(tuple, prompts))] if sampling.is_greedy else list(prompts)
-    written: dict[int, list[int]] = {}
-    for positions in _together(model, asked):
-        rows = [asked[position] for position in positions]
-        new = decode(model, rows, stop_token_ids, max_new_tokens, chooser(sampling, positions))
-        written.update(zip(positions, new, strict=True))
-    answers = [answer_of(tokenizer, written[position], stop_token_ids) for position in range(len(asked))]
+    written = write(model, asked, stop_token_ids, max_new_tokens, sampling)
+    answers = [answer_of(tokenizer, ids, stop_token_ids) for ids in written]
     if not sampling.is_greedy:
         return answers
     answer_to = {tuple(prompt): answer for prompt, answer in zip(asked, answers, strict=True)}
     return [answer_to[tuple(prompt)] for prompt in prompts]
+
+
+def write(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    stop_token_ids: list[int],
+    max_new_tokens: int,
+    sampling: Sampling,
+) -> list[list[int]]:
+    """The new token ids behind each prompt, in order, the stop token included; drawn as `generate` says."""
+    written: dict[int, list[int]] = {}
+    for positions in _together(model, prompts):
+        rows = [prompts[position] for position in positions]
+        new = decode(model, rows, stop_token_ids, max_new_tokens, chooser(sampling, positions))
+        written.update(zip(positions, new, strict=True))
+    return [written[position] for position in range(len(prompts))]
 
 
 def try_out(model: PreTrainedModel, prompts: Sequence[list[int]], stop_token_ids: list[int]) -> None:

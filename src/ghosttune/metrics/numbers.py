@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 
 import numpy as np
 
 from ghosttune.errors import DataError
-from ghosttune.metrics.scoring import Corpus, Metric, Score, of_sums
+from ghosttune.metrics.scoring import Corpus, Metric, Score, of_hits, of_sums
 from ghosttune.registry import METRICS
 
 Value = Callable[[np.ndarray], np.ndarray]
@@ -21,6 +22,30 @@ def number(text: str) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) else None
+
+
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+def last_number(text: str) -> float | None:
+    """The last number that is written in a text, thousands separated or not; None where there is none."""
+    found = _NUMBER.findall(text)
+    return float(found[-1].replace(",", "")) if found else None
+
+
+@METRICS.register("number_match", Metric("share of questions", "own; the last number, as GSM8K's answers are read"))
+def number_match(corpus: Corpus) -> Score:
+    """The last number in the answer is the last one in a reference; an answer without one is wrong, and counted."""
+    hits: list[bool] = []
+    without = 0
+    for item in corpus.items:
+        right = {last_number(reference) for reference in item.references} - {None}
+        if not right:
+            raise DataError(f"the reference {item.references[0]!r:.80} holds no number, which number_match needs")
+        said = last_number(item.output)
+        without += said is None
+        hits.append(said in right)
+    return of_hits(hits, without_a_number=without)
 
 
 def _sums(corpus: Corpus) -> tuple[np.ndarray, int]:

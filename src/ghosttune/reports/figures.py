@@ -15,6 +15,7 @@ from ghosttune.reports.drawing import Pictures, View, pictures_of
 from ghosttune.run.directory import write_csv, write_file
 
 SECTIONS = {
+    "rewards": "Rewards",
     "loss": "Loss",
     "moved": "What moved: gradients by module",
     "helped": "What lowered the held-out loss",

@@ -115,6 +115,15 @@ class RunNumbers:
         ]
 
     @cached_property
+    def rewards(self) -> list[tuple[int, str, float, float]]:
+        """(step, `drawn` or the split, reward, share of successes) of answers, where they are rewarded."""
+        return [
+            (event["step"], "drawn" if event["event"] == "log" else event["split"], event["reward"], event["success"])
+            for event in self.events
+            if event.get("reward") is not None
+        ]
+
+    @cached_property
     def validation(self) -> dict[str, Any] | None:
         """What training again without some rows showed; None where nobody did."""
         path = self.run.validation_result

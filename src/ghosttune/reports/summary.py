@@ -30,6 +30,11 @@ def summary_of(numbers: RunNumbers) -> Summary:
     if evals:
         best = min(evals, key=lambda found: found[1])
         summary["dev_loss"] = {"first": evals[0][1], "last": evals[-1][1], "best": best[1], "best_step": best[0]}
+    if numbers.rewards:
+        own = [(step, reward, success) for step, kind, reward, success in numbers.rewards if kind == "dev"]
+        best = max(own, key=lambda found: found[1])
+        names = ("best_step", "reward", "success")
+        summary["dev_reward"] = {"first": own[0][1], "first_success": own[0][2], **dict(zip(names, best, strict=True))}
     if "verdict" in numbers.record:
         summary["verdict"] = numbers.record["verdict"]
     return summary

@@ -28,8 +28,8 @@ SPLIT_COLOURS = ("orange", "purple", "green")
 
 @FIGURES.register("training_loss", Standing("loss", 1))
 def training_loss(numbers: RunNumbers) -> Figure | None:
-    """Loss of the training rows and of the dev rows."""
-    return loss_figure(numbers.losses, numbers.spans) if numbers.losses else None
+    """Loss of the training rows and of the dev rows; not where rewards train and choose."""
+    return loss_figure(numbers.losses, numbers.spans) if numbers.losses and not numbers.rewards else None
 
 
 def loss_figure(losses: Sequence[Loss], spans: Sequence[Span]) -> Figure:

@@ -52,6 +52,9 @@ def _tiles(numbers: RunNumbers) -> list[tuple[str, str, str]]:
     record, account = numbers.record, numbers.ledger
     tiles = []
     if judged := record.get("verdict"):
+        if earned := judged.get("reward"):
+            own = f"change {interval(earned['change'])}, {earned['change']['n']} dev prompts"
+            tiles.append(("reward of greedy answers", _change(earned["base"], earned["adapter"]), own))
         change = f"change {interval(judged['change'])}, {judged['change']['n']} dev rows"
         tiles.append(("dev loss, nats per target", _change(judged["dev_loss_base"], judged["dev_loss"]), change))
     tiles += [tile for split in splits_of(numbers) for tile in _scores(numbers, split)][:2]

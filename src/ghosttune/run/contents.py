@@ -31,6 +31,16 @@ class Score(Contents):
     n: NonNegativeInt
 
 
+class Earned(Contents):
+    """What greedy answers to dev prompts earn, where a check rewards them."""
+
+    base: float
+    adapter: float
+    success_base: float
+    success: float
+    change: Score
+
+
 class Verdict(Contents):
     """Of the finished run."""
 
@@ -40,6 +50,7 @@ class Verdict(Contents):
     change: Score
     best_step: int | None = None
     note: str | None = None
+    reward: Earned | None = None
 
 
 class Trained(Contents):

@@ -22,7 +22,10 @@ ROWS_IN_MEMORY = 200_000
 VALUE_COLUMNS = ("example_id", "value", "credit", "standing", "steps_seen", "tokens")
 """Columns of every tables/values that are ours."""
 
-OUR_COLUMNS = (*VALUE_COLUMNS, *(f"{kind}_{part}" for kind in ("value", "credit") for part in ("chosen", "rejected")))
+PARTS = ("chosen", "rejected")
+"""Parts of rows that are the same at every visit, so that their values add up over the run."""
+
+OUR_COLUMNS = (*VALUE_COLUMNS, *(f"{kind}_{part}" for kind in ("value", "credit") for part in PARTS))
 """With those that tables of pairs have beside them; all others came with the rows."""
 
 ROW_TERMS = {

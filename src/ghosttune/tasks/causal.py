@@ -30,7 +30,7 @@ class CausalTask:
 
     formats = TURN_FORMATS
     renders = True
-    parts = ()
+    parts: tuple[str, ...] = ()
 
     def __init__(self, settings: CausalSettings | None = None):
         pass

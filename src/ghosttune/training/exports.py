@@ -9,7 +9,7 @@ import numpy as np
 
 from ghosttune.metrics.ranking import auroc, separation
 from ghosttune.run.directory import RunDir, write_csv, write_file, write_json
-from ghosttune.run.tables import OUR_COLUMNS, name_beside, read_table, table_columns
+from ghosttune.run.tables import OUR_COLUMNS, PARTS, name_beside, read_table, table_columns
 from ghosttune.training.rotation import standard_errors
 
 GROUP_NAMES = {"embedding": "embed", "attention": "attention", "mlp": "mlp", "head": "lm_head"}
@@ -106,7 +106,7 @@ def _totals(run: RunDir) -> dict[str, tuple[float | None, float | None, float | 
 
 
 def _by_part(run: RunDir, ids: Sequence[str]) -> dict[str, list[float | None]]:
-    """`value_PART` and `credit_PART` of each row, which add up to its own; nothing where rows are one sequence each.
+    """`value_PART` and `credit_PART` of each row, which add up to its own; nothing where rows have no lasting parts.
 
     None for a part that a row does not have, or that was never scored.
     """
@@ -116,7 +116,7 @@ def _by_part(run: RunDir, ids: Sequence[str]) -> dict[str, list[float | None]]:
     sums = table.group_by(["example_id", "part"]).aggregate([("value", "sum"), ("credit", "sum")])
     found: dict[str, dict[str, float | None]] = {}
     for row in sums.to_pylist():
-        for kind in ("value", "credit"):
+        for kind in ("value", "credit") if row["part"] in PARTS else ():
             found.setdefault(f"{kind}_{row['part']}", {})[row["example_id"]] = row[f"{kind}_sum"]
     return {name: [own.get(example_id) for example_id in ids] for name, own in sorted(found.items())}
 

@@ -21,6 +21,7 @@ from ghosttune.training.guide import Guide
 from ghosttune.training.instruments import Instrument, Measurement
 from ghosttune.training.ledger import MODULE_COLUMNS, PART_COLUMNS, ROW_COLUMNS, Ledger
 from ghosttune.training.norms import EFFECTIVE_COLUMNS, NORM_COLUMNS, EffectiveNorms, Norms
+from ghosttune.training.rollouts import Rollouts
 from ghosttune.training.rotation import Rotation
 
 
@@ -34,15 +35,17 @@ def measurement(
     rotation: Rotation | None = None,
     candidates: partial[Candidates] | None = None,
     parts: Sequence[str] = (),
+    rollouts: Rollouts | None = None,
 ) -> Measurement:
     """What `measure` and `data.online_selection` switch on; ConfigError naming the modules that one cannot read.
 
-    `parts` are those of the task's rows.
+    `parts` are those of the task's rows, `rollouts` what draws answers to them.
     """
     ledger = _ledger(model, facts, guide, config, run, boundaries, rotation, parts)
     return Measurement(
         model,
         [
+            *([rollouts] if rollouts else []),
             *_allocation(model, config),
             *_norms(model, facts, config, run),
             *ledger,

@@ -35,6 +35,8 @@ class Plan:
     checkpointing: bool
     optimizer: float
     """Bytes per trained number that it keeps."""
+    sequences: int = 1
+    """That a training row is."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def plan_of(config: RunConfig) -> Plan:
         quantization=config.model.quantization,
         checkpointing=train.activation_checkpointing,
         optimizer=OPTIMIZERS[train.optim].bytes,
+        sequences=config.task.sequences_per_row,
     )
 
 
@@ -89,7 +92,7 @@ def predicted(sizes: Sizes, plan: Plan) -> dict[str, float]:
     kept = sizes.kept
     if plan.checkpointing:  # the layer at work is computed anew
         kept = sizes.kept_checkpointed + (sizes.kept - sizes.kept_checkpointed) / sizes.layers
-    rows = max(plan.batch, min(plan.other_batch, sizes.guide_rows))
+    rows = max(plan.batch * plan.sequences, min(plan.other_batch, sizes.guide_rows))
     backward = rows * (kept + sizes.largest)
     evaluation = plan.other_batch * 2 * sizes.largest
     starting = sizes.starting and sizes.starting + sizes.kept + sizes.largest
@@ -97,7 +100,7 @@ def predicted(sizes: Sizes, plan: Plan) -> dict[str, float]:
         "weights": weight_bytes(sizes, plan) + sizes.trained * BYTES["float32"],
         "gradients and optimizer": sizes.trained * (GRADIENT + plan.optimizer),
         "activations": max(backward, evaluation, starting),
-        **({"rows' gradients": float(sizes.by_row * plan.batch)} if sizes.by_row else {}),
+        **({"rows' gradients": float(sizes.by_row * plan.batch * plan.sequences)} if sizes.by_row else {}),
         **({"ledger": float(sizes.ledger)} if sizes.ledger else {}),
     }
 

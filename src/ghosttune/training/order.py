@@ -54,7 +54,7 @@ class RowOrder:
     whole steps (all ranks and micro-batches), so that it does not change with their number. A last step that is not
     full comes last. Not `grouped`, a step is a pool of its own: only its micro-batches hold rows of like length.
     An epoch is every row once, or what `draws` says. With `scores`, its rows come by them instead, the smallest first,
-    equal ones as they stand.
+    equal ones as they stand. Full steps are made `repeats` times in a row, of the same rows.
     """
 
     def __init__(
@@ -65,7 +65,9 @@ class RowOrder:
         grouped: bool = False,
         draws: Draws | None = None,
         scores: Sequence[float] | None = None,
+        repeats: int = 1,
     ):
+        self.repeats = repeats
         self.scores = None if scores is None else np.asarray(scores)
         self.lengths = np.asarray(lengths)
         self.draws = draws
@@ -82,10 +84,11 @@ class RowOrder:
         draws: Draws | None = None,
         scores: Sequence[float] | None = None,
         offered: int = 1,
+        repeats: int = 1,
     ) -> RowOrder:
         """The order in which all processes of a run read these rows; `offered` for each that trains."""
         lengths, size = [len(row) for row in rows], train.rows_per_step * offered * processes()
-        return cls(lengths, size, train.seed, train.group_by_length, draws, scores)
+        return cls(lengths, size, train.seed, train.group_by_length, draws, scores, repeats)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -143,7 +146,7 @@ class MicroBatches:
 
     def __len__(self) -> int:
         rows, size = len(self.order), self.order.rows_per_step
-        return rows // size * self._count(size) + self._count(rows % size)
+        return rows // size * self.order.repeats * self._count(size) + self._count(rows % size)
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in self.steps():
@@ -156,7 +159,8 @@ class MicroBatches:
         rows, size = list(self.order), self.order.rows_per_step
         cuts = [rows[start : start + size] for start in range(0, len(rows), size)]
         kept = [cut[: self._count(len(cut)) * self.processes * self.batch_size] for cut in cuts]
-        return [step for step in kept if step]
+        repeats = self.order.repeats
+        return [step for step in kept if step for _ in range(repeats if len(step) == size else 1)]
 
     def _count(self, rows: int) -> int:
         """Micro-batches of each process in a step of so many rows."""

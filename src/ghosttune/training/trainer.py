@@ -1,8 +1,9 @@
 """The training loop: transformers.Trainer with our loss, row order, evaluation and checkpoints.
 
-A step goes: rows in the order of `RowOrder` (of which `Candidates` may choose) -> `Collator` -> `compute_loss` (the
-task's loss per row) -> backward, in which `Measurement` sees every row -> clip -> AdamW -> `Phasing`, which says what
-trains next -> `Watch.on_step_end`, which decides what is recorded, evaluated and saved.
+A step goes: rows in the order of `RowOrder` (of which `Candidates` may choose, and to which `Rollouts` draws answers)
+-> `Collator` -> `compute_loss` (the task's loss per row) -> backward, in which `Measurement` sees every row -> clip ->
+AdamW -> `Phasing`, which says what trains next -> `Watch.on_step_end`, which decides what is recorded, evaluated and
+saved.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from ghosttune.training.order import MicroBatches, RowOrder
 from ghosttune.training.packed import packing_of
 from ghosttune.training.phasing import Phasing
 from ghosttune.training.processes import gathered
+from ghosttune.training.rollouts import Rollouts
 from ghosttune.training.unlearning import Unlearning
 from ghosttune.training.watching import OF_SOURCE, Watch
 
@@ -75,6 +77,7 @@ class RunTrainer(Trainer):
         self.by_source = by_source
         """Whether dev rows are of several sources, the loss of each of which is told."""
         self.phasing, self.candidates = phasing, instrument_of(measurement, Candidates)
+        self.rollouts: Rollouts | None = instrument_of(measurement, Rollouts)
         self.train_rows, self.dev_rows, self.order = train.features, dev.features, order
         self.unlearning = unlearning
         self.collate_rows = packing_of(collator, model) if config.train.packing else collator
@@ -100,12 +103,15 @@ class RunTrainer(Trainer):
         args = self.args
         size = args.per_device_train_batch_size * self.config.data.online_selection.offered
         batches = MicroBatches(self.order, size, args.process_index, args.world_size)
-        if self.candidates is not None:
+        if self.candidates is not None or self.rollouts is not None:
             return _Loader(range(len(self.train_rows)), batch_sampler=batches, collate_fn=list)  # type: ignore[arg-type]
         return _Loader(self.train_rows, batch_sampler=batches, collate_fn=self.collate_rows)  # type: ignore[arg-type]
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
-        """The micro-batches of the next step, as they come or chosen among candidates, and the targets of its rows."""
+        """The micro-batches of the next step and its targets: as they come, chosen among candidates, or drawn."""
+        if self.rollouts is not None:
+            drawn = self.rollouts.batches(self.state.global_step + 1, list(islice(epoch_iterator, num_batches)))
+            return drawn, self._get_num_items_in_batch(drawn, device)
         if self.candidates is None:
             return super().get_batch_samples(epoch_iterator, num_batches, device)
         self.measurement.begin_step()
@@ -153,6 +159,8 @@ class RunTrainer(Trainer):
         return self.accelerator.gather(torch.tensor(self._targets(batch_samples), device=device)).sum()  # type: ignore[union-attr]
 
     def _targets(self, batches: Sequence[dict[str, Any]]) -> int:
+        if self.rollouts is not None:
+            return sum(len(batch["advantage"]) for batch in batches)
         return sum(self.train_rows[row].targets for batch in batches for row in batch["example_index"].tolist())
 
     def _not_finite(self, losses: torch.Tensor, index: torch.Tensor) -> str:
@@ -167,7 +175,7 @@ class RunTrainer(Trainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Dev loss in nats per target over all dev rows; the value does not depend on the batch size.
 
-        And that of the rows that are forgotten, where there are any.
+        And that of the rows that are forgotten, where there are any; and what greedy answers to dev prompts earn.
         """
         losses = gathered(self.example_losses(self.dev_rows))[0]  # one number decides in all processes
         targets = sum(row.targets for row in self.dev_rows)
@@ -177,8 +185,16 @@ class RunTrainer(Trainer):
         if self.unlearning is not None:
             losses = gathered(self.example_losses(self.unlearning.forgotten))[0]
             metrics["eval_forgotten"] = float(losses.sum()) / self.unlearning.targets
+        if self.rollouts is not None:
+            metrics |= {f"eval_{name}": value for name, value in self.rollouts.answers.on_dev_rows().items()}
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Tells the callbacks, with what the answers since the last log are worth."""
+        if self.rollouts is not None and "loss" in logs:
+            logs = logs | self.rollouts.logged()
+        super().log(logs, start_time)
 
     @torch.no_grad()
     def example_losses(self, rows: Sequence[RowFeatures]) -> torch.Tensor:

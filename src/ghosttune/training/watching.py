@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 OF_SOURCE = "eval_loss/"
 """What the metric of the dev rows of one source of a mixture begins with; its name follows."""
 
+EARNED = ("reward", "success")
+"""What answers to dev prompts earn, where they are rewarded; the reward then decides which evaluation is the best."""
+
 Listener = Callable[[dict[str, Any]], None]
 """Called with every event and, between them, with {"event": "step", "step", "max_steps"}."""
 
@@ -41,6 +44,7 @@ class Watch(TrainerCallback):
         self.settings = settings
         self.listen = listen
         self.best_loss = math.inf
+        """Or, where answers are rewarded, minus the highest reward."""
         self.best_step: int | None = None
         self.waited = 0
         """Evaluations in a row that did not improve enough for early stopping."""
@@ -142,18 +146,20 @@ class Watch(TrainerCallback):
         of_sources = {
             name.removeprefix(OF_SOURCE): value for name, value in (metrics or {}).items() if name.startswith(OF_SOURCE)
         }
-        self.record(event | ({"sources": of_sources} if of_sources else {}))
+        earned = {name: (metrics or {})[f"eval_{name}"] for name in EARNED if f"eval_{name}" in (metrics or {})}
+        self.record(event | ({"sources": of_sources} if of_sources else {}) | earned)
         if "eval_forgotten" in (metrics or {}):
             self._on_forgetting(step, (metrics or {})["eval_forgotten"], control)
             return
         if step == 0:
             self.base_loss = loss
             return
-        if loss < self.best_loss:
-            self.best_loss, self.best_step = loss, step
+        judged = -earned["reward"] if earned else loss
+        if judged < self.best_loss:
+            self.best_loss, self.best_step = judged, step
             control.should_save = True
-        if loss < self.reference_loss - self.settings.early_stopping_threshold:
-            self.reference_loss, self.waited = loss, 0
+        if judged < self.reference_loss - self.settings.early_stopping_threshold:
+            self.reference_loss, self.waited = judged, 0
         else:
             self.waited += 1
         patience = self.settings.early_stopping_patience

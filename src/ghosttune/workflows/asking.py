@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ghosttune.data.questions import questions_of
@@ -13,8 +14,10 @@ from ghosttune.metrics.scoring import Corpus, Item
 from ghosttune.models.upstream import faults_of
 from ghosttune.own_code import is_own_code
 from ghosttune.registry import METRICS
+from ghosttune.tasks.grpo import GrpoTask
 from ghosttune.tasks.protocol import PredictingTask
 from ghosttune.workflows.prepare import Prepared
+from ghosttune.workflows.rewarding import Rewarded
 
 ASKED_ROWS = 2
 
@@ -38,19 +41,27 @@ def to_answer(prepared: Prepared, model: Any) -> None:
             pipeline = Pipeline(model, prepared.encoder, config.evaluate.max_new_tokens)
             prompts = [pipeline.prompt_ids(question.prompt) for question in questions]
             try_out(model, prompts, prepared.template.stop_token_ids)
+    if isinstance(task, GrpoTask):
+        longest = max(range(len(prepared.train.features)), key=lambda place: len(prepared.train.features[place]))
+        Rewarded(prepared, model).prompt(longest)
 
 
 def _judge_a_right_answer(prepared: Prepared) -> None:
-    """By the metrics of own files: they run at the end, where a fault would come late."""
+    """By the metrics of own files, which run at the end, where a fault would come late, and by the rewards of a run."""
     config = prepared.config
-    own = [] if config.evaluate.metrics == "auto" else [n for n in config.evaluate.metrics if is_own_code(n)]
+    metrics = [] if config.evaluate.metrics == "auto" else [n for n in config.evaluate.metrics if is_own_code(n)]
+    named = {"evaluate.metrics": metrics, "task.rewards": getattr(config.task, "rewards", [])}
+    own = list(dict.fromkeys(name for names in named.values() for name in names))
     problems = []
-    for name in own:
-        try:
-            METRICS[name]
-        except InputError as error:
-            problems.append(config.problem("evaluate.metrics", str(error)))
+    for setting, names in named.items():
+        for name in names:
+            try:
+                METRICS[name]
+            except InputError as error:
+                problems.append(config.problem(setting, str(error)))
     if problems:
         raise ConfigError(problems)
     questions, _ = questions_of(prepared.dev_records, (), 1, config.train.seed) if own else ((), 0)
-    scores_of(Corpus([Item(asked.references[0], asked.references, asked.metadata) for asked in questions]), own)
+    tables = None if config.evaluate.tables is None else Path(config.evaluate.tables)
+    right = [Item(asked.references[0], asked.references, asked.metadata) for asked in questions]
+    scores_of(Corpus(right, tables=tables), own)

@@ -49,8 +49,11 @@ class Rows:
     """The known dataset they are of."""
 
 
-def evaluate_dev_rows(run: RunDir, prepared: Prepared, model: Any, listen: Listener) -> None:
-    """Writes predictions/dev.jsonl and evaluation.json at the end of a run: the adapter beside the untouched base."""
+def evaluate_dev_rows(run: RunDir, prepared: Prepared, model: Any, listen: Listener) -> list[dict[str, Any]]:
+    """Writes predictions/dev.jsonl, which it returns, and evaluation.json at the end of a run.
+
+    The adapter is judged beside the untouched base.
+    """
     config = prepared.config
     pipeline = Pipeline(model, prepared.encoder, config.evaluate.max_new_tokens, predicting(prepared.task))
     rows = Rows("dev", prepared.dev_records, prepared.dev_pool, config.data.train.name)
@@ -59,6 +62,7 @@ def evaluate_dev_rows(run: RunDir, prepared: Prepared, model: Any, listen: Liste
     if result:
         write_evaluation(run, rows.name, result, predictions)
         listen({"event": "answers", "evaluation": result, "rows": predictions})
+    return predictions
 
 
 def evaluate(
@@ -172,8 +176,13 @@ def _given_rows(config: RunConfig, data: str, split: str | None) -> Rows:
 
 
 def metrics_of(config: RunConfig, dataset: str | None) -> list[str]:
-    """The names of the metrics: those chosen, else those of the known dataset, else AUTO; `stopped` besides."""
-    chosen = config.evaluate.metrics
+    """The names of the metrics: those chosen, else those of the known dataset, else AUTO; `stopped` besides.
+
+    Where answers are rewarded, by what they are; these are all that `auto` takes then.
+    """
+    chosen, rewards = config.evaluate.metrics, getattr(config.task, "rewards", [])
+    if rewards:
+        chosen = [*rewards, *(chosen if chosen != "auto" else [])]
     if chosen == "auto":
         known = DATASETS[dataset].settings.metrics if dataset in DATASETS.names() else ()
         chosen = [name for name in known or AUTO if name != "sql_execution" or config.evaluate.tables is not None]

@@ -141,6 +141,12 @@ def _memory(run: Run) -> Iterator[str]:
 
 def _result(run: Run) -> Iterator[str]:
     if judged := run.record.get("verdict"):
+        if earned := judged.get("reward"):
+            yield (
+                f"reward {earned['base']:.3f} -> {earned['adapter']:.3f}, success {earned['success_base']:.0%} -> "
+                f"{earned['success']:.0%} of dev prompts ({judged['verdict']}), best at step {judged['best_step']}"
+            )
+            return
         yield (
             f"dev loss {judged['dev_loss_base']:.3f} -> {judged['dev_loss']:.3f} ({judged['verdict']}), best at step "
             f"{judged['best_step']}"

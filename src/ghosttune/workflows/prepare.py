@@ -68,7 +68,8 @@ class Prepared:
 
     def order(self, offered: int = 1) -> RowOrder:
         """In which order all processes read the training rows, `offered` for each that trains."""
-        return RowOrder.of_run(self.train.features, self.config.train, self.draws, self.scores, offered)
+        train, repeats = self.config.train, self.config.task.repeats
+        return RowOrder.of_run(self.train.features, train, self.draws, self.scores, offered, repeats)
 
     @property
     def rows_in_an_epoch(self) -> int:
@@ -118,7 +119,7 @@ def prepare(config: RunConfig, without: Collection[str] = (), refuse: Refuse = r
     refuse([*_tracker_problems(config), *_evaluation_file_problems(config)])
     tokenizer = load_tokenizer(config.model)
     task = task_of(config)
-    refuse(_format_problems(config, task))
+    refuse([*_format_problems(config, task), *_process_problems(config)])
     source = source_of(config, tokenizer, without)
     config = resolve_sources(config, _facts(config, source, tokenizer), refuse)
     dev_source = dev_source_of(config, tokenizer, without)
@@ -322,6 +323,12 @@ def _format_problems(config: RunConfig, task: Any) -> list[Problem]:
     ]
 
 
+def _process_problems(config: RunConfig) -> list[Problem]:
+    if config.task.type != "grpo" or processes() == 1:
+        return []
+    return [config.problem("task.type", f"is grpo, which draws its answers in one process, not in {processes()}")]
+
+
 def _tracker_problems(config: RunConfig) -> list[Problem]:
     missing = [name for name in config.run.trackers if find_spec(name) is None]
     message = f"{', '.join(missing)} is not installed: pip install 'ghosttune[track]', or take it off the list"
@@ -341,7 +348,7 @@ def _evaluation_file_problems(config: RunConfig) -> list[Problem]:
 def _metric_problems(config: RunConfig, drawn: Drawn) -> list[Problem]:
     """What keeps the chosen metrics from judging the dev rows, now and not after training; DataError for their rows."""
     chosen = config.evaluate.metrics
-    if chosen == "auto" or config.evaluate.limit == 0 or config.task.type != "causal_lm":
+    if chosen == "auto" or config.evaluate.limit == 0 or config.task.type not in ("causal_lm", "grpo"):
         return []
     questions, _ = questions_of(drawn.dev, drawn.dev_pool, config.evaluate.limit, config.train.seed)
     if not questions:
@@ -356,6 +363,11 @@ def _image_problems(config: RunConfig, drawn: Drawn) -> list[Problem]:
     shown = sum(image_of(record) is not None for record in drawn.dev)
     if not shown or config.evaluate.limit == 0:
         return []
+    if config.task.type == "grpo":
+        message = (
+            f"is grpo, and {shown} of {len(drawn.dev)} dev rows show an image: answers to images are not generated"
+        )
+        return [config.problem("task.type", message)]
     message = (
         f"must be 0: {shown} of {len(drawn.dev)} dev rows show an image, and answers to images are not generated; the "
         "dev loss judges such a run"

@@ -71,6 +71,7 @@ from ghosttune.workflows.launching import own_folder
 from ghosttune.workflows.ordering import Scores, by_place, keep, scores_of
 from ghosttune.workflows.ordering import described as order_described
 from ghosttune.workflows.prepare import Prepared, default_run_folder, prepare, require_same_data
+from ghosttune.workflows.rewarding import judged_by_reward, rollouts_of
 from ghosttune.workflows.runs import Run
 from ghosttune.workflows.unlearning import described, unlearning_of
 
@@ -365,8 +366,8 @@ def measurement_of(run: RunDir, prepared: Prepared, adapted: Adapted, phasing: P
     rotation = _rotation(run, config, rows, guided, adapted)
     candidates = partial(Candidates, adapted.model, prepared.task, prepared.collator, prepared.train.features)
     chosen = candidates if config.data.online_selection.by else None
-    parts = prepared.task.parts
-    return measurement(adapted.model, adapted.facts, guide, config, run, ends, rotation, chosen, parts)
+    parts, rollouts = prepared.task.parts, rollouts_of(run, prepared, adapted.model)
+    return measurement(adapted.model, adapted.facts, guide, config, run, ends, rotation, chosen, parts, rollouts)
 
 
 def _rotation(run: RunDir, config: RunConfig, rows: Sequence[Any], guided: Any, adapted: Adapted) -> Rotation | None:
@@ -498,7 +499,9 @@ def _run_stages(
         _write_adapters(run, prepared, model, watch)
     with record.stage("evaluate"):
         judged = _judge(run, trainer, prepared, watch)
-        evaluate_dev_rows(run, prepared, model, listen)
+        answered = evaluate_dev_rows(run, prepared, model, listen)
+        if trainer.rollouts is not None:
+            judged |= judged_by_reward(answered, prepared.task.settings.rewards)
     record.end("finished", verdict=judged)
     listen({"event": "end", "verdict": judged})
 
@@ -556,8 +559,19 @@ def _tokens_of_steps(run: RunDir, prepared: Prepared, steps: int) -> list[int]:
         table = read_table(run, "selection", ["step", "tokens", "kept"]).to_pydict()
         np.add.at(tokens, np.array(table["step"]) - 1, np.where(table["kept"], table["tokens"], 0))
         return tokens.tolist()
+    if prepared.config.task.type == "grpo":
+        return _tokens_of_answers(run, prepared, steps)
     consumed = rows_of_steps(prepared.order(), train.per_device_train_batch_size, processes(), steps)
     return [sum(len(features[position]) for position in step) for step in consumed]
+
+
+def _tokens_of_answers(run: RunDir, prepared: Prepared, steps: int) -> list[int]:
+    """The same where the model draws the answers that train: with their prompts, at every update that they train."""
+    drawn = np.zeros(steps + 1, np.int64)
+    table = read_table(run, "completions", ["step", "prompt_tokens", "tokens"]).to_pydict()
+    np.add.at(drawn, table["step"], np.add(table["prompt_tokens"], table["tokens"]))
+    first = np.maximum.accumulate(np.where(drawn > 0, np.arange(steps + 1), 0))
+    return drawn[first[1:]].tolist()
 
 
 def _note_selection(run: RunDir, record: Record, measured: Measurement, candidates: Candidates) -> None:

@@ -147,7 +147,8 @@ def _ledger(config: RunConfig, model: Any, trained: int) -> int:
     if every is None:
         return 0
     own = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    rows = bytes_kept(own, config.train.rows_per_step, every, config.train.adam_beta1, processes())
+    sequences = config.train.rows_per_step * config.task.sequences_per_row
+    rows = bytes_kept(own, sequences, every, config.train.adam_beta1, processes())
     return 2 * 4 * trained + rows
 
 
