@@ -31,6 +31,12 @@ def mixture(**sources: dict[str, Any]) -> Any:
     return SourceSettings(sources=sources)  # pyright: ignore[reportArgumentType]
 
 
+def grpo(**settings: Any) -> Any:
+    """The settings of the task."""
+    return section_class("task", "grpo")(**settings)
+
+
+GRPO, CAUSAL = grpo(), section_class("task", "causal_lm")()
 NO_LEDGER = {"measure.ledger.guide_every": None}
 CHAT, QUESTIONS = {"path": "chat.jsonl"}, {"path": "questions.jsonl"}
 
@@ -324,6 +330,15 @@ CASES = {
             "task.simpo_gamma",
             {"task": PreferenceSettings(type="preference", loss="simpo", simpo_gamma=0.3)},
         ),
+        ({"task": GRPO, "data.loss_on": "all"}, "data.loss_on", {"data.loss_on": "completion"}),
+        ({"task": GRPO, "evaluate.limit": 0}, "evaluate.limit", {"evaluate.limit": 10}),
+        ({"task": GRPO, "data.online_selection.by": "random"}, "data.online_selection.by", {"task": CAUSAL}),
+        ({"task": grpo(epsilon=0.1)}, "task.epsilon", {"task": grpo(epsilon=0.1, updates=2)}),
+        ({"task": grpo(beta=0.1), "method": method("full")}, "task.beta", {"method": method("lora")}),
+        ({"task": grpo(rewards=["bleu"])}, "task.rewards", {"task": grpo(rewards=["sql_match", "own.py:f"])}),
+        ({"task": grpo(rewards=["exact"])}, "task.rewards", {"task": GRPO}),
+        ({"task": grpo(rewards=["exact_match"] * 2)}, "task.rewards", {"task": GRPO}),
+        ({"task": grpo(rewards=["sql_execution"])}, "evaluate.tables", {"evaluate.tables": "tables"}),
     ],
     "_revision_of_a_hub_id": [
         ({"model.revision": "main"}, "model.revision", {"model.name": "org/model"}),

@@ -386,6 +386,29 @@ def preference_losses(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch
     return task.loss.loss(*said, task.settings).item()
 
 
+def drawn_answers(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
+    """The answers to two rows, their loss beside other policies', what a right number earns, and which rows train."""
+    from ghosttune.run.directory import RunDir
+    from ghosttune.training.order import rows_of_steps
+    from ghosttune.training.rollouts import Drawn
+    from ghosttune.workflows.prepare import prepare
+    from ghosttune.workflows.rewarding import rollouts_of
+    from ghosttune.workflows.train import adapted_model
+
+    prepared = prepare(config)
+    model = adapted_model(prepared).model
+    rollouts = rollouts_of(RunDir(folder / "run"), prepared, model)
+    assert rollouts is not None
+    (batch,) = rollouts.batches(1, [[0, 1]])
+    far = {name: batch[name] - 0.5 for name in ("drawn", "base") if name in batch}
+    batch |= far | {"advantage": batch["owner"] + batch["number"] + 1.0}
+    losses = prepared.task.example_loss(model, batch).tolist()
+    right = prepared.train_records[0].reference
+    earned = rollouts.answers.rewards([0], [Drawn([5], f"it is {right.split()[-1]}", True)])  # type: ignore[union-attr]
+    steps = list(rows_of_steps(prepared.order(), 2, 1, 4))
+    return batch["input_ids"].tolist(), losses, earned.tolist(), steps
+
+
 def ordered(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
     """Which rows are shown, and so trained, first."""
     from ghosttune.workflows.preview import preview
@@ -535,6 +558,7 @@ LABELLED = of_task("sequence_classification", "@labelled.jsonl")
 TAGGED = of_task("token_classification", "@tagged.jsonl")
 ASKED = of_task("question_answering", "@asked.jsonl") | {"data.max_length": 60, "task.stride": 8}
 REWRITTEN = of_task("seq2seq_lm", "@rows.jsonl")
+GRPO = {"task.type": "grpo", "train.per_device_train_batch_size": 2}
 
 CASES: dict[str, Case] = {
     "model.name": Case(rows, "@other"),
@@ -590,6 +614,15 @@ CASES: dict[str, Case] = {
         }.items()
         for name in names
     },
+    "task(grpo).type": Case(task, "another", GRPO),
+    "task(grpo).rewards": Case(drawn_answers, ["number_match"], GRPO),
+    "task(grpo).completions": Case(drawn_answers, 3, GRPO),
+    "task(grpo).max_new_tokens": Case(drawn_answers, 3, GRPO),
+    "task(grpo).temperature": Case(drawn_answers, 0.5, GRPO),
+    "task(grpo).updates": Case(drawn_answers, 2, GRPO),
+    "task(grpo).epsilon": Case(drawn_answers, 0.1, GRPO | {"task.updates": 2}),
+    "task(grpo).beta": Case(drawn_answers, 0.2, GRPO),
+    "task(grpo).loss": Case(drawn_answers, "dr_grpo", GRPO),
     "data.train.name": Case(rows, "e2e_nlg", {"data.train.path": "@e2e"}),
     "data.train.path": Case(rows, "@fewer.jsonl"),
     "data.train.format": Case(rows, "text"),

@@ -124,6 +124,25 @@ def test_metrics_of_numbers_equal_scikit_learns_and_count_what_is_none():
         METRICS["mae"].build(Corpus([Item("1", ("three",))]))
 
 
+def test_the_last_number_is_the_answer():
+    right = ("so 3 boxes of 4\n#### 1,250",)
+    said = ["it is 1250.", "1250.0", "1,250", "It was 1250, not 12", "-1250", "twelve", "12 50"]
+    found = METRICS["number_match"].build(Corpus([Item(text, right) for text in said]))
+    assert found.rows == [1, 1, 1, 0, 0, 0, 0]
+    assert found.details["without_a_number"] == 1
+    with pytest.raises(DataError, match="holds no number"):
+        METRICS["number_match"].build(Corpus([Item("1", ("three",))]))
+
+
+def test_a_form_is_matched_as_a_whole():
+    said = [" <a>1\n2</a> ", "<a>1</a> so", "<a></a>"]
+    items = [Item(text, ("",), {"pattern": "<a>.+</a>"}) for text in said]
+    assert METRICS["regex_match"].build(Corpus(items)).rows == [1, 0, 0]
+    for pattern, message in ((None, "column `pattern`"), ("(", "is no regular expression")):
+        with pytest.raises(DataError, match=message):
+            METRICS["regex_match"].build(Corpus([Item("1", ("",), {"pattern": pattern})]))
+
+
 def json_of(path):
     return json.loads(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
 
