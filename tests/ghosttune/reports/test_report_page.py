@@ -176,6 +176,7 @@ def test_a_run_that_did_not_finish(copied, status):
     numbers = RunNumbers(RunDir(copied))
     figures = figures_of(numbers)
     assert set(FIGURES.names()) - set(figures) == {
+        "rewards",
         "ledger_account",
         "value_distribution",
         "values_by_column",
