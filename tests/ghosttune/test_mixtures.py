@@ -144,21 +144,6 @@ def test_weights_that_mean_nothing_are_refused_all_at_once(tmp_path):
         load_config({"data": {"train": {"path": "a", "temperature": 2.0}}})
 
 
-@pytest.fixture
-def mixed(make_config, rows_file, tmp_path):
-    """Configurations of runs on thirty rows, drawn less often, and six of another kind, drawn more often."""
-    few = tmp_path / "few.jsonl"
-    rows = [{"prompt": f"Spell {n}", "completion": "a b c " * (1 + n % 2), "kind": n % 2} for n in range(8)]
-    few.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    sources = {"many": {"path": str(rows_file), "weight": 1.0}, "few": {"path": str(few), "weight": 2.0}}
-
-    def config(**changes: Any) -> Any:
-        changes = {"data__dev__fraction": 0.2, "train__max_steps": 12} | changes
-        return make_config(**{"data__train__path": None, "data__train__sources": sources} | changes)
-
-    return config
-
-
 LEDGER = {"measure__ledger__guide_every": 3, "data__guide__rows": 4, "train__save_steps": 5, "train__logging_steps": 2}
 
 
@@ -244,3 +229,30 @@ def test_an_interrupted_mixture_ends_in_the_same_bytes_and_every_command_reads_i
     (whole / "run.json").write_text(json.dumps(record | {"status": "stopped"}))
     with pytest.raises(DataError, match=r"few\.jsonl changed since"):
         resume(whole)
+
+
+def test_dev_sets_are_judged_one_by_one(make_config, rows_file, tmp_path):
+    """Beside a single training source; of a set that has splits, its dev rows."""
+    first = tmp_path / "first.jsonl"
+    first.write_text("".join(json.dumps({"prompt": f"Say {n}", "completion": "a " * (n + 1)}) + "\n" for n in range(5)))
+    splits = tmp_path / "splits.jsonl"
+    rows = [{"prompt": f"Tell {n}", "completion": "b", "split": ("train", "dev")[n % 2]} for n in range(6)]
+    splits.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sets = {"many": {"path": str(first), "limit": 4}, "few": {"path": str(splits)}}
+    config = make_config(data__dev__fraction=None, data__dev__sources=sets, train__max_steps=4)
+    run = train(config, tmp_path / "run")
+    assert run.record["data"]["dev_sets"] == {"many": 4, "few": 3} == check(config).plan["dev_sets"]
+    assert_losses_by_source(run.path, run.record)
+    assert "Dev loss of each set" in report(run.path).read_text(encoding="utf-8")
+    splits.write_text("".join(json.dumps(row | {"split": "test"}) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"data\.dev\.sources: no rows of few judge"):
+        prepare(config)
+
+
+def test_dev_sets_that_say_nothing_are_refused_all_at_once():
+    sets = {"a": {"format": "text"}, "b": {"path": "b"}, "c": {"path": "b"}}
+    with pytest.raises(ConfigError) as refusal:
+        load_config({"data": {"train": {"path": "x"}, "dev": {"sources": sets, "fraction": 0.1}}})
+    said = {problem.setting: problem.message for problem in refusal.value.problems}
+    assert said.keys() == {"data.dev.sources", "data.dev.sources.a.path", "data.dev.sources.c"}
+    assert "excludes data.dev.fraction" in said["data.dev.sources"]

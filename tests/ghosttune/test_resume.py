@@ -6,15 +6,12 @@ import errno
 import json
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
-from interrupting import interrupt_at
+from interrupting import interrupt_at, kill, start, steps_logged, wait_for, wait_for_step
 
 from ghosttune import train
 from ghosttune.config.rendering import plain_yaml
@@ -45,36 +42,8 @@ def assert_same_run(left: Path, right: Path) -> None:
     assert differences(left, right) == []
 
 
-def start(*arguments: str | Path) -> subprocess.Popen:
-    """A real `ghosttune train` process, with one thread as here."""
-    code = "import torch; torch.set_num_threads(1); from ghosttune.cli.main import main; main()"
-    command = [sys.executable, "-c", code, "train", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def kill(process: subprocess.Popen) -> None:
-    process.send_signal(signal.SIGKILL)
-    process.wait(timeout=150)
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, f"the process ended by itself ({process.returncode})"
-        assert time.monotonic() < deadline, "the run never came to the point where it was to be killed"
-        time.sleep(0.002)
-
-
-def wait_for_step(step: int, out: Path, process: subprocess.Popen) -> None:
-    wait_for(lambda: steps_logged(out) >= step, process)
-
-
 def in_a_checkpoint(out: Path) -> bool:
     return steps_logged(out) >= 3 and bool(list(out.glob("checkpoints/.*.partial")))
-
-
-def steps_logged(out: Path) -> int:
-    return max((event["step"] for event in RunDir(out).events()), default=-1)
 
 
 @pytest.mark.parametrize("step", [1, 4, 7, 8, 15, 23])

@@ -76,6 +76,8 @@ class Display:
         for name, rows in prepared.sources.items():
             split = ", ".join(f"{count:,} {split}" for split, count in rows.items())
             self.line(f"           {on_one_line(name)}: {split}")
+        for name, rows in prepared.dev_sets.items():
+            self.line(f"           {on_one_line(name)}: {rows:,} dev")
         if prepared.metadata_columns:
             self.line(f"           not shown to the model: {', '.join(map(on_one_line, prepared.metadata_columns))}")
         for reason, count in prepared.left_out.items():
@@ -94,7 +96,9 @@ class Display:
         among = f", chosen from {train.rows_per_step * selection.offered} by {selection.by}" if selection.by else ""
         first = "largest" if train.order_descending else "smallest"
         ordered = f", by {train.order}, the {first} first" if train.order != "random" else ""
-        self.line(f"steps      {train.max_steps:,} of {train.rows_per_step} rows{among}{ordered}")
+        learnt = prepared.config.data.mixture
+        shares = f", shares of the sources learnt by {learnt.by} every {learnt.every}" if learnt.by else ""
+        self.line(f"steps      {train.max_steps:,} of {train.rows_per_step} rows{among}{ordered}{shares}")
         self.line()
         self.started = time.monotonic()
         if self.console.is_terminal:

@@ -186,11 +186,19 @@ def _a_signal_that_is_measured(config: RunConfig) -> Found:
         )
 
 
-@rule("data.dev.fraction", "data.dev.split", "data.dev.path")
+@rule("data.dev.fraction", "data.dev.split", "data.dev.path", "data.dev.sources")
 def _one_dev_source(config: RunConfig) -> Found:
-    given = [name for name in ("fraction", "split", "path") if getattr(config.data.dev, name) is not None]
+    given = [name for name in ("fraction", "split", "path", "sources") if getattr(config.data.dev, name) is not None]
     if len(given) > 1:
         yield f"data.dev.{given[-1]}", f"excludes {' and '.join(f'data.dev.{name}' for name in given[:-1])}; keep one"
+
+
+@rule("data.dev.sources")
+def _dev_sets_that_are_read(config: RunConfig) -> Found:
+    sources = config.data.dev.sources
+    if sources == {}:
+        yield "data.dev.sources", "names no dev set; give one or more, such as {chat: {path: chat-dev.jsonl}}"
+    yield from _read_once("data.dev.sources", sources or {})
 
 
 @rule()
@@ -251,6 +259,53 @@ def _values_to_select_by(config: RunConfig) -> Found:
             "data.online_selection.by",
             "is value, which the guide gradient of the ledger tells; set measure.ledger.guide_every, or choose by "
             "loss, gradient_norm or random",
+        )
+
+
+@rule("data.mixture.by")
+def _options_of_learnt_weights(config: RunConfig) -> Found:
+    yield from _idle("data.mixture.by", config)
+
+
+@rule("data.mixture.by", "data.train.sources", "measure.ledger.guide_every")
+def _weights_that_can_be_learnt(config: RunConfig) -> Found:
+    by, sources = config.data.mixture.by, config.data.train.sources
+    if by is None:
+        return
+    if len(sources or ()) < 2:
+        yield (
+            "data.mixture.by",
+            "is for the weights of several sources; name two or more in data.train.sources, or null",
+        )
+    if by == "guide" and config.measure.ledger.guide_every is None:
+        yield (
+            "data.mixture.by",
+            "is guide, whose gradient the ledger takes; set measure.ledger.guide_every, or learn by odm",
+        )
+
+
+@rule("data.mixture.by", "data.online_selection.by", "train.order", "forget.run", "task.type")
+def _one_who_says_what_trains(config: RunConfig) -> Found:
+    """Learnt weights decide which rows come next, as all of these do."""
+    others = {
+        "data.online_selection.by": (config.data.online_selection.by, None),
+        "train.order": (config.train.order, "random"),
+        "forget.run": (config.forget.run, None),
+        "task.type": (config.task.type if config.task.type == "grpo" else None, None),
+    }
+    for setting, (value, off) in others.items():
+        if config.data.mixture.by is not None and value != off:
+            message = f"cannot be with {setting}: {value}, which says otherwise which rows train; keep one of the two"
+            yield "data.mixture.by", message
+
+
+@rule("data.mixture.by", "train.max_steps")
+def _weights_change_inside_the_run(config: RunConfig) -> Found:
+    mixture, steps = config.data.mixture, config.train.max_steps
+    if mixture.by is not None and steps is not None and mixture.every >= steps:
+        yield (
+            "data.mixture.every",
+            f"must be fewer than the run's {_steps(steps)} (got {mixture.every}): the weights would never change",
         )
 
 
@@ -365,7 +420,7 @@ def _a_training_source(config: RunConfig) -> Found:
 
 @rule("data.train.name")
 def _a_known_dataset(config: RunConfig) -> Found:
-    for setting, source in config.data.train.parts.items():
+    for setting, source in (config.data.train.parts | config.data.dev.parts).items():
         if source.name is not None:
             yield from _what_a_dataset_brings(setting, source, source.name)
 
@@ -398,15 +453,19 @@ def _one_source_or_several(config: RunConfig) -> Found:
         if getattr(train, name) != field.default:
             yield f"data.train.{name}", f"does nothing beside data.train.sources; give each source its own {name}"
     yield from _how_sources_are_mixed(train.sources, train.temperature)
+    yield from _read_once("data.train.sources", train.sources)
+
+
+def _read_once(place: str, sources: Mapping[str, RowsSettings]) -> Found:
+    """Sources that read nothing, or what another one reads."""
     read: dict[str, str] = {}
-    for name, source in train.sources.items():
+    for name, source in sources.items():
         if source.name is None and source.path is None:
-            yield f"data.train.sources.{name}.path", "is missing: give your own file, or the name of a known dataset"
+            yield f"{place}.{name}.path", "is missing: give your own file, or the name of a known dataset"
             continue
         rows = repr((source.name, source.path, source.format, source.columns))
         if rows in read:
-            message = f"reads the same rows as data.train.sources.{read[rows]}; keep one of the two"
-            yield f"data.train.sources.{name}", message
+            yield f"{place}.{name}", f"reads the same rows as {place}.{read[rows]}; keep one of the two"
         read.setdefault(rows, name)
 
 

@@ -241,8 +241,9 @@ def _absolute(config: RunConfig) -> RunConfig:
         for path in DATA_PATHS
         if (value := value_at(config, path)) and not value.startswith("builtin:")
     }
-    if config.data.train.sources is not None:
-        changes["data.train.sources"] = {name: _beside(part) for name, part in config.data.train.sources.items()}
+    for sources in ("data.train.sources", "data.dev.sources"):
+        if (parts := value_at(config, sources)) is not None:
+            changes[sources] = {name: _beside(part) for name, part in parts.items()}
     if _is_folder(config.model.name):
         changes["model.name"] = _absolute_path(config.model.name)
     if config.evaluate.metrics != "auto":

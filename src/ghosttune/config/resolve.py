@@ -67,7 +67,8 @@ def resolve_sources(config: RunConfig, facts: Facts, refuse: Refuse = refuse) ->
     if config.data.template == "auto" and facts.has_template:
         conversations = facts.row_format == "messages" or facts.holds_conversations
         derived["data.template"] = "chat" if facts.has_chat_template else "turns" if conversations else "plain"
-    undecided = config.data.dev.fraction is None and config.data.dev.split is None and config.data.dev.path is None
+    dev = config.data.dev
+    undecided = dev.fraction is None and dev.split is None and dev.path is None and dev.sources is None
     if undecided:
         has_dev = "dev" in facts.source_splits
         derived |= {"data.dev.split": "dev"} if has_dev else {"data.dev.fraction": DEV_FRACTION}

@@ -102,6 +102,7 @@ ALTERNATIVES = (
 INSTEAD = (
     *((f"data.train.{name}", "data.train.sources") for name in ("name", "path", "format", "columns", "limit")),
     *((f"data.train.{name}", "data.train.temperature") for name in ("name", "path")),
+    *((f"data.dev.{name}", "data.dev.sources") for name in ("fraction", "split", "path")),
 )
 """Settings that exclude each other, the second of which is a mapping; choosing one in a later layer drops the other."""
 
@@ -117,12 +118,14 @@ DEPENDENT = {
         "measure.ledger.guide_subset",
     ),
     "data.online_selection.by": ("data.online_selection.candidates", "data.online_selection.lowest"),
+    "data.mixture.by": ("data.mixture.every", "data.mixture.floor"),
     "forget.run": tuple(f"forget.{name}" for name in ForgetSettings.model_fields if name != "run"),
 }
 """Switch -> settings that do nothing while it is null; switching it off in a later layer drops earlier layers' ones."""
 
 SWITCHES = {
     "data.online_selection": ("data.online_selection.by",),
+    "data.mixture": ("data.mixture.by",),
     "forget": ("forget.run",),
     "measure.norms": ("measure.norms.every", "measure.norms.effective"),
     "measure.ledger": ("measure.ledger.guide_every",),

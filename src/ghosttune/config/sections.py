@@ -214,6 +214,14 @@ class DevSettings(Section):
         cost="another file to keep; rows it shares with the training rows make the verdict too good",
     )
     """A file of its own, in the same format as the training rows."""
+    sources: dict[SourceName, RowsSettings] | None = setting(
+        None,
+        why="one number hides that an adapter has gained on one kind of rows and lost on another",
+        benefit="every evaluation tells the dev loss of each set, and the verdict its change with an interval",
+        cost="all of them are forward passes at each evaluation; the loss of all together chooses the checkpoint",
+    )
+    """Several dev sets, in place of one: name of your own -> settings of its source, one file or dataset. Each row has
+    its set's name in front of its id."""
     limit: Count | None = setting(
         None,
         unit="rows",
@@ -222,6 +230,11 @@ class DevSettings(Section):
         cost="fewer rows make wider intervals",
     )
     """Use only this many dev rows, a fixed sample drawn by row id."""
+
+    @property
+    def parts(self) -> dict[str, RowsSettings]:
+        """Setting -> each of the dev sets."""
+        return {f"data.dev.sources.{name}": part for name, part in (self.sources or {}).items()}
 
 
 class GuideSettings(Section):
@@ -281,8 +294,39 @@ class OnlineSelectionSettings(Section):
         return 1 if self.by is None else self.candidates
 
 
+class MixtureSettings(Section):
+    by: Literal["guide", "odm"] | None = setting(
+        None,
+        why="what a source is worth beside the others is seldom known before it was trained on, and changes meanwhile",
+        benefit="rows come from the sources that lower the guide loss, or whose own loss is still high; each change "
+        "is recorded",
+        cost="`guide` follows the guide rows, whatever else they leave out; `odm` may follow what cannot be learned; "
+        "null for off",
+    )
+    """What the weights of `data.train.sources` are learnt from while the run goes on: `guide`, what rows of each source
+    did to the guide loss (exponentiated gradient); `odm`, their training loss (online data mixing, an EXP3 bandit)."""
+    every: Count = setting(
+        10,
+        unit="optimizer updates",
+        why="one update has too few rows to tell what a source is worth",
+        benefit="fewer updates let the weights move sooner",
+        cost="fewer rows of each source tell less, so that the weights follow chance",
+    )
+    """Change the weights after every so many updates."""
+    floor: Annotated[float, Field(gt=0, le=1)] = setting(
+        0.1,
+        unit="share of rows",
+        why="a source that no row comes from any more can never show that it has become useful",
+        benefit="every source goes on being looked at, and a wrong start can be mended",
+        cost="so many rows come from all sources alike, useful or not",
+    )
+    """Of the rows, the share that all sources have in equal parts, whatever is learnt."""
+
+
 class DataSettings(Section):
     train: SourceSettings = SourceSettings()
+    mixture: MixtureSettings = MixtureSettings()
+    """The weights of `data.train.sources` change while the run goes on; null for off."""
     dev: DevSettings = DevSettings()
     guide: GuideSettings = GuideSettings()
     """Rows that give the held-out gradient of the ledger: not trained on, and not those that choose checkpoints."""

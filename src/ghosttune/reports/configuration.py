@@ -27,6 +27,7 @@ def cost(numbers: RunNumbers) -> Markup:
         "tokens per second": record.get("tokens_per_second"),
         "targets per second": record.get("targets_per_second"),
         "choosing rows": _choosing(record),
+        "learning the mixture": _learning(record),
         "padding": None if padding is None else f"{padding:.1%} of the positions computed",
         **memory,
         "trained parameters": f"{sum(parameters.values()):,} ({_listed(parameters)})",
@@ -40,10 +41,22 @@ def _choosing(record: Mapping[str, Any]) -> str | None:
     chosen = record.get("online_selection")
     if not chosen:
         return None
-    training = record["stage_seconds"].get("train")  # absent where the process was killed after its last step
-    share = f", {chosen['seconds'] / training:.0%} of training" if training else ""
     kept = f"{chosen['kept']:,} of {chosen['candidates']:,} candidates trained"
-    return f"{duration(chosen['seconds'])}{share}; {kept}"
+    return f"{_of_training(record, chosen['seconds'])}; {kept}"
+
+
+def _learning(record: Mapping[str, Any]) -> str | None:
+    """What learning the weights of a mixture came to and took; None where they were given."""
+    learnt = record.get("mixture")
+    if not learnt:
+        return None
+    weights = ", ".join(f"{name} {one['first']:.0%} -> {one['last']:.0%}" for name, one in learnt["weights"].items())
+    return f"{_of_training(record, learnt['seconds'])}; {learnt['changes']:,} changes, {weights}"
+
+
+def _of_training(record: Mapping[str, Any], seconds: float) -> str:
+    training = record["stage_seconds"].get("train")  # absent where the process was killed after its last step
+    return duration(seconds) + (f", {seconds / training:.0%} of training" if training else "")
 
 
 def configuration(numbers: RunNumbers) -> Markup:

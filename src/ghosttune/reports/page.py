@@ -61,7 +61,7 @@ def page(
     """The HTML."""
     blocks = {section: _figures(figures, drawn, section) for section in SECTIONS}
     beside = {
-        "loss": _phases(numbers),
+        "loss": joined([_sets(numbers), _phases(numbers)]),
         "moved": _statistics(numbers),
         "rows": joined([_columns(numbers), extreme_rows(numbers, texts, why_no_texts, shades)]),
         "evaluation": joined([_scores(numbers), *(answers(numbers, split) for split in splits_of(numbers))]),
@@ -172,6 +172,18 @@ def _phases(numbers: RunNumbers) -> Markup:
     ]
     heads = [column.replace("_", " ") for column in columns]
     return joined([tag("h3", "Phases"), table(heads, ([number(row[column]) for column in columns] for row in rows))])
+
+
+def _sets(numbers: RunNumbers) -> Markup:
+    sets = numbers.record.get("verdict", {}).get("sources", {})
+    if not sets:
+        return Markup("")
+    rows = [
+        [name, one["change"]["n"], one["dev_loss_base"], one["dev_loss"], interval(one["change"])]
+        for name, one in sets.items()
+    ]
+    heads = ["set", "dev rows", "base", "adapter", "change (95 % interval)"]
+    return joined([tag("h3", "Dev loss of each set"), table(heads, rows)])
 
 
 def number(cell: str) -> Any:

@@ -41,6 +41,14 @@ class Earned(Contents):
     change: Score
 
 
+class Judged(Contents):
+    """The dev rows of one set."""
+
+    dev_loss_base: float
+    dev_loss: float
+    change: Score
+
+
 class Verdict(Contents):
     """Of the finished run."""
 
@@ -51,6 +59,7 @@ class Verdict(Contents):
     best_step: int | None = None
     note: str | None = None
     reward: Earned | None = None
+    sources: dict[str, Judged] = {}
 
 
 class Trained(Contents):
@@ -93,6 +102,22 @@ class Choosing(Contents):
     """What choosing rows online took."""
 
     seconds: float
+
+
+class Weights(Contents):
+    """Of one source: those that the run began and ended with."""
+
+    first: float
+    last: float
+
+
+class Learnt(Contents):
+    """What was learnt of the weights of a mixture, and what it took."""
+
+    by: str
+    seconds: float
+    changes: NonNegativeInt
+    weights: dict[str, Weights]
 
 
 class Named(Contents):
@@ -160,6 +185,7 @@ class Record(Contents):
     phases: Phases | None = None
     without_rule: WithoutRule | None = None
     online_selection: Choosing | None = None
+    mixture: Learnt | None = None
     forgets: Forgets | None = None
     order: Order | None = None
     verdict: Verdict | None = None
@@ -180,6 +206,7 @@ class Event(Contents):
     learning_rate: float | None = None
     split: str | None = None
     trains: str | None = None
+    sources: dict[str, float] = {}
 
     @model_validator(mode="after")
     def _whole(self) -> Event:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ghostgrad import Observer
 from ghostgrad.crediting import Clip, RowCredits, Settled
-from ghostgrad.values import InRunValues
+from ghostgrad.values import InRunValues, StepValues
 from ghosttune.config.facts import ParameterFacts
 from ghosttune.errors import RunError
 from ghosttune.metrics.intervals import mean_ratio, verdict
@@ -85,6 +85,7 @@ class Ledger(Instrument):
             of the rows' account is a term of its own.
         parts: what rows consist of, where they are several sequences; `rows` then has PART_COLUMNS and an entry for
             each part.
+        at_once: whether what rows do to first order is asked for after each update, whatever their values are of.
 
     Raises:
         UnsupportedLayer: a trained parameter whose per-row gradient is not known, by name.
@@ -104,6 +105,7 @@ class Ledger(Instrument):
         rotation: Rotation | None = None,
         unsupported: Unsupported = "exact",
         parts: Sequence[str] = (),
+        at_once: bool = False,
     ):
         self.boundaries, self.rotation, self.parts = boundaries, rotation, parts
         self.engine = row_engine(model, unsupported)
@@ -113,6 +115,9 @@ class Ledger(Instrument):
         self.tables = (rows, modules, *([rotation.table] if rotation else []))
         self.guide_every = guide_every
         self.kind, self.rows_per_step = values, rows_per_step * max(1, len(parts))
+        self.at_once = at_once or values != "removal"
+        self.scored: StepValues | None = None
+        """To first order, of this process's rows of the last update; None unless they are asked for at once."""
         self.gradient: dict[str, Tensor] = {}
         """Of the guide loss, at the last guide pass."""
         self.reference: dict[str, Tensor] = {}
@@ -156,7 +161,7 @@ class Ledger(Instrument):
             self._guide_pass(step - 1)
         self.active = [name for name in self.gradient if self.parameters[name].requires_grad]
         self.observers: list[Observer] = [self.credits.observer] if self.credits else []
-        if self.kind != "removal":
+        if self.at_once:
             self.observers.append(self.values.open_step(self._towards()))
 
     def _towards(self) -> dict[str, Tensor]:
@@ -175,7 +180,7 @@ class Ledger(Instrument):
         self.ids += batch.names
         if self.credits:
             self.credits.add(batch.names, None if batch.owners is None else batch.owners.tolist())
-        if self.kind != "removal":
+        if self.at_once:
             self.values.add(batch.names)
 
     def after_backward(self, gradient: StepGradient) -> None:
@@ -189,10 +194,10 @@ class Ledger(Instrument):
             self.decays[name] = self.decays.get(name, 0.0) + group["lr"] * group["weight_decay"]
         if self.credits:
             self.credits.update(step, self._towards(), self.clip)
-        if self.kind != "removal":
-            scored = self.values.close_step(self.clip.factor)
-            if self.credits:
-                self.credits.set_values(step, scored.names, scored.values.double() / processes())
+        if self.at_once:
+            self.scored = self.values.close_step(self.clip.factor)
+            if self.credits and self.kind != "removal":
+                self.credits.set_values(step, self.scored.names, self.scored.values.double() / processes())
         if not self.credits:
             nothing = torch.full((len(self.ids), len(self.active)), float("nan"), dtype=torch.float64)
             self._append_rows(step, [Settled(step, self.ids, self.active, nothing, nothing)])

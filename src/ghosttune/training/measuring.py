@@ -20,6 +20,7 @@ from ghosttune.training.engines import unsupported_layers
 from ghosttune.training.guide import Guide
 from ghosttune.training.instruments import Instrument, Measurement
 from ghosttune.training.ledger import MODULE_COLUMNS, PART_COLUMNS, ROW_COLUMNS, Ledger
+from ghosttune.training.mixture import MIXTURE_COLUMNS, Mixture
 from ghosttune.training.norms import EFFECTIVE_COLUMNS, NORM_COLUMNS, EffectiveNorms, Norms
 from ghosttune.training.rollouts import Rollouts
 from ghosttune.training.rotation import Rotation
@@ -36,8 +37,10 @@ def measurement(
     candidates: partial[Candidates] | None = None,
     parts: Sequence[str] = (),
     rollouts: Rollouts | None = None,
+    mixture: partial[Mixture] | None = None,
 ) -> Measurement:
-    """What `measure` and `data.online_selection` switch on; ConfigError naming the modules that one cannot read.
+    """What `measure`, `data.online_selection` and `data.mixture` switch on; ConfigError naming the modules that one
+    cannot read.
 
     `parts` are those of the task's rows, `rollouts` what draws answers to them.
     """
@@ -50,6 +53,7 @@ def measurement(
             *_norms(model, facts, config, run),
             *ledger,
             *(_candidates(candidates, config, run, ledger[0] if ledger else None) if candidates else []),
+            *([mixture(Table(run, "mixture", MIXTURE_COLUMNS), ledger[0] if ledger else None)] if mixture else []),
         ],
         config.train.max_grad_norm,
     )
@@ -90,8 +94,8 @@ def _ledger(
     modules = Table(run, "module_steps", MODULE_COLUMNS)
     every, unsupported = ledger.guide_every, config.measure.unsupported
     try:
-        size, values = config.train.rows_per_step, ledger.values
-        options = every, values, size, boundaries, rotation, unsupported, parts
+        size, values, at_once = config.train.rows_per_step, ledger.values, config.data.mixture.by == "guide"
+        options = every, values, size, boundaries, rotation, unsupported, parts, at_once
         return [Ledger(model, facts, guide, rows, modules, *options)]
     except UnsupportedLayer as error:
         raise _refusal(config, "measure.ledger.guide_every", "measure.ledger", error) from error

@@ -1,19 +1,25 @@
-"""Which row comes when: a pure function of seed and epoch."""
+"""Which row comes when: a pure function of seed and epoch, and of the shares of sources where a run learns them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 from zlib import crc32
 
 import numpy as np
 
 from ghosttune.config.sections import TrainSettings
+from ghosttune.data.selecting import shares_of
+from ghosttune.data.splitting import draw
 from ghosttune.training.processes import processes
 
 POOL = 32
 """Steps whose rows are sorted by length together: larger pads less and shuffles less."""
+
+WHOLE = 10_000
+"""Parts that learnt shares are rounded to, so that the last bits of a sum decide no draw."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +40,16 @@ class Draws:
 
     def of_epoch(self, seed: int, epoch: int) -> np.ndarray:
         """The row positions of an epoch, source by source; nothing else than the arguments decides."""
-        drawn = [self._of_source(name, seed, epoch) for name in self.positions]
+        drawn = [self.taken(name, seed, epoch * self.counts[name], self.counts[name]) for name in self.positions]
         return np.concatenate(drawn)
 
-    def _of_source(self, name: str, seed: int, epoch: int) -> np.ndarray:
-        rows, count = self.positions[name], self.counts[name]
+    def taken(self, name: str, seed: int, start: int, count: int) -> np.ndarray:
+        """`count` row positions of a source, behind the first `start` of its passes."""
+        rows = self.positions[name]
         if not count:
             return rows[:0]
-        first, begin = divmod(epoch * count, len(rows))
-        last = (epoch * count + count - 1) // len(rows)
+        first, begin = divmod(start, len(rows))
+        last = (start + count - 1) // len(rows)
         passes = [np.random.default_rng([seed, crc32(name.encode()), at]) for at in range(first, last + 1)]
         return np.concatenate([rows[random.permutation(len(rows))] for random in passes])[begin : begin + count]
 
@@ -100,8 +107,12 @@ class RowOrder:
         places = np.arange(len(self)) if self.draws is None else self.draws.of_epoch(self.seed, self.epoch)
         if self.scores is not None:
             return iter(places[np.argsort(self.scores[places], kind="stable")].tolist())
-        random = np.random.default_rng([self.seed, self.epoch])
-        shuffled = places[random.permutation(len(self))]
+        return iter(self._in_steps(places, self.epoch))
+
+    def _in_steps(self, places: np.ndarray, number: int) -> list[int]:
+        """The rows of an epoch, or of another part of a run that is shuffled as a whole, by its number."""
+        random = np.random.default_rng([self.seed, number])
+        shuffled = places[random.permutation(len(places))]
         size = self.rows_per_step * self.pool_steps
         full: list[np.ndarray] = []
         rest: list[np.ndarray] = []
@@ -112,7 +123,54 @@ class RowOrder:
                 step = pool[cut : cut + self.rows_per_step]
                 (full if len(step) == self.rows_per_step else rest).append(step)
         steps = [full[position] for position in random.permutation(len(full))] + rest
-        return iter(np.concatenate(steps).tolist())
+        return np.concatenate(steps).tolist()
+
+
+class LearntOrder(RowOrder):
+    """Row positions of a mixture whose shares are learnt while it trains.
+
+    A window of `every` steps has rows of each source by the shares that hold when its first row is asked for, the last
+    of `shares`. How many it has is its share, rounded up or down by one draw for all sources, so that it is the share
+    on average (systematic sampling: Madow & Madow 1944, Annals of Mathematical Statistics 15). Which they are depends
+    on the seed and the shares so far alone. Every step is full: an epoch is as many as all rows would fill.
+    """
+
+    def __init__(self, lengths: Sequence[int], rows_per_step: int, seed: int, grouped: bool, draws: Draws, every: int):
+        self.learnt_draws, self.every = draws, every
+        super().__init__(lengths, rows_per_step, seed, grouped, draws)
+        self.pool_steps = _pool_steps(every) if grouped else 1
+        self.sources = list(draws.positions)
+        self.shares = [list(shares_of(draws.counts, WHOLE).values())]
+        """Of each window that has begun: the share of each source, in parts of WHOLE."""
+
+    def __len__(self) -> int:
+        return -(-len(self.learnt_draws) // self.rows_per_step) * self.rows_per_step
+
+    def __iter__(self) -> Iterator[int]:
+        size, steps = self.rows_per_step, len(self) // self.rows_per_step
+        rows: list[int] = []
+        for step in range(self.epoch * steps, (self.epoch + 1) * steps):
+            window, within = divmod(step, self.every)
+            if not rows or not within:
+                rows = self._of_window(window)
+            yield from rows[within * size : (within + 1) * size]
+
+    def _of_window(self, window: int) -> list[int]:
+        counts = self.counts(window + 1)
+        starts = counts[:window].sum(0)
+        drawn = [
+            self.learnt_draws.taken(name, self.seed, int(start), int(count))
+            for name, start, count in zip(self.sources, starts, counts[window], strict=True)
+        ]
+        return self._in_steps(np.concatenate(drawn), window)
+
+    def counts(self, windows: int) -> np.ndarray:
+        """[windows, sources] how many rows of each source the first windows have."""
+        known = len(self.shares) - 1
+        ends = np.cumsum([self.shares[min(window, known)] for window in range(windows)], axis=1)
+        offsets = [[draw(self.seed, "window", str(window))] for window in range(windows)]
+        upto = np.floor(ends * self.every * self.rows_per_step / WHOLE + offsets).astype(np.int64)
+        return np.diff(upto, axis=1, prepend=0)
 
 
 def _pool_steps(steps: int) -> int:
@@ -125,7 +183,7 @@ def rows_of_steps(order: RowOrder, batch_size: int, processes: int, steps: int) 
     epoch = 0
     while steps > 0:
         order.set_epoch(epoch)
-        taken = MicroBatches(order, batch_size, 0, processes).steps()[:steps]
+        taken = list(islice(MicroBatches(order, batch_size, 0, processes).steps(), steps))
         yield from taken
         steps, epoch = steps - len(taken), epoch + 1
 
@@ -154,13 +212,12 @@ class MicroBatches:
             parts = np.array_split(step, count) if count else []
             yield from (part.tolist() for part in parts[self.process :: self.processes])
 
-    def steps(self) -> list[list[int]]:
-        """The row positions of each step of the epoch, in all processes together."""
-        rows, size = list(self.order), self.order.rows_per_step
-        cuts = [rows[start : start + size] for start in range(0, len(rows), size)]
-        kept = [cut[: self._count(len(cut)) * self.processes * self.batch_size] for cut in cuts]
-        repeats = self.order.repeats
-        return [step for step in kept if step for _ in range(repeats if len(step) == size else 1)]
+    def steps(self) -> Iterator[list[int]]:
+        """The row positions of each step of the epoch, in all processes together; none is asked for before its turn."""
+        rows = iter(self.order)
+        while cut := list(islice(rows, self.order.rows_per_step)):
+            if kept := cut[: self._count(len(cut)) * self.processes * self.batch_size]:
+                yield from [kept] * (self.order.repeats if len(kept) == self.order.rows_per_step else 1)
 
     def _count(self, rows: int) -> int:
         """Micro-batches of each process in a step of so many rows."""

@@ -1,9 +1,9 @@
 """The training loop: transformers.Trainer with our loss, row order, evaluation and checkpoints.
 
-A step goes: rows in the order of `RowOrder` (of which `Candidates` may choose, and to which `Rollouts` draws answers)
--> `Collator` -> `compute_loss` (the task's loss per row) -> backward, in which `Measurement` sees every row -> clip ->
-AdamW -> `Phasing`, which says what trains next -> `Watch.on_step_end`, which decides what is recorded, evaluated and
-saved.
+A step goes: rows in the order of `RowOrder` (of which `Candidates` may choose, whose shares `Mixture` learns, and to
+which `Rollouts` draws answers) -> `Collator` -> `compute_loss` (the task's loss per row) -> backward, in which
+`Measurement` sees every row -> clip -> AdamW -> `Phasing`, which says what trains next -> `Watch.on_step_end`, which
+decides what is recorded, evaluated and saved.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from ghosttune.training.arguments import training_arguments
 from ghosttune.training.candidates import Candidates
 from ghosttune.training.instruments import Measurement, MicroBatch
 from ghosttune.training.measuring import instrument_of
+from ghosttune.training.mixture import Mixture
 from ghosttune.training.order import MicroBatches, RowOrder
 from ghosttune.training.packed import packing_of
 from ghosttune.training.phasing import Phasing
@@ -78,6 +79,7 @@ class RunTrainer(Trainer):
         """Whether dev rows are of several sources, the loss of each of which is told."""
         self.phasing, self.candidates = phasing, instrument_of(measurement, Candidates)
         self.rollouts: Rollouts | None = instrument_of(measurement, Rollouts)
+        self.mixture: Mixture | None = instrument_of(measurement, Mixture)
         self.train_rows, self.dev_rows, self.order = train.features, dev.features, order
         self.unlearning = unlearning
         self.collate_rows = packing_of(collator, model) if config.train.packing else collator
@@ -112,6 +114,8 @@ class RunTrainer(Trainer):
         if self.rollouts is not None:
             drawn = self.rollouts.batches(self.state.global_step + 1, list(islice(epoch_iterator, num_batches)))
             return drawn, self._get_num_items_in_batch(drawn, device)
+        if self.mixture is not None:
+            self.measurement.begin_step()  # learns by which shares the rows are drawn that are asked for next
         if self.candidates is None:
             return super().get_batch_samples(epoch_iterator, num_batches, device)
         self.measurement.begin_step()
@@ -150,6 +154,8 @@ class RunTrainer(Trainer):
             losses = self.unlearning.loss(losses, inputs)
         if not torch.isfinite(losses).all():
             raise GhosttuneError(self._not_finite(losses, inputs["example_index"]))
+        if self.mixture is not None:
+            self.mixture.saw(inputs["example_index"], losses)
         used = inputs["row_of_position"] >= 0 if "row_of_position" in inputs else inputs["attention_mask"] > 0
         self.counted += torch.tensor([int(used.sum()), int((~used).sum()), self._targets([inputs])])
         return losses.sum() / num_items_in_batch * self.args.world_size  # averaged over processes afterwards

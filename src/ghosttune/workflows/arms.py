@@ -63,11 +63,11 @@ class Arm:
         """What one of its runs took, on average."""
         records = [run.record for run in self.runs]
         seconds = [record["stage_seconds"].get("train", 0.0) for record in records]
-        chosen = [record for record in records if "online_selection" in record]
+        chosen = [own for record in records if (own := _choosing(record)) is not None]
         speeds = [record["tokens_per_second"] for record in records if record.get("tokens_per_second")]
         return {
             "train_seconds": round(float(np.mean(seconds)), 1),
-            "choosing_seconds": _mean([record["online_selection"]["seconds"] for record in chosen]),
+            "choosing_seconds": _mean(chosen),
             "tokens_per_second": _mean(speeds),
             "peak_memory_mb": max(record["peak_memory_mb"]["process"] for record in records),
         }
@@ -101,6 +101,12 @@ class Arm:
     def not_rebuilt(self) -> list[str]:
         """Metrics that its runs report and that predictions/ do not hold enough to test."""
         return [name for name in _metrics(self.runs) if name not in self.scores]
+
+
+def _choosing(record: Mapping[str, Any]) -> float | None:
+    """Seconds of its training in which a run chose rows, or learnt which sources they come from; None where neither."""
+    found = record.get("online_selection") or record.get("mixture")
+    return found["seconds"] if found else None
 
 
 def _mean(numbers: Sequence[float]) -> float | None:

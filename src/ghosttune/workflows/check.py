@@ -29,7 +29,7 @@ from ghosttune.run.recording import RECORDED_PACKAGES
 from ghosttune.run.versions import changed_versions, installed, unmet_requirements
 from ghosttune.training import checkpoints
 from ghosttune.training.engines import without_rule
-from ghosttune.training.order import MicroBatches
+from ghosttune.training.order import WHOLE, MicroBatches
 from ghosttune.training.packed import packing_of, padding_shares
 from ghosttune.training.phasing import Phasing
 from ghosttune.training.processes import processes
@@ -339,6 +339,8 @@ def _plan(prepared: Prepared, counts: dict[str, int], phasing: Phasing | None) -
             "left_out": prepared.left_out,
         },
         **({"sources": prepared.sources} if prepared.sources else {}),
+        **({"dev_sets": prepared.dev_sets} if prepared.dev_sets else {}),
+        **({"mixture": _learnt_weights(prepared)} if config.data.mixture.by else {}),
         "tokens": {
             "longest_row": max(len(row) for row in prepared.train.features),
             "targets_per_row": _mean_targets(prepared.train),
@@ -434,6 +436,13 @@ def _first_rate(config: RunConfig) -> float:
     """Learning rate of the first update: warm-up starts from 0."""
     warm_up = config.train.warmup_steps > 0 and config.train.lr_scheduler_type != "constant"
     return 0.0 if warm_up else config.train.learning_rate
+
+
+def _learnt_weights(prepared: Prepared) -> dict[str, Any]:
+    """From what the weights of a mixture are learnt, and those that the run begins with."""
+    mixture, order = prepared.config.data.mixture, prepared.learnt_order()
+    begins = {name: share / WHOLE for name, share in zip(order.sources, order.shares[0], strict=True)}
+    return {"learnt by": mixture.by, "every": mixture.every, "begins with": begins}
 
 
 def _mean_targets(encoded: Encoded) -> float:

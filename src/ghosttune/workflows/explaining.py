@@ -118,6 +118,13 @@ def _chosen(run: Run) -> Iterator[str]:
         yield f"{chosen['rows_kept']:,} different rows trained, of {chosen['rows_offered']:,} that were candidates"
 
 
+def _learnt(run: Run) -> Iterator[str]:
+    if learnt := run.record.get("mixture"):
+        for name, weight in learnt["weights"].items():
+            yield f"weight of {name} {weight['first']:.2f} -> {weight['last']:.2f}"
+        yield f"{learnt['changes']:,} changes, which took {learnt['seconds']:.1f} s"
+
+
 def _answers(run: Run) -> Iterator[str]:
     if (seconds := run.record["stage_seconds"].get("evaluate")) is not None:
         yield f"evaluation took {seconds:.1f} s"
@@ -159,6 +166,7 @@ FIGURES: dict[str, Callable[[Run], Iterator[str]]] = {
     "task": _result,
     "data": _rows,
     "data.guide": _guide,
+    "data.mixture": _learnt,
     "data.online_selection": _chosen,
     "data.max_length": _lengths,
     "data.truncated_share": _lengths,

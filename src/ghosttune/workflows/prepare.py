@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -21,7 +21,7 @@ from ghosttune.data.encoding import Encoded, Encoder, RowEncoder
 from ghosttune.data.files import fingerprint
 from ghosttune.data.hub import is_hub_id
 from ghosttune.data.images import ImageEncoder, ImageReader, image_of
-from ghosttune.data.mixing import open_data, rows_in_an_epoch, source_of_row
+from ghosttune.data.mixing import mixed, open_data, rows_in_an_epoch, source_of_row
 from ghosttune.data.questions import questions_of
 from ghosttune.data.records import Records
 from ghosttune.data.retaining import forgotten_and_retained
@@ -35,7 +35,7 @@ from ghosttune.metrics.judging import labels_of
 from ghosttune.models.loading import cuda_devices, has_bfloat16, load_processor, load_tokenizer
 from ghosttune.registry import TASKS
 from ghosttune.run.directory import RunDir
-from ghosttune.training.order import Draws, RowOrder
+from ghosttune.training.order import Draws, LearntOrder, RowOrder
 from ghosttune.training.processes import processes
 
 
@@ -68,8 +68,17 @@ class Prepared:
 
     def order(self, offered: int = 1) -> RowOrder:
         """In which order all processes read the training rows, `offered` for each that trains."""
+        if self.config.data.mixture.by is not None:
+            return self.learnt_order()
         train, repeats = self.config.train, self.config.task.repeats
         return RowOrder.of_run(self.train.features, train, self.draws, self.scores, offered, repeats)
+
+    def learnt_order(self) -> LearntOrder:
+        """The same where the shares of the sources are learnt, with those that the run begins with."""
+        train, rows = self.config.train, self.train.features
+        assert self.draws is not None  # what `_draws` makes wherever weights are learnt
+        lengths, size, every = [len(row) for row in rows], train.rows_per_step * processes(), self.config.data.mixture
+        return LearntOrder(lengths, size, train.seed, train.group_by_length, self.draws, every.every)
 
     @property
     def rows_in_an_epoch(self) -> int:
@@ -83,12 +92,16 @@ class Prepared:
 
     @property
     def judged_by_source(self) -> bool:
-        """Whether dev rows are of the sources of a mixture, and not of a file of their own."""
-        return self.config.data.train.sources is not None and self.config.data.dev.path is None
+        """Whether dev rows are of named sets: their own, or the sources of a mixture, and not of one file."""
+        train, dev = self.config.data.train, self.config.data.dev
+        return dev.sources is not None or (train.sources is not None and dev.path is None)
 
     @cached_property
     def sources(self) -> dict[str, dict[str, int]]:
-        """Of a mixture: source -> how many of its rows train, judge, guide and come in an epoch; else empty."""
+        """Of a mixture: source -> how many of its rows train, judge, guide and come in an epoch; else empty.
+
+        Where weights are learnt, an epoch of those that the run begins with.
+        """
         if self.config.data.train.sources is None:
             return {}
         splits = {"train": self.train_records, "dev": self.dev_records, "guide": self.guide_records}
@@ -99,6 +112,11 @@ class Prepared:
         return {
             name: {split: found[name] for split, found in counts.items()} for name in self.config.data.train.sources
         }
+
+    @cached_property
+    def dev_sets(self) -> dict[str, int]:
+        """Dev set -> how many rows it has; empty where the dev rows are no named sets of their own."""
+        return dict(Counter(sources_of(self.dev_records))) if self.config.data.dev.sources is not None else {}
 
     @property
     def metadata_columns(self) -> list[str]:
@@ -160,15 +178,20 @@ def prepare(config: RunConfig, without: Collection[str] = (), refuse: Refuse = r
 
 
 def _draws(config: RunConfig, train: Encoded, refuse: Refuse) -> Draws | None:
-    """Which rows an epoch has; None for every row once. A source of which none would come is refused."""
+    """Which rows an epoch has; None for every row once. A source of which none would come is refused.
+
+    Where weights are learnt, those of the beginning.
+    """
     settings = config.data.train
     if settings.sources is None:
         return None
     names = np.array([source_of_row(row.example_id) for row in train.features], object)
     positions = {name: np.flatnonzero(names == name) for name in settings.sources}
-    counts = rows_in_an_epoch(settings, {name: len(rows) for name, rows in positions.items()})
-    if counts is None:
+    rows = {name: len(own) for name, own in positions.items()}
+    counts = rows_in_an_epoch(settings, rows)
+    if counts is None and config.data.mixture.by is None:
         return None
+    counts = counts or rows
     refuse(
         [_never_drawn(config, name, len(train)) for name, rows in positions.items() if not counts[name] and len(rows)]
     )
@@ -253,7 +276,13 @@ def _limited(config: RunConfig, source: Source) -> tuple[Records, dict[str, int]
         raise TooFewRows(f"no training rows of {listed(without)}: all rows of theirs belong to other splits")
     kept = {name: sample(rows, train.sources[name].limit, seed) for name, rows in parts.items()}
     beyond = {f"{name}: beyond its limit": len(rows) - len(kept[name]) for name, rows in parts.items()}
-    return replace(own, positions=np.concatenate([rows.positions for rows in kept.values()])), beyond
+    return _together(kept), beyond
+
+
+def _together(parts: Mapping[str, Records]) -> Records:
+    """Some of the records of one source, as one again."""
+    some = next(iter(parts.values()))
+    return replace(some, positions=np.concatenate([rows.positions for rows in parts.values()]))
 
 
 def sources_of(records: Records) -> np.ndarray:
@@ -318,7 +347,7 @@ def _format_problems(config: RunConfig, task: Any) -> list[Problem]:
     message = f"is not for {config.task.type}, which reads {listed(task.formats)}"
     return [
         config.problem(f"{setting}.format", f"{source.format} {message}")
-        for setting, source in config.data.train.parts.items()
+        for setting, source in (config.data.train.parts | config.data.dev.parts).items()
         if source.format != "auto" and source.format not in task.formats
     ]
 
@@ -414,7 +443,9 @@ def _in_blocks(source: Source, config: RunConfig, tokenizer: Any) -> Source:
 
 
 def dev_source_of(config: RunConfig, tokenizer: Any, without: Collection[str] = ()) -> Source | None:
-    """The rows of `data.dev.path`, one file, named and read like the training rows."""
+    """The rows of `data.dev.path`, one file, named and read like the training rows; or those of `data.dev.sources`."""
+    if config.data.dev.sources is not None:
+        return _dev_sets(config, config.data.dev.sources, tokenizer)
     path = config.data.dev.path
     if path is None:
         return None
@@ -430,6 +461,23 @@ def dev_source_of(config: RunConfig, tokenizer: Any, without: Collection[str] = 
         return read_source({"dev": file}, settings, task_of(config).formats, without)
     except DataError as error:
         raise DataError(f"data.dev.path: {error}", error.rows) from error
+
+
+def _dev_sets(config: RunConfig, sources: Mapping[str, RowsSettings], tokenizer: Any) -> Source:
+    """The rows of all dev sets: of a source that has splits those of its split dev; DataError for a set of none."""
+    try:
+        found = _in_blocks(mixed(sources, task_of(config).formats), config, tokenizer)
+    except DataError as error:
+        raise DataError(f"data.dev.sources: {error}") from error
+    judges = found.records.of_split(None, "dev")
+    names = sources_of(judges)
+    if without := [name for name in sources if not (names == name).any()]:
+        raise DataError(
+            f"data.dev.sources: no rows of {listed(without)} judge: the source has splits and none is called dev; give "
+            "a file of its own"
+        )
+    kept = {name: sample(judges.where(names == name), sources[name].limit, config.train.seed) for name in sources}
+    return replace(found, records=_together(kept))
 
 
 def default_run_folder(config: RunConfig, now: str) -> Path:

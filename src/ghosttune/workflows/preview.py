@@ -72,7 +72,12 @@ def _note(encoder: Any, record: Record) -> str:
 def _drawn(prepared: Prepared, row: RowFeatures) -> str:
     if not prepared.sources:
         return ""
-    name = source_of_row(row.example_id)
+    name, learnt = source_of_row(row.example_id), prepared.config.data.mixture
+    if learnt.by is not None:
+        share = prepared.sources[name]["epoch"] / prepared.rows_in_an_epoch
+        return (
+            f"{share:.1%} of the rows of the first {learnt.every} updates are of {name}, then as learnt by {learnt.by}"
+        )
     return f"{prepared.sources[name]['epoch']} of {prepared.rows_in_an_epoch} rows of an epoch are of {name}"
 
 

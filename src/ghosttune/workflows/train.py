@@ -55,8 +55,9 @@ from ghosttune.training.initialising import WAYS, Initialisation
 from ghosttune.training.instruments import Measurement
 from ghosttune.training.ledger import Ledger
 from ghosttune.training.measuring import instrument_of, measurement, signals
+from ghosttune.training.mixture import Mixture
 from ghosttune.training.optimizers import unmet_by_optimizer
-from ghosttune.training.order import rows_of_steps
+from ghosttune.training.order import RowOrder, rows_of_steps
 from ghosttune.training.packed import why_not_packed
 from ghosttune.training.phasing import Phasing
 from ghosttune.training.processes import processes, rank
@@ -296,7 +297,8 @@ def reference_of(prepared: Prepared, adapted: Adapted) -> Reference | None:
         return None
     rows = prepared.train.features
     visits = (train.max_steps or 0) * train.rows_per_step * prepared.config.data.online_selection.offered * processes()
-    read = rows if visits >= len(rows) else [rows[place] for place in islice(prepared.order(), visits)]
+    all_of_them = visits >= len(rows) or prepared.config.data.mixture.by is not None
+    read = rows if all_of_them else [rows[place] for place in islice(prepared.order(), visits)]
     size, device = train.per_device_eval_batch_size, device_of(prepared.config.model)
     asked: Any = chain(read, prepared.dev.features, prepared.guide.features)
     with faults_of(prepared.config.model.name):
@@ -366,8 +368,11 @@ def measurement_of(run: RunDir, prepared: Prepared, adapted: Adapted, phasing: P
     rotation = _rotation(run, config, rows, guided, adapted)
     candidates = partial(Candidates, adapted.model, prepared.task, prepared.collator, prepared.train.features)
     chosen = candidates if config.data.online_selection.by else None
-    parts, rollouts = prepared.task.parts, rollouts_of(run, prepared, adapted.model)
-    return measurement(adapted.model, adapted.facts, guide, config, run, ends, rotation, chosen, parts, rollouts)
+    parts, rollouts, learnt = prepared.task.parts, rollouts_of(run, prepared, adapted.model), config.data.mixture
+    mixture = partial(Mixture, prepared.train.features, prepared.learnt_order(), learnt, device) if learnt.by else None
+    return measurement(
+        adapted.model, adapted.facts, guide, config, run, ends, rotation, chosen, parts, rollouts, mixture
+    )
 
 
 def _rotation(run: RunDir, config: RunConfig, rows: Sequence[Any], guided: Any, adapted: Adapted) -> Rotation | None:
@@ -406,6 +411,7 @@ def _begin(run: RunDir, prepared: Prepared, adapted: Adapted) -> Record:
             "cut_rows": {name: split.cut_rows for name, split in splits.items()},
             **({"without_reasoning": unsaid} if any(unsaid.values()) else {}),
             **({"sources": prepared.sources} if prepared.sources else {}),
+            **({"dev_sets": prepared.dev_sets} if prepared.dev_sets else {}),
         },
         left_out=prepared.left_out,
         **_without_rule(prepared.config, adapted.model, ()),
@@ -458,6 +464,7 @@ def _run_stages(
         measured.restore(checkpoints.read_instruments(checkpoint, device_of(config.model)), counters)
         if phasing is not None:
             phasing.restore(counters)
+    mixture: Mixture | None = instrument_of(measured, Mixture)
     trainer = RunTrainer(
         model,
         config,
@@ -469,7 +476,7 @@ def _run_stages(
         watch,
         measured,
         phasing,
-        prepared.order(config.data.online_selection.offered),
+        mixture.order if mixture is not None else prepared.order(config.data.online_selection.offered),
         resuming=checkpoint is not None,
         by_source=prepared.judged_by_source,
         unlearning=unlearning,
@@ -486,6 +493,8 @@ def _run_stages(
     record.note(step=step, best_step=watch.best_step, **_throughput(watch, record))
     if trainer.candidates is not None and rank() == 0:
         _note_selection(run, record, measured, trainer.candidates)
+    if mixture is not None and rank() == 0:
+        record.note(mixture={"seconds": _seconds_in_all(record, "mixture", mixture.seconds), **mixture.described()})
     if watch.interrupted and not watch.complete:
         raise Stopped(f"stopped after step {step}, its state saved. Continue with `{run.resume_command}`.")
     with record.stage("measure"):
@@ -494,7 +503,7 @@ def _run_stages(
             return
         _write_measurements(run, record, prepared, measured)
         if phasing is not None:
-            _write_phases(run, record, prepared, phasing, watch, step)
+            _write_phases(run, record, prepared, phasing, trainer, step)
     with record.stage("save"):
         _write_adapters(run, prepared, model, watch)
     with record.stage("evaluate"):
@@ -539,11 +548,13 @@ def _tokens(prepared: Prepared) -> Iterator[int]:
             yield 0
 
 
-def _write_phases(run: RunDir, record: Record, prepared: Prepared, phasing: Phasing, watch: Watch, steps: int) -> None:
+def _write_phases(
+    run: RunDir, record: Record, prepared: Prepared, phasing: Phasing, trainer: RunTrainer, steps: int
+) -> None:
     """tables/phases.csv, and which phase the best and the last adapter come from."""
-    learning_rate = prepared.config.train.learning_rate
-    rows = write_phases(run, phasing.table(steps, learning_rate), _tokens_of_steps(run, prepared, steps))
-    origin = {"best": watch.best_step, "last": steps}
+    tokens = _tokens_of_steps(run, prepared, trainer.order, steps)
+    rows = write_phases(run, phasing.table(steps, prepared.config.train.learning_rate), tokens)
+    origin = {"best": trainer.watch.best_step, "last": steps}
     record.note(
         phases={
             name: None if step is None else rows[phasing.schedule.index(step)]["phase"] for name, step in origin.items()
@@ -551,7 +562,7 @@ def _write_phases(run: RunDir, record: Record, prepared: Prepared, phasing: Phas
     )
 
 
-def _tokens_of_steps(run: RunDir, prepared: Prepared, steps: int) -> list[int]:
+def _tokens_of_steps(run: RunDir, prepared: Prepared, order: RowOrder, steps: int) -> list[int]:
     """The tokens that each update trained."""
     train, features = prepared.config.train, prepared.train.features
     if prepared.config.data.online_selection.by is not None:
@@ -561,7 +572,7 @@ def _tokens_of_steps(run: RunDir, prepared: Prepared, steps: int) -> list[int]:
         return tokens.tolist()
     if prepared.config.task.type == "grpo":
         return _tokens_of_answers(run, prepared, steps)
-    consumed = rows_of_steps(prepared.order(), train.per_device_train_batch_size, processes(), steps)
+    consumed = rows_of_steps(order, train.per_device_train_batch_size, processes(), steps)
     return [sum(len(features[position]) for position in step) for step in consumed]
 
 
@@ -577,8 +588,13 @@ def _tokens_of_answers(run: RunDir, prepared: Prepared, steps: int) -> list[int]
 def _note_selection(run: RunDir, record: Record, measured: Measurement, candidates: Candidates) -> None:
     """What online selection has done and taken so far, in all the parts of a run that was interrupted."""
     measured.flush()
-    before = record.contents.get("online_selection", {}).get("seconds", 0.0)
-    record.note(online_selection={"seconds": round(before + candidates.seconds, 3), **selection_totals(run)})
+    seconds = _seconds_in_all(record, "online_selection", candidates.seconds)
+    record.note(online_selection={"seconds": seconds, **selection_totals(run)})
+
+
+def _seconds_in_all(record: Record, name: str, seconds: float) -> float:
+    """Those of this process and of the parts of the run before it."""
+    return round(record.contents.get(name, {}).get("seconds", 0.0) + seconds, 3)
 
 
 def _saved(record: Record, step: int) -> None:

@@ -9,7 +9,7 @@ import pytest
 from ghosttune.config.checking import RULES, conflicts
 from ghosttune.config.loading import load_config, with_values
 from ghosttune.config.schema import section_class
-from ghosttune.config.sections import SourceSettings
+from ghosttune.config.sections import DevSettings, SourceSettings
 from ghosttune.tasks.preference import PreferenceSettings
 
 BASE = load_config({"data": {"train": {"path": "builtin:rows"}}})
@@ -37,8 +37,17 @@ def grpo(**settings: Any) -> Any:
 
 
 GRPO, CAUSAL = grpo(), section_class("task", "causal_lm")()
+
+
+def dev_sets(**sources: dict[str, Any]) -> Any:
+    """The dev section with these sets."""
+    return DevSettings.model_validate({"sources": sources})
+
+
 NO_LEDGER = {"measure.ledger.guide_every": None}
 CHAT, QUESTIONS = {"path": "chat.jsonl"}, {"path": "questions.jsonl"}
+MIXED = {"data.train": mixture(chat=CHAT, questions=QUESTIONS)}
+SETS = {"data.dev": dev_sets(chat={"path": "chat-dev.jsonl"})}
 
 CASES = {
     "_one_run_length": [
@@ -193,6 +202,39 @@ CASES = {
     "_one_dev_source": [
         ({"data.dev.fraction": 0.1, "data.dev.split": "dev"}, "data.dev.split", {"data.dev.fraction": None}),
         ({"data.dev.path": "x", "data.dev.split": "dev"}, "data.dev.path", {"data.dev.split": None}),
+        (SETS | {"data.dev.split": "dev"}, "data.dev.sources", {"data.dev.split": None}),
+    ],
+    "_dev_sets_that_are_read": [
+        ({"data.dev": dev_sets()}, "data.dev.sources", SETS),
+        ({"data.dev": dev_sets(a={})}, "data.dev.sources.a.path", SETS),
+        ({"data.dev": dev_sets(a=CHAT, b=CHAT)}, "data.dev.sources.b", SETS),
+    ],
+    "_options_of_learnt_weights": [
+        ({"data.mixture.every": 5}, "data.mixture.every", {"data.mixture.every": 10}),
+        ({"data.mixture.floor": 0.5}, "data.mixture.floor", MIXED | {"data.mixture.by": "odm"}),
+    ],
+    "_weights_that_can_be_learnt": [
+        ({"data.mixture.by": "guide"}, "data.mixture.by", MIXED),
+        (
+            MIXED | {"data.mixture.by": "guide", "measure.ledger.guide_every": None},
+            "data.mixture.by",
+            {"data.mixture.by": "odm"},
+        ),
+    ],
+    "_one_who_says_what_trains": [
+        (
+            MIXED | {"data.mixture.by": "odm", "data.online_selection.by": "loss"},
+            "data.mixture.by",
+            {"data.online_selection.by": None},
+        ),
+        (MIXED | {"data.mixture.by": "odm", "train.order": "length"}, "data.mixture.by", {"train.order": "random"}),
+    ],
+    "_weights_change_inside_the_run": [
+        (
+            MIXED | {"data.mixture.by": "odm", "data.mixture.every": 300, "train.max_steps": 300},
+            "data.mixture.every",
+            {"data.mixture.every": 10},
+        ),
     ],
     "_one_guide_source": [
         ({"data.guide.fraction": 0.1, "data.guide.split": "x"}, "data.guide.split", {"data.guide.fraction": None}),

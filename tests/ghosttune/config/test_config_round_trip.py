@@ -91,6 +91,7 @@ VALUES: dict[str, st.SearchStrategy] = {
     "data.dev.fraction": SHARE,
     "data.dev.split": TEXT,
     "data.dev.path": TEXT,
+    "data.dev.sources": st.dictionaries(FILE_NAME, st.fixed_dictionaries({"path": TEXT}), min_size=1, max_size=1),
     "data.dev.limit": COUNT,
     "data.template": st.sampled_from(["auto", "chat", "plain", "turns"]),
     "data.max_length": st.integers(8, 10**6),
@@ -142,6 +143,9 @@ VALUES: dict[str, st.SearchStrategy] = {
     "measure.ledger.values": st.sampled_from(["adamw", "sgd"]),
     "measure.unsupported": st.sampled_from(["exact", "leave_out", "refuse"]),
     "phases.strategy": st.sampled_from(["none", "plan", "early->late", "top-down"]),
+    "data.mixture.by": st.sampled_from([None, "guide", "odm"]),
+    "data.mixture.every": st.integers(1, 9),
+    "data.mixture.floor": st.floats(0.01, 1),
     "data.online_selection.by": st.sampled_from([None, "value", "loss", "gradient_norm", "random"]),
     "data.online_selection.candidates": st.integers(2, 10**6),
     "data.online_selection.lowest": st.booleans(),
@@ -165,6 +169,12 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
     for group in ALTERNATIVES:
         for extra in [path for path in chosen if path in group][1:]:
             flat.pop(extra, None)
+    if flat.get("data.mixture.by") is not None:
+        flat["data.train.sources"] = {"a": {"path": "a.jsonl"}, "b": {"path": "b.jsonl"}}
+        flat["data.online_selection.by"] = None
+        flat = {path: value for path, value in flat.items() if not path.startswith(("forget.", "train.order"))}
+    if "data.dev.sources" in flat:
+        flat = {path: value for path, value in flat.items() if (path, "data.dev.sources") not in INSTEAD}
     if "data.train.sources" in flat:
         flat = {path: value for path, value in flat.items() if (path, "data.train.sources") not in INSTEAD}
     elif "data.train.name" in flat:
@@ -206,6 +216,7 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
         if flat.get("forget.loss") == "gradient_ascent":
             flat.pop("forget.beta", None)
     switches = {"measure.ledger.guide_every": 10, "data.online_selection.by": None, "forget.run": None}
+    switches |= {"data.mixture.by": None}
     for switch, default in switches.items():
         if flat.get(switch, default) is None:
             flat = {path: value for path, value in flat.items() if path not in DEPENDENT[switch]}
@@ -213,6 +224,8 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
         flat.pop("data.online_selection.lowest", None)
     if flat.get("measure.ledger.guide_every", 10) is None and flat.get("data.online_selection.by") == "value":
         flat["data.online_selection.by"] = "loss"
+    if flat.get("measure.ledger.guide_every", 10) is None and flat.get("data.mixture.by") == "guide":
+        flat["data.mixture.by"] = "odm"
     if flat.get("measure.norms.every", 1) is None:
         flat.pop("measure.norms.layers", None)
     if flat.get("evaluate.limit") == 0:

@@ -472,6 +472,8 @@ BRIEF = {
     "evaluate.limit": 0,
 }
 
+LEARNT = BRIEF | SOURCES | {"data.mixture.by": "guide", "data.mixture.every": 1, "measure.ledger.guide_every": 1}
+
 LINEAR = {"target_modules": ["q_proj"]}
 METHOD_VALUES: dict[str, dict[str, Any]] = {
     "lora": {},
@@ -631,6 +633,10 @@ CASES: dict[str, Case] = {
     "data.train.keep": Case(rows, "@kept.jsonl", {"data.train.path": "@named.jsonl"}),
     "data.train.sources": Case(rows, {"two": {"path": "@rows.jsonl"}}, SOURCES),
     "data.train.temperature": Case(shares, 9.0, SOURCES),
+    "data.mixture.by": Case(measured, "odm", LEARNT | {"data.mixture.by": "guide"}),
+    "data.mixture.every": Case(measured, 3, LEARNT),
+    "data.mixture.floor": Case(measured, 0.9, LEARNT),
+    "data.dev.sources": Case(rows, {"set": {"path": "@dev.jsonl"}}),
     "data.dev.fraction": Case(rows, 0.4),
     "data.dev.split": Case(rows, "test", {"data.train.path": "@split.jsonl"}),
     "data.dev.path": Case(rows, "@dev.jsonl"),

@@ -33,8 +33,8 @@ WITHOUT = {
 }
 """What a run lacks -> the figures that are then missing."""
 
-USUAL = set(FIGURES.names()) - {"rewards"}
-"""Figures of runs that are not rewarded (tests/ghosttune/grpo has one that is)."""
+USUAL = set(FIGURES.names()) - {"rewards", "dev_loss_by_set", "mixture_weights"}
+"""Figures of runs that are not rewarded (tests/ghosttune/grpo has one that is), nor mixed (test_learnt_weights.py)."""
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

@@ -182,6 +182,8 @@ def test_a_run_that_did_not_finish(copied, status):
         "values_by_column",
         "kept_by_column",
         "evaluation",
+        "dev_loss_by_set",
+        "mixture_weights",
     }
     said = {"running": "has not finished", "stopped": "was stopped", "failed": "failed: out of &lt;memory&gt;"}
     assert said[status] in page_of(numbers, {}, {}, {}, "", {})
