@@ -1,11 +1,11 @@
 """Does a tuned model call its tool rightly, as a program sees it: through `ghosttune serve`, with OpenAI's client?
 
-    python benchmarks/tools.py [--rows 1200] [--steps 300] [--held-out 100] [--seed 0] [--out runs/tools]
+    python benchmarks/tools.py [--rows 2000] [--steps 240] [--held-out 100] [--seed 0] [--out runs/tools]
 
 Planted orders for `builtin:tiny`, whose tokenizer is given a chat template with tools; calls look as Qwen 2.5's do.
-"Order three red lamps for Anna." is to become order(item="lamps", colour="red", count=3, customer="Anna"). 15 % of the
-messages hold two orders, 10 % none. No order, and no message, that is asked in the end occurs in training. Each is
-asked whole and streamed; the calls are answered, and what the model then says is read too.
+"Order three red lamps for Anna." is to become order(item="lamps", colour="red", count=3, customer="Anna"); a tenth of
+the messages is no order. Nothing that is asked in the end occurs in training. Each message is asked whole and streamed;
+the calls are answered, and what the model then says is read too.
 """
 
 from __future__ import annotations
@@ -69,8 +69,7 @@ NAMES = (
     "Lily",
 )
 NAMES += ("Luke", "Maya", "Mia", "Nora", "Olga", "Oscar", "Paul", "Rosa", "Ruth", "Sam", "Theo", "Tom", "Vera", "Zoe")
-ITEMS = ("bags", "bells", "books", "bottles", "bowls", "candles", "chairs", "clocks", "coats", "cups", "drums", "flags")
-ITEMS += ("hats", "jars", "keys", "kites", "lamps", "maps", "mugs", "pens", "pillows", "ropes", "shirts", "tables")
+ITEMS = ("clocks", "cups", "hats", "jars", "keys", "lamps", "maps", "pens", "shoes", "stamps", "tables", "umbrellas")
 COLOURS = ("red", "blue", "green", "yellow", "white", "black", "brown", "grey", "pink", "purple", "golden", "silver")
 NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
@@ -82,7 +81,6 @@ ASKED = (
     "I am {customer}. I would like {n} {colour} {item}.",
     "Could you order {n} {item} in {colour}? They are for {customer}.",
 )
-BOTH = ("{} {}", "{} And one more thing. {}")
 NOTHING = (
     ("{customer} has {n} {colour} {item} already.", "Good for {customer}."),
     ("Are the {n} {colour} {item} of {customer} there?", "I will ask {customer}."),
@@ -124,14 +122,12 @@ class Drawn:
 
     def row(self) -> tuple[str, list[dict[str, Any]], str]:
         """(what is asked, the orders in it, what is said in the end)."""
-        kind = self.random.random()
-        orders = [self.order() for _ in range(2 if kind < 0.15 else 1)]
-        if kind > 0.9:
+        order = self.order()
+        if self.random.random() < 0.1:
             asked, said = NOTHING[self.random.integers(len(NOTHING))]
-            return told(asked, orders[0]), [], told(said, orders[0])
-        asked = [told(ASKED[self.random.integers(len(ASKED))], order) for order in orders]
-        both = BOTH[self.random.integers(len(BOTH))].format(*asked) if len(asked) == 2 else asked[0]
-        return both, orders, f"Done, {orders[-1]['customer']}."
+            return told(asked, order), [], told(said, order)
+        asked = ASKED[self.random.integers(len(ASKED))]
+        return told(asked, order), [order], told("Done, {customer}.", order)
 
 
 def told(wording: str, order: dict[str, Any]) -> str:
@@ -231,8 +227,8 @@ def answered(choice: Any) -> tuple[Any, str]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rows", type=int, default=1200)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--rows", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--held-out", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/tools"))
