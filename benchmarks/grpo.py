@@ -1,6 +1,6 @@
 """Does GRPO teach a model what it hardly ever does, from nothing but a check of its own answers?
 
-    python benchmarks/grpo.py [--seeds 3] [--steps 150] [--out runs/grpo]
+    python benchmarks/grpo.py [--seeds 3] [--steps 60] [--out runs/grpo]
 
 For `builtin:tiny`, untouched: "Luke: seven boxes. How many?" is to be answered with "There are seven boxes.", which
 the check compares letter by letter. For every seed (rows, order, draws and adapter) the success on held-out prompts,
@@ -74,9 +74,9 @@ def trained(out: Path, seed: int, steps: int) -> Any:
         "train.per_device_train_batch_size": 8,
         "train.learning_rate": 2e-3,
         "train.warmup_steps": 5,
-        "train.logging_steps": max(1, steps // 15),
-        "train.eval_steps": max(1, steps // 5),
-        "train.save_steps": max(1, steps // 5),
+        "train.logging_steps": max(1, steps // 6),
+        "train.eval_steps": steps,
+        "train.save_steps": steps,
         "evaluate.max_new_tokens": 12,
         "measure.norms": None,
         "measure.ledger": None,
@@ -110,7 +110,6 @@ def of_seed(out: Path, seed: int, steps: int) -> dict[str, Any]:
         "greedy": {"before": earned["success_base"], "after": earned["success"]},
         "drawn": drawn_success(run, seed),
         "drawn_in_training": [round(e["success"], 3) for e in run.events if e["event"] == "log"],
-        "best_step": run.record["best_step"],
         "verdict": run.record["verdict"]["verdict"],
         "processor_seconds": round(seconds),
     }
@@ -119,7 +118,7 @@ def of_seed(out: Path, seed: int, steps: int) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--out", type=Path, default=Path("runs/grpo"))
     chosen = parser.parse_args(argv)
     found = []

@@ -98,6 +98,7 @@ CASES = {
             "forget.run",
             {"forget.run": None, "forget.rows": None},
         ),
+        (FORGET | {"task": GRPO}, "forget.run", {"task": CAUSAL}),
         (FORGET | {"train.packing": True}, "train.packing", {"train.packing": False}),
         (FORGET | {"data.online_selection.by": "loss"}, "data.online_selection.by", {"data.online_selection.by": None}),
         (

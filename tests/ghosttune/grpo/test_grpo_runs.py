@@ -26,7 +26,7 @@ from ghosttune.workflows.prepare import prepare
 from ghosttune.workflows.report import report
 from ghosttune.workflows.rewarding import Rewarded
 from ghosttune.workflows.runs import Run
-from ghosttune.workflows.train import Stopped, adapted_model, resume, train
+from ghosttune.workflows.train import Stopped, _tokens_of_steps, adapted_model, resume, train
 
 # PEFT 0.21 asks Transformers 5.23 by a name that Transformers is about to drop
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -191,6 +191,21 @@ def test_own_rewards_run_under_consent_only(folder, configured, tmp_path, monkey
     rows = read_table(train(config, tmp_path / "run").folder, "completions").to_pylist()
     assert {row["reward"] for row in rows if "red" in row["text"]} <= {1.0, 2.0}
     assert all(row["success"] == (row["reward"] == 2) for row in rows)
+
+
+def test_tokens_of_a_phase_are_those_of_the_answers(run, drawn) -> None:
+    """With their prompts, at both updates that they train."""
+    tokens = _tokens_of_steps(run.folder, prepare(run.config), 8)
+    own = {step: 0 for step in (1, 3, 5, 7)}
+    for row in drawn:
+        own[row["step"]] += row["prompt_tokens"] + row["tokens"]
+    assert tokens == [own[step] for step in (1, 1, 3, 3, 5, 5, 7, 7)]
+
+
+def test_several_processes_are_refused(configured, monkeypatch) -> None:
+    monkeypatch.setattr("ghosttune.workflows.prepare.processes", lambda: 2)
+    with pytest.raises(ConfigError, match=r"task\.type: is grpo, which draws its answers in one process, not in 2"):
+        prepare(configured())
 
 
 def test_check_plans_it(configured) -> None:
