@@ -15,10 +15,12 @@ from small_llama import small_llama
 
 from ghosttune import own_code
 from ghosttune.config.loading import load_config
+from ghosttune.config.resolve import steps_per_epoch
 from ghosttune.config.schema import RunConfig
 from ghosttune.errors import ConfigError
 from ghosttune.proving.freezing import differences
 from ghosttune.run.tables import read_table
+from ghosttune.training.order import MicroBatches, RowOrder
 from ghosttune.workflows.check import check
 from ghosttune.workflows.evaluate import evaluate
 from ghosttune.workflows.index import index
@@ -200,6 +202,15 @@ def test_tokens_of_a_phase_are_those_of_the_answers(run, drawn) -> None:
     for row in drawn:
         own[row["step"]] += row["prompt_tokens"] + row["tokens"]
     assert tokens == [own[step] for step in (1, 1, 3, 3, 5, 5, 7, 7)]
+
+
+def test_full_steps_are_repeated_and_every_row_comes(configured) -> None:
+    once, thrice = (MicroBatches(RowOrder([1] * 11, 4, 0, repeats=repeats), 2) for repeats in (1, 3))
+    (first, second, rest), again = once.steps(), thrice.steps()
+    assert again == [first] * 3 + [second] * 3 + [rest]
+    assert len(list(thrice)) == len(thrice) == 14
+    config = configured(task__updates=3)  # 4 rows per step
+    assert steps_per_epoch(config, 11) == len(again)
 
 
 def test_several_processes_are_refused(configured, monkeypatch) -> None:
