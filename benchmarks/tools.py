@@ -1,6 +1,6 @@
 """Does a tuned model call its tool rightly, as a program sees it: through `ghosttune serve`, with OpenAI's client?
 
-    python benchmarks/tools.py [--rows 2000] [--steps 240] [--held-out 100] [--seed 0] [--out runs/tools]
+    python benchmarks/tools.py [--rows 3000] [--steps 400] [--held-out 100] [--seed 0] [--out runs/tools]
 
 Planted orders for `builtin:tiny`, whose tokenizer is given a chat template with tools; calls look as Qwen 2.5's do.
 "Order three red lamps for Anna." is to become order(item="lamps", colour="red", count=3, customer="Anna"); a tenth of
@@ -162,13 +162,12 @@ def trained(out: Path, rows: list[dict[str, Any]], steps: int, seed: int) -> Pat
     settings: dict[str, Any] = {
         "model.name": str(out / "model"),
         "model.device": "cpu",
-        "method.r": 16,
-        "method.target_modules": "all_linear",
+        "method.type": "full",
         "data.train.path": str(out / "rows.jsonl"),
         "train.seed": seed,
         "train.max_steps": steps,
-        "train.per_device_train_batch_size": 8,
-        "train.learning_rate": 5e-3,
+        "train.per_device_train_batch_size": 16,
+        "train.learning_rate": 1e-3,
         "train.warmup_steps": 10,
         "train.eval_steps": steps,
         "measure.norms": None,
@@ -227,8 +226,8 @@ def answered(choice: Any) -> tuple[Any, str]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rows", type=int, default=2000)
-    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--rows", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--held-out", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/tools"))
