@@ -214,7 +214,7 @@ def test_trl_has_the_same_loss_without_a_base(loss, adapted, task, pairs, collat
             torch.testing.assert_close(one, other, rtol=1e-5, atol=close)
 
 
-def test_trl_has_the_same_kto(adapted, task, rows, collate) -> None:
+def test_trl_has_the_same_kto_and_gradients(adapted, task, rows, collate) -> None:
     kto = pytest.importorskip("trl.trainer.kto_trainer")
     own, features = task("kto", **OTHER["kto"]), rows((0, 2), (1, 2), (1, 2), (0, 2))
     batch = collate(features)
@@ -232,7 +232,10 @@ def test_trl_has_the_same_kto(adapted, task, rows, collate) -> None:
         far = own.logps(adapted, {name: batch[name][other] for name in ("input_ids", "attention_mask", "labels")})
     trainer._compute_kl_logps = lambda model, inputs: far
     theirs = kto.KTOTrainer._compute_loss(trainer, trainer.model, inputs, False)
-    assert float(own.example_loss(adapted, batch).mean().detach()) == pytest.approx(float(theirs.detach()), abs=1e-10)
+    ours = own.example_loss(adapted, batch).mean()
+    assert float(ours.detach()) == pytest.approx(float(theirs.detach()), abs=1e-10)
+    for one, other in zip(gradients(adapted, ours), gradients(adapted, theirs), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
 
 
 def test_the_odds_are_exact_where_an_answer_is_certain_or_impossible() -> None:
