@@ -51,7 +51,7 @@ class GrpoSettings(TaskSettings):
     max_new_tokens: Count = setting(
         128,
         unit="tokens",
-        why="a model that never stops has to be stopped",
+        why="a drawn answer has to end somewhere",
         benefit="an answer that needs more tokens can be right",
         cost="time and memory, most of it for answers that do not stop",
     )
