@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import random
+import shutil
 import signal
 import time
 from functools import partial
@@ -15,8 +16,10 @@ from interrupting import interrupt_at, kill, start, steps_logged, wait_for, wait
 
 from ghosttune import train
 from ghosttune.config.rendering import plain_yaml
+from ghosttune.config.schema import RunConfig
 from ghosttune.errors import DataError, NoSpace, RunError
 from ghosttune.proving.freezing import differences
+from ghosttune.proving.specimens import short_run, write_rows
 from ghosttune.run.directory import RunDir, write_folder
 from ghosttune.run.recording import Record
 from ghosttune.training import checkpoints
@@ -38,6 +41,33 @@ FULL = {
 }
 
 
+@pytest.fixture(scope="module")
+def full(tiny_model, tmp_path_factory) -> RunConfig:
+    """The configuration of runs that are made once for all tests."""
+    return short_run(tiny_model, write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl"), **FULL)
+
+
+@pytest.fixture(scope="module")
+def whole(full, tmp_path_factory) -> Path:
+    """A run of it that nothing interrupted."""
+    return train(full, tmp_path_factory.mktemp("whole") / "run").folder.path
+
+
+@pytest.fixture(scope="module")
+def stopped(full, tmp_path_factory) -> Path:
+    """A run of it that stopped after step 9."""
+    out = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.raises(Stopped):
+        train(full, out, listen=interrupt_at(9))
+    return out
+
+
+@pytest.fixture
+def cut(stopped, tmp_path) -> Path:
+    """The same, to do with as a test likes."""
+    return shutil.copytree(stopped, tmp_path / "run")
+
+
 def assert_same_run(left: Path, right: Path) -> None:
     assert differences(left, right) == []
 
@@ -47,14 +77,13 @@ def in_a_checkpoint(out: Path) -> bool:
 
 
 @pytest.mark.parametrize("step", [1, 4, 7, 8, 15, 23])
-def test_interrupted_and_resumed_is_bit_identical(make_config, tmp_path, step):
-    train(make_config(**FULL), tmp_path / "whole")
+def test_interrupted_and_resumed_is_bit_identical(full, whole, tmp_path, step):
     with pytest.raises(Stopped, match=f"stopped after step {step + 1}|stopped after step {step}"):
-        train(make_config(**FULL), tmp_path / "parts", listen=interrupt_at(step))
+        train(full, tmp_path / "parts", listen=interrupt_at(step))
     record = RunDir(tmp_path / "parts").read_record()
     assert record["status"] == "stopped" and record["step"] in (step, step + 1)
     resume(tmp_path / "parts")
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert_same_run(whole, tmp_path / "parts")
 
 
 @pytest.mark.parametrize("other", [{}, {"measure__ledger__guide_subset": 4, "data__guide__rows": 9}], ids=str)
@@ -69,11 +98,10 @@ def test_interrupted_twice(make_config, tmp_path, other):
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_interrupted_in_its_last_step_the_run_still_ends(make_config, tmp_path):
-    train(make_config(**FULL), tmp_path / "whole")
-    train(make_config(**FULL), tmp_path / "parts", listen=interrupt_at(24))
+def test_interrupted_in_its_last_step_the_run_still_ends(full, whole, tmp_path):
+    train(full, tmp_path / "parts", listen=interrupt_at(24))
     assert RunDir(tmp_path / "parts").read_record()["status"] == "finished"
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert_same_run(whole, tmp_path / "parts")
 
 
 @pytest.mark.parametrize("early", [False, True])
@@ -230,30 +258,25 @@ def test_killed_in_the_middle_of_a_checkpoint(make_config, tmp_path):
     assert_same_run(tmp_path / "whole", out)
 
 
-def test_a_line_cut_short_by_a_crash_is_not_an_event(make_config, tmp_path):
-    with pytest.raises(Stopped):
-        train(make_config(**FULL), tmp_path / "run", listen=interrupt_at(9))
-    run = RunDir(tmp_path / "run")
+def test_a_line_cut_short_by_a_crash_is_not_an_event(cut, whole):
+    run = RunDir(cut)
     before = run.events()
     with open(run.metrics, "a") as file:
         file.write('{"step": 10, "event": "lo')
     assert run.events() == before
-    train(make_config(**FULL), tmp_path / "whole")
-    resume(tmp_path / "run")
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    resume(cut)
+    assert_same_run(whole, cut)
 
 
-def test_a_damaged_checkpoint_is_refused_and_named(make_config, tmp_path):
-    with pytest.raises(Stopped):
-        train(make_config(**FULL), tmp_path / "run", listen=interrupt_at(9))
-    run = RunDir(tmp_path / "run")
+def test_a_damaged_checkpoint_is_refused_and_named(cut):
+    run = RunDir(cut)
     step = run.checkpoint_steps()[-1]
     file = run.checkpoint(step) / checkpoints.OPTIMIZER
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
     with pytest.raises(RunError, match=f"step-{step} is damaged: {checkpoints.OPTIMIZER}"):
-        resume(tmp_path / "run")
+        resume(cut)
 
 
 def test_changed_data_is_refused(make_config, rows_file, tmp_path):
@@ -264,33 +287,27 @@ def test_changed_data_is_refused(make_config, rows_file, tmp_path):
         resume(tmp_path / "run")
 
 
-def test_an_edited_configuration_is_refused(make_config, tmp_path):
-    with pytest.raises(Stopped):
-        train(make_config(**FULL), tmp_path / "run", listen=interrupt_at(9))
-    config = RunDir(tmp_path / "run").config
+def test_an_edited_configuration_is_refused(cut):
+    config = RunDir(cut).config
     written = config.read_text()
     config.write_text(written.replace("seed: 42", "seed: 43"))  # would draw other dev rows
     with pytest.raises(RunError, match=r"config\.yaml was edited since the run was started"):
-        resume(tmp_path / "run")
+        resume(cut)
     config.write_text("# a comment changes nothing\n" + written)
-    assert resume(tmp_path / "run").record["status"] == "finished"
+    assert resume(cut).record["status"] == "finished"
 
 
 @pytest.mark.parametrize("contents", ["", '{"status": "stop', "[]", "{}"])
-def test_a_damaged_record_is_refused_and_named(make_config, tmp_path, contents):
-    with pytest.raises(Stopped):
-        train(make_config(**FULL), tmp_path / "run", listen=interrupt_at(3))
-    RunDir(tmp_path / "run").record.write_text(contents)
-    for again in (resume, partial(train, make_config(**FULL))):
+def test_a_damaged_record_is_refused_and_named(full, cut, contents):
+    RunDir(cut).record.write_text(contents)
+    for again in (resume, partial(train, full)):
         with pytest.raises(RunError, match=r"run\.json is damaged"):
-            again(tmp_path / "run")
+            again(cut)
 
 
 @pytest.mark.parametrize("damage", ["deleted", "emptied", "first line lost", "log line lost"])
-def test_missing_events_are_refused_and_named(make_config, tmp_path, damage):
-    with pytest.raises(Stopped):
-        train(make_config(**FULL), tmp_path / "run", listen=interrupt_at(9))
-    metrics = RunDir(tmp_path / "run").metrics
+def test_missing_events_are_refused_and_named(cut, damage):
+    metrics = RunDir(cut).metrics
     before = metrics.read_text()
     lines = before.splitlines(keepends=True)
     if damage == "deleted":
@@ -298,9 +315,9 @@ def test_missing_events_are_refused_and_named(make_config, tmp_path, damage):
     else:
         metrics.write_text({"emptied": "", "first line lost": "".join(lines[1:])}.get(damage, "".join(lines[:-1])))
     with pytest.raises(RunError, match=r"metrics\.jsonl (is missing|holds \d of the \d events) up to step 9"):
-        resume(tmp_path / "run")
+        resume(cut)
     metrics.write_text(before)
-    assert resume(tmp_path / "run").record["status"] == "finished"
+    assert resume(cut).record["status"] == "finished"
 
 
 def test_a_finished_run_without_a_verdict_is_damaged(make_config, tmp_path):
@@ -332,13 +349,11 @@ def test_a_damaged_event_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("manifest", ["{}", "[]", '["a"]', "null"])
-def test_a_checkpoint_without_its_digests_is_damaged(make_config, tmp_path, manifest):
-    with pytest.raises(Stopped):
-        train(make_config(**FULL), tmp_path / "run", listen=interrupt_at(3))
-    run = RunDir(tmp_path / "run")
+def test_a_checkpoint_without_its_digests_is_damaged(cut, manifest):
+    run = RunDir(cut)
     (run.checkpoint(run.checkpoint_steps()[-1]) / checkpoints.MANIFEST).write_text(manifest)
     with pytest.raises(RunError, match="is damaged"):
-        resume(tmp_path / "run")
+        resume(cut)
 
 
 def test_a_start_that_was_killed_can_be_repeated(make_config, tmp_path):
@@ -351,12 +366,10 @@ def test_a_start_that_was_killed_can_be_repeated(make_config, tmp_path):
     assert not list(run.path.rglob("*.partial"))
 
 
-def test_a_run_that_lost_its_record_is_not_written_over(make_config, tmp_path):
-    with pytest.raises(Stopped):
-        train(make_config(**FULL), tmp_path / "run", listen=interrupt_at(9))
-    RunDir(tmp_path / "run").record.unlink()
+def test_a_run_that_lost_its_record_is_not_written_over(make_config, cut):
+    RunDir(cut).record.unlink()
     with pytest.raises(RunError, match="not empty and holds no run"):
-        train(make_config(), tmp_path / "run")
+        train(make_config(), cut)
 
 
 def test_a_folder_with_a_file_of_the_users_is_used(make_config, tmp_path):
@@ -366,10 +379,8 @@ def test_a_folder_with_a_file_of_the_users_is_used(make_config, tmp_path):
     assert (tmp_path / "config.yaml").read_text() == "mine"
 
 
-def test_nothing_partial_is_left(make_config, tmp_path):
-    with pytest.raises(Stopped):
-        train(make_config(**FULL), tmp_path / "run", listen=interrupt_at(9))
-    run = RunDir(tmp_path / "run")
+def test_nothing_partial_is_left(cut):
+    run = RunDir(cut)
     (run.checkpoints / ".step-9.partial").mkdir()
     (run.path / ".adapter.replaced").mkdir()
     (run.path / ".run.json.partial").write_text("{")
