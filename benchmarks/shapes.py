@@ -145,12 +145,13 @@ def tried(name: str, out: Path) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shapes", nargs="*", choices=SHAPES, default=[name for name in SHAPES if name != "tiny"])
+    parser.add_argument("shapes", nargs="*", help=f"of {', '.join(SHAPES)}; all but tiny if none is given")
     parser.add_argument("--out", type=Path, default=Path("runs/shapes"))
     given = parser.parse_args(argv)
-    for name in given.shapes:
+    shapes = given.shapes or [name for name in SHAPES if name != "tiny"]
+    for name in shapes:
         found = tried(name, given.out / name)
-        if name == given.shapes[0]:
+        if name == shapes[0]:
             print(f"| shape | {' | '.join(found)} |\n|---|{'---|' * len(found)}")
         cells = [f"{value:.1f}" if isinstance(value, float) else str(value) for value in found.values()]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
