@@ -197,7 +197,8 @@ def test_own_rewards_run_under_consent_only(folder, configured, tmp_path, monkey
 
 def test_tokens_of_a_phase_are_those_of_the_answers(run, drawn) -> None:
     """With their prompts, at both updates that they train."""
-    tokens = _tokens_of_steps(run.folder, prepare(run.config), 8)
+    prepared = prepare(run.config)
+    tokens = _tokens_of_steps(run.folder, prepared, prepared.order(), 8)
     own = {step: 0 for step in (1, 3, 5, 7)}
     for row in drawn:
         own[row["step"]] += row["prompt_tokens"] + row["tokens"]
@@ -206,7 +207,7 @@ def test_tokens_of_a_phase_are_those_of_the_answers(run, drawn) -> None:
 
 def test_full_steps_are_repeated_and_every_row_comes(configured) -> None:
     once, thrice = (MicroBatches(RowOrder([1] * 11, 4, 0, repeats=repeats), 2) for repeats in (1, 3))
-    (first, second, rest), again = once.steps(), thrice.steps()
+    (first, second, rest), again = once.steps(), list(thrice.steps())
     assert again == [first] * 3 + [second] * 3 + [rest]
     assert len(list(thrice)) == len(thrice) == 14
     config = configured(task__updates=3)  # 4 rows per step
