@@ -49,7 +49,7 @@ def _sizes(rows: Sequence[Any]) -> list[int]:
     return [row.positions for row in rows]
 
 
-def padded(sizes: Sequence[int]) -> int:
+def positions_together(sizes: Sequence[int]) -> int:
     """Positions of a batch of rows of these sizes."""
     return len(sizes) * max(sizes)
 
@@ -64,10 +64,10 @@ def span(seconds: float) -> str:
 
 def _positions(config: RunConfig, sizes: Sequence[int]) -> int:
     """Of a batch; packed rows stand one behind the other."""
-    return sum(sizes) if config.train.packing else padded(sizes)
+    return sum(sizes) if config.train.packing else positions_together(sizes)
 
 
 def _by_length(sizes: Sequence[int], at_once: int) -> int:
     """Positions of rows that are read in order of their length, so many at once."""
     ordered = sorted(sizes)
-    return sum(padded(ordered[start : start + at_once]) for start in range(0, len(ordered), at_once))
+    return sum(positions_together(ordered[start : start + at_once]) for start in range(0, len(ordered), at_once))

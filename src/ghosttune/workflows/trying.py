@@ -23,7 +23,7 @@ from ghosttune.training.memory import Sizes, fitting, free_memory, plan_of, pred
 from ghosttune.training.probing import PART, Probe, kept, last_trained, probe
 from ghosttune.training.processes import processes
 from ghosttune.workflows.prepare import Prepared
-from ghosttune.workflows.timing import Pace, padded, seconds_of, span
+from ghosttune.workflows.timing import Pace, positions_together, seconds_of, span
 from ghosttune.workflows.train import Adapted, initialisation_of
 
 TRIED_ROWS = 2
@@ -95,7 +95,7 @@ def on_real_rows(tried: Tried, prepared: Prepared, adapted: Adapted, whole: bool
         seen = probe(prepared.task, model, adapted.facts, _batch(prepared, read), checkpointing)
         pace = _pace(seen, read)
         rows = _micro_batch(prepared)
-        if pace.both * padded([row.positions for row in rows]) < AFFORDED:
+        if pace.both * positions_together([row.positions for row in rows]) < AFFORDED:
             pace = _pace(probe(prepared.task, model, {}, _batch(prepared, rows), checkpointing), rows)
     initialisation = initialisation_of(prepared, adapted)
     trained, own = sum(adapted.counts.values()), isinstance(model, DirectModel)
@@ -131,7 +131,7 @@ def _micro_batch(prepared: Prepared) -> list[Any]:
 
 
 def _pace(seen: Probe, rows: Sequence[Any]) -> Pace:
-    positions = padded([row.positions for row in rows])
+    positions = positions_together([row.positions for row in rows])
     return Pace(seen.forward / positions, seen.backward / positions)
 
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from small_llama import small_llama
+from small_llama import small_adapted_llama
 
 from ghosttune.config.sections import DataSettings
 from ghosttune.data.pairing import PreferenceCollator, PreferenceFeatures
@@ -21,16 +20,7 @@ VOCABULARY = 23
 
 @pytest.fixture
 def adapted() -> Any:
-    """A model of two layers in float64 with LoRA, its B away from 0."""
-    import peft
-
-    torch.manual_seed(0)
-    base = small_llama(VOCABULARY, num_hidden_layers=2, hidden_size=16, intermediate_size=24).double()
-    model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = torch.randn(parameter.shape, dtype=torch.float64) * 0.2
-    return model
+    return small_adapted_llama(VOCABULARY)
 
 
 @pytest.fixture
