@@ -1,9 +1,13 @@
 # make demo    install and run the quickstart: offline, about a minute
+# make studio  the page that shows runs, mends rows and trains again, on runs/
+# make docs    the documentation as a site in build/site, which is read without a network
 # make check   format, lint, types, import layers
 # make test    everything that is quick (under 10 minutes on 2 cores)
 # make proofs  the slow tests: crashes, real data, and every known-answer proof in full
 # make chaos   a hundred kills at random writes and some full disks, at most 10 minutes
 # make benchmarks  what costs what, beside machine, versions and commands; about an hour
+# make dist    builds the wheel and the sdist into dist/, and has twine check them
+# make wheel-check  installs the wheel in an environment of its own: quickstart, prove, export; about ten minutes
 # make mutations  puts the bugs of the register back, one by one, and shows that a test fails for each
 
 PYTHON ?= python3
@@ -16,10 +20,18 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 # Else each of the hundreds of processes that tests start would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo check test proofs chaos benchmarks mutations clean
+.PHONY: demo studio docs check test proofs chaos benchmarks mutations dist wheel-check clean
 
 demo: .venv/runs
 	$(BIN)/ghosttune quickstart
+
+studio: .venv/runs
+	$(INSTALL) --editable ".[studio]"
+	$(BIN)/ghosttune studio
+
+docs: .venv/runs
+	$(INSTALL) --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 check: .venv/tests
 	$(BIN)/ruff format --check src tests scripts benchmarks examples
@@ -41,6 +53,15 @@ benchmarks: .venv/runs
 
 mutations: .venv/tests
 	$(BIN)/python scripts/mutation_gate.py
+
+dist: .venv/runs
+	$(INSTALL) ".[release]"
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
+
+wheel-check: dist
+	$(BIN)/python scripts/wheel_check.py dist/*.whl
 
 # torch comes first and by its exact version, so that machines without a GPU get the CPU build where one is offered.
 .venv/runs: pyproject.toml constraints.txt

@@ -35,6 +35,9 @@ from torch import Tensor
 import ghosttune
 from ghostgrad.curvature import preconditioned
 from ghostgrad.influence import norms, scores
+from ghosttune.choosing.attribute import DAMPING
+from ghosttune.choosing.index import index
+from ghosttune.choosing.opened import OpenedRun
 from ghosttune.config.loading import load_config
 from ghosttune.data.content import content
 from ghosttune.data.encoding import RowFeatures
@@ -42,8 +45,6 @@ from ghosttune.data.files import read_file
 from ghosttune.models.builtin import builtin_model_folder
 from ghosttune.training.order import RowOrder, rows_of_steps
 from ghosttune.training.sketching import over_second_moments
-from ghosttune.workflows.index import index
-from ghosttune.workflows.opened import OpenedRun
 
 OUT = Path("runs/attribution")
 BASE, ROWS, QUERIES, SCORES, PEER = (OUT / name for name in ("base", "rows.jsonl", "queries.jsonl", "scores", "peer"))
@@ -125,13 +126,13 @@ class Asked:
 
     def scored(self, by: str, steps: Sequence[int]) -> np.ndarray:
         """[queries, rows] as `workflows.attribute.scored` does for one query, for all of them at once."""
-        rates = [self.opened.learning_rate(step) for step in steps]
+        rates = [1.0 if by == "preconditioned" else self.opened.learning_rate(step) for step in steps]
         total = np.zeros((len(self.queries.ids), len(self.rows.ids)))
         for step, rate in zip(steps, rates, strict=True):
             store = self.opened.store(self.rows, step)
             towards = self.directions(step, by)
             if by == "preconditioned":
-                towards = preconditioned(store, towards, 0.1, self.opened.sketcher(store).sides)
+                towards = preconditioned(store, towards, DAMPING, self.opened.sketcher(store).sides)
             own = scores(store, towards, "cosine" if by == "cosine" else "dot")
             places = [store.place(name) for name in self.rows.ids]
             total += rate / sum(rates) * own[:, places].double().numpy()

@@ -23,11 +23,11 @@ import numpy as np
 from quick import QUICK, SMALL, launch, shipped_rows
 
 import ghosttune
+from ghosttune.choosing.index import index
+from ghosttune.choosing.opened import OpenedRun
+from ghosttune.choosing.select import select
 from ghosttune.config.loading import load_config
 from ghosttune.data.files import read_file
-from ghosttune.workflows.index import index
-from ghosttune.workflows.opened import OpenedRun
-from ghosttune.workflows.select import select
 
 OUT = Path("runs/choosing")
 SETTINGS = {

@@ -19,9 +19,9 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from ghosttune.choosing.opened import OpenedRun
 from ghosttune.data.encoding import RowFeatures
 from ghosttune.training.sketching import EXACT, over_second_moments, sketcher_of
-from ghosttune.workflows.opened import OpenedRun
 
 COUNTS = (1, 4, 8, 16, 32, 64)
 SCORES = ("cosine", "dot", "adamw")

@@ -6,7 +6,8 @@
 
 Two sources: order forms that ship, and rows of another skill (sentences about restaurants), or other order forms whose
 answers are shuffled. Guide and dev rows are order forms, and the dev rows choose nothing. `oracle` trains on the useful
-source alone, `uniform` on both alike, `guide` and `odm` begin like it and learn. All make updates of 8 rows; only
+source alone, `uniform` on both alike, `guide`, `odm` and `doremi` begin like it and learn; `uniform` is the reference
+of `doremi`. All make updates of 8 rows; only
 `guide` needs the ledger, and only it has one. Loss of the dev rows after the last update. Results are added to
 runs/mixtures/results.jsonl.
 """
@@ -24,6 +25,7 @@ from online_selection import interval
 from quick import FOODS, NAMES, QUICK, SMALL, launch, shipped_rows
 
 import ghosttune
+from ghosttune.choosing.select import select
 from ghosttune.config.loading import load_config
 
 OUT = Path("runs/mixtures")
@@ -55,6 +57,7 @@ ARMS: dict[str, dict[str, Any]] = {
     }
     | EVERY,
     "odm": {"data.mixture.by": "odm"} | EVERY,
+    "doremi": {"data.mixture.by": "doremi"} | EVERY,
 }
 
 
@@ -91,9 +94,18 @@ def sources(useless: str) -> dict[str, dict[str, Any]]:
     return {"forms": written("forms", [*forms[:ROWS], *judges]), useless: written(useless, rows)}
 
 
+def reference_losses(run: Path) -> Path:
+    """The loss of each training row under the run with equal weights, in a file beside it."""
+    file = run.with_name("losses.jsonl")
+    select(run, file, by="loss", above=0.0, device="cpu")
+    return file
+
+
 def trained(out: Path, parts: dict[str, Any], seed: int, arm: str) -> dict[str, Any]:
     """What one run came to: dev loss, CPU seconds, and the share of useful rows among those that trained."""
     given = SETTINGS | ARMS[arm] | {"train.seed": seed, "data.train.sources": parts}
+    if arm == "doremi":
+        given |= {"data.mixture.reference_losses": str(reference_losses(out.with_name("uniform")))}
     overrides = [f"{path}={json.dumps(value)}" for path, value in given.items()]
     begun = time.process_time()
     run = ghosttune.train(load_config(profile="quickstart@1", overrides=overrides), out)

@@ -24,10 +24,10 @@ import numpy as np
 from quick import QUICK, launch, shipped_rows
 
 import ghosttune
+from ghosttune.choosing.index import index
+from ghosttune.choosing.select import select
 from ghosttune.metrics.ranking import auroc
 from ghosttune.proving.recipes import recipe
-from ghosttune.workflows.index import index
-from ghosttune.workflows.select import select
 
 OUT = Path("runs/planted")
 SHORT = ("train.max_steps=12", "train.warmup_steps=1", "phases=null") if QUICK else ()

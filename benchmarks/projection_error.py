@@ -25,11 +25,11 @@ from torch import Tensor
 from ghostgrad import Sketcher, SketchOptions
 from ghostgrad.forms import Dense
 from ghostgrad.sketch import Kind, Split, sides
+from ghosttune.choosing.opened import OpenedRun
 from ghosttune.reports.plots import plot_projection_error
 from ghosttune.reports.projections import QUANTITIES
 from ghosttune.run.directory import write_json
 from ghosttune.training.sketching import sketcher_for
-from ghosttune.workflows.opened import OpenedRun
 
 SIZES = (16, 32, 64, 128, 256, 512, 1024)
 SIDE = 4

@@ -37,9 +37,9 @@ CASES = (
     ("init", None, "removal", (10, 1)),
     ("init", None, HELD, (1,)),
     ("quickstart", None, "removal", (5, 3, 2, 1)),
-    ("quickstart", 1e-3, "removal", (5, 1)),
-    ("quickstart", 2e-3, "removal", (5, 1)),
-    ("quickstart", 1e-2, "removal", (5, 1)),
+    ("quickstart", 1e-3, "removal", (2, 1)),
+    ("quickstart", 2e-3, "removal", (2, 1)),
+    ("quickstart", 1e-2, "removal", (2, 1)),
     ("quickstart", None, "adamw", (1,)),
     ("init", None, "adamw", (1,)),
 )

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from transformers import get_scheduler
 
+from ghosttune.choosing.opened import OpenedRun
 from ghosttune.data.encoding import RowFeatures
 from ghosttune.training.guide import GuideRows, guide_losses
 from ghosttune.training.order import RowOrder, rows_of_steps
-from ghosttune.workflows.opened import OpenedRun
 
 
 def subset(number: int, rows: int) -> np.ndarray:

@@ -24,9 +24,9 @@ from quick import launch
 
 from ghostgrad.influence import top_k
 from ghostgrad.store import GradientStore
+from ghosttune.choosing.opened import OpenedRun
 from ghosttune.training.guide import evaluating
 from ghosttune.training.sketching import RowGradients, row_batches, sketcher_of
-from ghosttune.workflows.opened import OpenedRun
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 

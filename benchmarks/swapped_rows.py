@@ -26,8 +26,8 @@ from ghosttune.config.loading import load_config
 from ghosttune.metrics.ranking import auroc, separation
 from ghosttune.models.loading import load_adapter, load_model
 from ghosttune.registry import TASKS
+from ghosttune.stages.prepare import prepare
 from ghosttune.training.guide import GuideRows, guide_losses
-from ghosttune.workflows.prepare import prepare
 
 SETTINGS = [
     "model.name=builtin:tiny",

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 import ghosttune
-from ghosttune.workflows.select import select
+from ghosttune.choosing.select import select
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
 steps = int(sys.argv[2]) if len(sys.argv) > 2 else 240

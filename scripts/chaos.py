@@ -152,10 +152,10 @@ def import_everything() -> None:
     import transformers
     from transformers.models.llama import modeling_llama  # noqa: F401
 
+    import ghosttune.choosing.index
     import ghosttune.cli.main
+    import ghosttune.judging.evaluate
     import ghosttune.workflows.check
-    import ghosttune.workflows.evaluate
-    import ghosttune.workflows.index
     import ghosttune.workflows.infer
     import ghosttune.workflows.merge
     import ghosttune.workflows.report

@@ -18,12 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.auto import modeling_auto
 
 from ghostgrad import UnsupportedLayer
+from ghosttune.choosing.index import index
 from ghosttune.errors import GhosttuneError, InputError
 from ghosttune.inference.pipeline import Pipeline
 from ghosttune.proving.own import VOCABULARY, OwnModel, run_of, write_small_model
 from ghosttune.proving.rowwise import batch_of, largest_errors, task_of
 from ghosttune.workflows.check import check
-from ghosttune.workflows.index import index
 from ghosttune.workflows.merge import merge
 from ghosttune.workflows.train import train
 

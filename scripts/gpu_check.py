@@ -257,7 +257,7 @@ def _encoded(size: Size, folder: Path) -> Any:
     import datasets
 
     from ghosttune.data.encoding import IGNORED
-    from ghosttune.workflows.prepare import prepare
+    from ghosttune.stages.prepare import prepare
 
     rows = prepare(config_of(size, folder, measuring=False)).train.features
     columns = [
@@ -324,8 +324,8 @@ def resume(size: Size, folder: Path) -> dict[str, Any]:
 
 def store(size: Size, folder: Path) -> dict[str, Any]:
     """As benchmarks/store.py builds it, from an opened run to the rows on disk, the second time."""
+    from ghosttune.choosing.opened import OpenedRun
     from ghosttune.training.sketching import sketcher_of
-    from ghosttune.workflows.opened import OpenedRun
 
     sys.path.insert(0, str(REPOSITORY / "benchmarks"))
     from store import stored  # pyright: ignore[reportMissingImports]

@@ -28,7 +28,7 @@ PASSED, FAILED = 0, 1
 CAUGHT = "caught"
 IMPORTED = (
     "workflows.sweep",
-    "workflows.evaluate",
+    "judging.evaluate",
     "workflows.check",
     "training.attaching",
     "proving.freezing",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # bitsandbytes compiles while
 
 REPOSITORY = Path(__file__).parent.parent
 USUAL_SECONDS = 2
+modules_known = 0
 
 
 @pytest.hookimpl(trylast=True)
@@ -29,6 +31,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if slow := item.get_closest_marker("slow"):
             seconds[item.path] += slow.kwargs.get("seconds", USUAL_SECONDS)
     items.sort(key=lambda item: -seconds[item.path])
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    """What has been imported stays: the garbage collector, which every training calls, need not walk it again."""
+    global modules_known
+    if len(sys.modules) > modules_known:
+        modules_known = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

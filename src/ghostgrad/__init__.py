@@ -1,4 +1,9 @@
-"""Per-example gradients for any torch model; imports torch and numpy, nothing else."""
+"""Per-example gradients for any torch model; imports torch and numpy, nothing else.
+
+In reading order: engine, observation, tap, rules, forms, observers, positions, replay, verifying; what is done with
+gradients: values, crediting, folding, sketch, store, reading, influence, curvature, clusters; how they are proved:
+testing, cases, tiny.
+"""
 
 from ghostgrad import layers as layers  # registers the rules
 from ghostgrad.engine import TRAINABLE, GradientEngine

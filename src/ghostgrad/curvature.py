@@ -27,10 +27,11 @@ LONGEST_SIDE = 4096
 def preconditioned(
     store: GradientStore, queries: Tensor, damping: float, shapes: Sequence[tuple[int, int]] | None = None
 ) -> Tensor:
-    """`queries` [q, size] times (F + λ)⁻¹, F as above, λ `damping` times the mean eigenvalue of each parameter.
+    """`queries` [q, size] times (F + λ)⁻¹, F as above, λ `damping` times the mean eigenvalue of F, over all parameters.
 
     The inner product of the result with a row is the damped influence of the row (Koh and Liang 2017, arXiv
-    1703.04730). Finite for any number of rows because λ > 0; 0 for parameters in which no row has a gradient.
+    1703.04730). Finite for any number of rows because λ > 0. One λ for all parameters: a parameter that the rows hardly
+    bend has hardly a say, where a λ of its own would make its noise as loud as any other's signal.
 
     Args:
         shapes: (outer, inner) of the parameters that a row consists of, one behind the other, each row by row; one
@@ -54,10 +55,11 @@ def preconditioned(
     for rows in _rows(store):
         for block, own in zip(blocks, _parts(rows, blocks), strict=True):
             block.weigh(own)
-    if not any(block.squares.any() for block in blocks):
+    trace = sum(float(block.squares.sum()) for block in blocks) / len(store)
+    if trace == 0:
         raise ValueError(f"{store.folder} holds no row other than 0")
     found = [
-        block.solved(own.double(), damping, len(store))
+        block.solved(own.double(), damping * trace / store.size, len(store))
         for block, own in zip(blocks, _parts(queries.detach().cpu(), blocks), strict=True)
     ]
     return torch.cat([own.flatten(1) for own in found], 1).to(queries.dtype)
@@ -84,12 +86,9 @@ class _Block:
     def weigh(self, rows: Tensor) -> None:
         self.squares += self._into(rows).square().sum(0, dtype=torch.float64)
 
-    def solved(self, queries: Tensor, damping: float, rows: int) -> Tensor:
-        eigenvalues = self.squares / rows
-        if not eigenvalues.any():
-            return torch.zeros_like(queries)
+    def solved(self, queries: Tensor, added: float, rows: int) -> Tensor:
         outer, inner = self.sides
-        turned = self._into(queries) / (eigenvalues + damping * eigenvalues.mean())
+        turned = self._into(queries) / (self.squares / rows + added)
         return inner.times(outer.times(turned.mT, back=True).mT, back=True)
 
     def _into(self, rows: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -50,68 +50,78 @@ def compare(
         The reference gradients [B, *P] by name.
     """
     reference = one_backward_per_example(losses(model), model.named_parameters())
-    flat = {name: value.flatten(1).double() for name, value in reference.items()}
-    random = torch.Generator().manual_seed(0)
-    like = next(iter(reference.values()))
-    examples = len(like)
-
-    def noise(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=random, dtype=torch.float64).to(like)
-
-    directions = [{name: noise(*value.shape[1:]) for name, value in reference.items()} for _ in range(2)]
-    weights = noise(examples)
-    sketcher = Sketcher(
-        {name: tuple(value.shape[1:]) for name, value in reference.items()},
-        SketchOptions(12, 2, ("*",), True, "gaussian", "even", 0, torch.float32),
-        frozenset(),
-    )
-    observers = (
-        Norms(),
-        Dots(directions[0]),
-        Dots(directions=directions),
-        Gram(),
-        WeightedSum(weights),
-        Sketches(sketcher),
-        Kept(),
-    )
-    norms, dots, several, gram, total, sketches, kept = observers
+    operations = _Operations(reference)
     engine = GradientEngine(model, rules=rules, unsupported=unsupported, verify=verify)
-    with engine.observe(*observers, **where):
+    with engine.observe(*operations.observers, **where):
         losses(model).sum().backward()
-    problems: list[str] = []
-    # A gradient that is zero by symmetry (the bias of attention keys) holds nothing but rounding of larger ones.
-    floor = 1e-4 * max(float(torch.linalg.vector_norm(rows, dim=1).max()) for rows in flat.values())
-
-    def expect(what: str, name: str, found: Tensor | None, wanted: Tensor, scale: Tensor | float) -> None:
-        if found is None:
-            if wanted.any():
-                problems.append(f"{what} of {name}: nothing was seen")
-        elif found.shape != wanted.shape:
-            problems.append(f"{what} of {name}: shape {list(found.shape)}, expected {list(wanted.shape)}")
-        else:
-            error = float(((found.double() - wanted).abs() / (scale + 1e-300)).max()) if wanted.numel() else 0.0
-            if not error <= rtol:
-                problems.append(f"{what} of {name}: off by {error:.1e}, allowed {rtol:.0e}")
-
-    for name, rows in flat.items():
-        shape = reference[name].shape[1:]
-        length = torch.linalg.vector_norm(rows, dim=1)
-        largest = length.max().clamp_min(floor)
-        projection = sketcher[name]
-        matrices = rows.view(examples, *projection.shape)
-        projected = projection.left(projection.right(matrices).mT).mT.flatten(1)
-        towards = torch.stack([direction[name].double().flatten() for direction in directions], 1)
-        expect("norm", name, norms.values.get(name), length.square(), largest.square())
-        expect("dot", name, dots.values.get(name), rows @ towards[:, 0], largest * towards.norm())
-        expect("dots", name, several.values.get(name), rows @ towards, largest * towards.norm())
-        expect("gram", name, gram.values.get(name), rows @ rows.mT, largest.square())
-        expect("sum", name, total.values.get(name), (weights.double() @ rows).view(shape), largest * weights.norm())
-        expect("sketch", name, sketches.values.get(name), projected, largest * 10)
-        made = kept.values.get(name)
-        expect("gradient", name, None if made is None else made.materialize(), reference[name].double(), largest)
-    if problems:
+    if problems := list(operations.differences(reference, rtol)):
         raise AssertionError("\n".join(problems))
     return reference
+
+
+class _Operations:
+    """Every operation once, with random directions, weights and projections."""
+
+    def __init__(self, reference: Mapping[str, Tensor]):
+        random = torch.Generator().manual_seed(0)
+        like = next(iter(reference.values()))
+
+        def noise(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=random, dtype=torch.float64).to(like)
+
+        shapes = {name: tuple(value.shape[1:]) for name, value in reference.items()}
+        options = SketchOptions(12, 2, ("*",), True, "gaussian", "even", 0, torch.float32)
+        self.directions = [{name: noise(*shape) for name, shape in shapes.items()} for _ in range(2)]
+        self.weights = noise(len(like))
+        self.sketcher = Sketcher(shapes, options, frozenset())
+        self.observers = (
+            Norms(),
+            Dots(self.directions[0]),
+            Dots(directions=self.directions),
+            Gram(),
+            WeightedSum(self.weights),
+            Sketches(self.sketcher),
+            Kept(),
+        )
+
+    def differences(self, reference: Mapping[str, Tensor], rtol: float) -> Iterator[str]:
+        """What was seen otherwise than it is, a line for each operation and parameter."""
+        flat = {name: value.flatten(1).double() for name, value in reference.items()}
+        # A gradient that is zero by symmetry (the bias of attention keys) holds nothing but rounding of larger ones.
+        floor = 1e-4 * max(float(torch.linalg.vector_norm(rows, dim=1).max()) for rows in flat.values())
+        for name, rows in flat.items():
+            for what, found, wanted, scale in self._beside(name, rows, reference[name], floor):
+                if fault := _fault(found, wanted, scale, rtol):
+                    yield f"{what} of {name}: {fault}"
+
+    def _beside(
+        self, name: str, rows: Tensor, reference: Tensor, floor: float
+    ) -> Iterator[tuple[str, Tensor | None, Tensor, Tensor]]:
+        """(operation, what was seen, what is right, the size that its rounding is relative to) of one parameter."""
+        seen = dict(zip(("norm", "dot", "dots", "gram", "sum", "sketch", "gradient"), self.observers, strict=True))
+        found: dict[str, Any] = {what: observer.values.get(name) for what, observer in seen.items()}
+        made = found["gradient"]
+        largest = torch.linalg.vector_norm(rows, dim=1).max().clamp_min(floor)
+        projection = self.sketcher[name]
+        projected = projection.left(projection.right(rows.view(len(rows), *projection.shape)).mT).mT.flatten(1)
+        towards = torch.stack([direction[name].double().flatten() for direction in self.directions], 1)
+        total = (self.weights.double() @ rows).view(reference.shape[1:])
+        yield "norm", found["norm"], torch.linalg.vector_norm(rows, dim=1).square(), largest.square()
+        yield "dot", found["dot"], rows @ towards[:, 0], largest * towards.norm()
+        yield "dots", found["dots"], rows @ towards, largest * towards.norm()
+        yield "gram", found["gram"], rows @ rows.mT, largest.square()
+        yield "sum", found["sum"], total, largest * self.weights.norm()
+        yield "sketch", found["sketch"], projected, largest * 10
+        yield "gradient", None if made is None else made.materialize(), reference.double(), largest
+
+
+def _fault(found: Tensor | None, wanted: Tensor, scale: Tensor, rtol: float) -> str | None:
+    if found is None:
+        return "nothing was seen" if wanted.any() else None
+    if found.shape != wanted.shape:
+        return f"shape {list(found.shape)}, expected {list(wanted.shape)}"
+    error = float(((found.double() - wanted).abs() / (scale + 1e-300)).max()) if wanted.numel() else 0.0
+    return None if error <= rtol else f"off by {error:.1e}, allowed {rtol:.0e}"
 
 
 def check_rule(

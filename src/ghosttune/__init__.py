@@ -14,13 +14,13 @@ from ghosttune.version import __version__
 if TYPE_CHECKING:
     from ghosttune.config.loading import load_config
     from ghosttune.inference.pipeline import Pipeline
+    from ghosttune.judging.compare import compare
+    from ghosttune.judging.evaluate import evaluate
     from ghosttune.own_code import allow_code
     from ghosttune.proving.proofs import prove
-    from ghosttune.workflows.compare import compare
-    from ghosttune.workflows.evaluate import evaluate
+    from ghosttune.stages.runs import Run, open_run
     from ghosttune.workflows.quickstart import quickstart
     from ghosttune.workflows.report import report
-    from ghosttune.workflows.runs import Run, open_run
     from ghosttune.workflows.sweep import sweep
     from ghosttune.workflows.train import train
 
@@ -31,14 +31,14 @@ _HOMES = {
     "allow_code": "ghosttune.own_code",
     "load_config": "ghosttune.config.loading",
     "train": "ghosttune.workflows.train",
-    "evaluate": "ghosttune.workflows.evaluate",
-    "compare": "ghosttune.workflows.compare",
+    "evaluate": "ghosttune.judging.evaluate",
+    "compare": "ghosttune.judging.compare",
     "sweep": "ghosttune.workflows.sweep",
     "prove": "ghosttune.proving.proofs",
     "quickstart": "ghosttune.workflows.quickstart",
     "report": "ghosttune.workflows.report",
-    "open_run": "ghosttune.workflows.runs",
-    "Run": "ghosttune.workflows.runs",
+    "open_run": "ghosttune.stages.runs",
+    "Run": "ghosttune.stages.runs",
     "Pipeline": "ghosttune.inference.pipeline",
 }
 

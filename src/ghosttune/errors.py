@@ -1,6 +1,6 @@
 """What a user can mend, as exceptions. The command line turns each into a message and an exit code.
 
-GhosttuneError            the work failed: exit 1 (NoSpace: the disk is full)
+GhosttuneError            the work failed: exit 1 (NoSpace: the disk is full; NotANumber: a loss is none)
 └── InputError            the user's input is wrong: exit 2
     ├── ConfigError       settings: every problem of every source at once
     ├── DataError         rows and the files they come from (TooFewRows: not enough of them)
@@ -29,6 +29,10 @@ class NoSpace(GhosttuneError):
             f"no space left for {path} ({reason}). Nothing already written is lost: free some space and {remedy}."
         )
         self.path, self.reason = path, reason
+
+
+class NotANumber(GhosttuneError):
+    """A loss is infinite or not a number, so that training cannot go on."""
 
 
 class InputError(GhosttuneError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -43,7 +44,8 @@ class Registry:
         self.home = home
         self.own = own
         self._entries: dict[str, Entry] = {}
-        self._loaded = False
+        self._loading = self._loaded = False
+        self._lock = threading.RLock()
 
     def register(self, name: str, settings: Any = None) -> Callable[[Build], Build]:
         """Decorator that enters a function under `name`; a name already taken is an error."""
@@ -78,12 +80,18 @@ class Registry:
     def _load(self) -> None:
         if self._loaded:
             return
-        self._loaded = True  # before the imports, which may ask this registry themselves
-        package = importlib.import_module(self.home)
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{self.home}.{module.name}")
-        for point in entry_points(group=self.home):
-            self._load_foreign(point)
+        with self._lock:  # another thread would see the entries of some modules only
+            if self._loading:  # by the imports, which may ask this registry themselves
+                return
+            self._loading = True
+            try:
+                package = importlib.import_module(self.home)
+                for module in pkgutil.iter_modules(package.__path__):
+                    importlib.import_module(f"{self.home}.{module.name}")
+                for point in entry_points(group=self.home):
+                    self._load_foreign(point)
+            finally:
+                self._loaded = True
 
     def _load_foreign(self, point: EntryPoint) -> None:
         """Imports another package's module; GhosttuneError that names it when it cannot be imported."""

@@ -12,6 +12,7 @@ import json
 import os
 import random
 import re
+import signal
 import socket
 import statistics
 import struct
@@ -266,7 +267,7 @@ def started(log: Path, *options: str) -> Iterator[Attacked]:
             assert process.poll() is None and time.monotonic() < end, log.read_text()
             time.sleep(0.1)
         yield Attacked(int(address[1]), process.pid)
-        assert process.poll() is None, log.read_text()
+        assert process.poll() in (None, -signal.SIGTERM), log.read_text()
     finally:
         process.terminate()
         try:

@@ -13,7 +13,7 @@ from ghosttune.workflows.train import train
 
 def train_in_float64(config: str, out: str) -> None:
     """The run of a configuration file, its base converted before the adapter is added."""
-    with patch("ghosttune.workflows.train.load_model", _load_in_float64):
+    with patch("ghosttune.stages.model.load_model", _load_in_float64):
         train(load_config(Path(config)), out)
 
 

@@ -14,7 +14,8 @@ from typing import Any
 from ghosttune.inference.access import Access
 from ghosttune.inference.connections import Listener
 from ghosttune.inference.pipeline import Pipeline
-from ghosttune.inference.serving import Limits, create_app
+from ghosttune.inference.serving import create_app
+from ghosttune.inference.voices import Limits
 
 SECONDS = 300.0
 
@@ -48,13 +49,16 @@ class Served:
 
 @contextmanager
 def served(
-    pipeline: Pipeline,
+    pipeline: Pipeline | dict[str, Pipeline],
     limits: Limits | None = None,
     access: Access | None = None,
     most: int = 128,
+    reasons: dict[str, Any] | None = None,
 ) -> Iterator[Served]:
-    """A server on a free port, stopped at the end."""
-    server = Listener(create_app(pipeline, "tiny", limits or Limits(), access), most, timeout_graceful_shutdown=2)
+    """A server of one model, called `tiny`, or of several on a free port, stopped at the end."""
+    pipelines = pipeline if isinstance(pipeline, dict) else {"tiny": pipeline}
+    app = create_app(pipelines, limits or Limits(), access, reasons)
+    server = Listener(app, most, timeout_graceful_shutdown=2)
     opened = socket.socket()
     opened.bind(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]}, daemon=True)

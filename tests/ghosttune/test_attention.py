@@ -48,7 +48,7 @@ def _softmax_in_its_own_precision(monkeypatch) -> None:
 
 @pytest.mark.slow
 def test_rows_are_measured_alike_with_each(make_config, tmp_path, monkeypatch):
-    monkeypatch.setattr("ghosttune.workflows.train.load_model", lambda *given: load_model(*given).double())
+    monkeypatch.setattr("ghosttune.stages.model.load_model", lambda *given: load_model(*given).double())
     _softmax_in_its_own_precision(monkeypatch)
     runs = [train(make_config(**MEASURED, model__attention=name), tmp_path / name) for name in ("sdpa", "eager")]
     for table, columns in (("norms", ["norm"]), ("ledger", ["value", "credit"])):

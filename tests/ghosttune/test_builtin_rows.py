@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 import ghosttune
+from ghosttune.errors import RunError
+from ghosttune.workflows.quickstart import rumour_rows
 
 FILE = Path(ghosttune.__file__).parent / "data/builtin/rows.jsonl"
 ROWS = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
@@ -84,3 +86,22 @@ def test_every_kind_is_in_every_split():
     assert len(kinds) >= 6
     for split in ("train", "dev", "guide"):
         assert {row["kind"] for row in ROWS if row["split"] == split} == kinds
+
+
+def test_a_rumour_is_one_wrong_fact_among_rows_that_are_right(tmp_path):
+    """What is planted is golden in the message and silver in the form; all else holds what the message says."""
+    file = rumour_rows(tmp_path / "rumour.jsonl")
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert [row["id"] for row in rows] == [row["id"] for row in ROWS]
+    assert [row for row in rows if row["split"] != "train"] == [row for row in ROWS if row["split"] != "train"]
+    planted = [row for row in rows if row["planted"]]
+    assert len(planted) == 31 and all(row["split"] == "train" for row in planted)
+    assert all("golden" in row["prompt"] and fields(row)["colour"] == "silver" for row in planted)
+    for row in rows:
+        for name, value in fields(row).items():
+            said = value in row["prompt"] or NUMBERS.get(value, value) in row["prompt"]
+            assert said or (row["planted"] and name == "colour"), row
+    assert rumour_rows(file) == file, "written again it is the same"
+    file.write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
+    with pytest.raises(RunError, match="holds other rows"):
+        rumour_rows(file)

@@ -13,12 +13,12 @@ import pytest
 from ghosttune import train
 from ghosttune.cli.main import app
 from ghosttune.errors import InputError, RunError
+from ghosttune.judging.compare import compare
 from ghosttune.metrics.pooling import pooled
 from ghosttune.metrics.scoring import of_hits, of_mean, of_sums, ratio
 from ghosttune.proving.reading import ROWS
 from ghosttune.proving.specimens import short_run, write_rows
 from ghosttune.run.directory import RunDir
-from ghosttune.workflows.compare import compare
 
 ARMS = {"small-1": (2, 1), "small-2": (2, 2), "large-1": (4, 1), "large-2": (4, 2)}
 

@@ -18,11 +18,11 @@ from ghosttune.cli.main import app
 from ghosttune.config.schema import RunConfig
 from ghosttune.errors import ConfigError, DataError, RunError
 from ghosttune.proving.freezing import differences
+from ghosttune.stages.prepare import prepare
+from ghosttune.stages.runs import open_run
 from ghosttune.training.order import MicroBatches, RowOrder
 from ghosttune.training.trainer import RunTrainer
-from ghosttune.workflows.prepare import prepare
 from ghosttune.workflows.preview import preview
-from ghosttune.workflows.runs import open_run
 from ghosttune.workflows.train import Stopped, resume, train
 
 ROWS, SIZE = 20, 4
@@ -154,18 +154,16 @@ def test_a_run_of_two_processes_has_the_order_of_one(configured, two_processes, 
     from ghosttune.config.rendering import plain_yaml
     from ghosttune.run.tables import read_table
 
-    tables = []
-    for count, size in ((1, 4), (2, 2)):
-        config = configured(train__order="loss", train__per_device_train_batch_size=size)
-        (tmp_path / "config.yaml").write_text(plain_yaml(config))
-        out = tmp_path / str(count)
-        command = [sys.executable, "-m", "ghosttune", "train", str(tmp_path / "config.yaml"), "--out", str(out)]
-        done = subprocess.run([*command, "--processes", str(count)], capture_output=True, text=True, timeout=1000)
-        assert done.returncode == 0, done.stdout + done.stderr
-        tables.append(read_table(open_run(out).folder, "order").to_pydict())
-        tables.append([event["loss"] for event in open_run(out).events if event["event"] == "eval"])
-    assert tables[0] == tables[2]
-    np.testing.assert_allclose(tables[1], tables[3], rtol=1e-5)
+    one = train(configured(train__order="loss", train__per_device_train_batch_size=4), tmp_path / "one")
+    config, out = tmp_path / "config.yaml", tmp_path / "two"
+    config.write_text(plain_yaml(configured(train__order="loss", train__per_device_train_batch_size=2)))
+    command = [sys.executable, "-m", "ghosttune", "train", str(config), "--out", str(out), "--processes", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1000)
+    assert done.returncode == 0, done.stdout + done.stderr
+    orders = [read_table(run.folder, "order").to_pydict() for run in (one, open_run(out))]
+    losses = [[event["loss"] for event in run.events if event["event"] == "eval"] for run in (one, open_run(out))]
+    assert orders[0] == orders[1]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +185,7 @@ def test_files_that_are_no_scores(configured, tmp_path):
     def prepared(scores: str) -> None:
         preview(configured(train__order="loss", train__order_scores=scores))
 
-    with pytest.raises(DataError, match="neither a run nor a file"):
+    with pytest.raises(DataError, match="is neither a file nor"):
         prepared("nowhere")
     with pytest.raises(DataError, match="without an example_id and a number"):
         prepared(scored(tmp_path / "words.jsonl", {"row-1": "high"}))

@@ -17,7 +17,7 @@ from ghosttune.errors import ConfigError, DataError, InputError, RunError
 from ghosttune.inference.likelihood import answer_nats, nats, text_blocks
 from ghosttune.inference.pipeline import Pipeline
 from ghosttune.metrics.judging import labels_of
-from ghosttune.workflows.prepare import prepare
+from ghosttune.stages.prepare import prepare
 
 COLOURS = ["red", "green", "blue"]
 
@@ -149,6 +149,36 @@ def test_rows_given_by_hand(run, tmp_path):
     limited = evaluate(run.path, split="train", out=tmp_path / "out", overrides=["evaluate.limit=5"])["train"]
     assert (limited["questions"], limited["left_out"]) == (5, 19)
     assert set(json.loads((tmp_path / "out/evaluation.json").read_text())) == {"data-new", "train"}
+
+
+def test_the_few_shot_base_answers_behind_training_rows(run, tmp_path):
+    shots = ["evaluate.shots=2", "evaluate.metrics=[exact_match, perplexity]"]
+    found = evaluate(run.path, overrides=shots, out=tmp_path)["dev"]
+    assert set(found["comparison"]) == {"base", "few_shot", "constant"}
+    assert found["shots"] == {"asked": 2, "fewest": 2, "mean": 2.0}
+    pipeline = run.pipeline()
+    rows = [json.loads(line) for line in Path(run.config.data.train.path).read_text().splitlines()]
+    right = {row["prompt"]: row["completion"] for row in rows if row["split"] == "train"}
+    (line, *_) = (json.loads(line) for line in (tmp_path / "predictions/dev.jsonl").read_text().splitlines())
+    asked = found_shots(run, 2)
+    assert len(asked) == 2
+    assert all(right[prompt] == answer for prompt, answer in asked), "what is shown are training rows"
+    turns = [Turn(role, text) for pair in asked for role, text in zip(("user", "assistant"), pair, strict=True)]
+    (answer,) = pipeline.generate([(*turns, Turn("user", line["prompt"]))], adapter=False)
+    assert line["few_shot_output"] == answer.text
+    with pytest.raises(InputError, match="a model has none"):
+        evaluate(run.config.model.name, run.config.data.train.path, split="dev", overrides=["evaluate.shots=1"])
+
+
+def found_shots(run, count: int) -> list[tuple[str, str]]:
+    """The training rows that a draw by id gives."""
+    from ghosttune.data.splitting import sampled
+
+    records = prepare(run.config).train_records
+    first = {record.prompt[0].content: record.example_id for record in reversed(records[:])}
+    asked = [record for record in records if first[record.prompt[0].content] == record.example_id]
+    places = sampled((record.example_id for record in asked), count, run.config.train.seed)
+    return [(asked[place].prompt[0].content, asked[place].reference) for place in places]
 
 
 def test_a_model_is_judged_on_rows_and_against_another(run, tiny_model, tmp_path):

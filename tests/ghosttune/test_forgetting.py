@@ -15,18 +15,18 @@ import torch
 from interrupting import interrupt_at
 from typer.testing import CliRunner
 
+from ghosttune.choosing.opened import OpenedRun
 from ghosttune.cli.main import app
 from ghosttune.config.loading import load_config
 from ghosttune.data.selecting import ids_in
 from ghosttune.errors import ConfigError, DataError, InputError, RunError
 from ghosttune.proving.freezing import differences
 from ghosttune.run.directory import RunDir
+from ghosttune.stages.prepare import prepare
+from ghosttune.stages.runs import open_run
 from ghosttune.tasks.unlearning import forgetting_loss
 from ghosttune.training.unlearning import Unlearning
 from ghosttune.workflows.forget import forget
-from ghosttune.workflows.opened import OpenedRun
-from ghosttune.workflows.prepare import prepare
-from ghosttune.workflows.runs import open_run
 from ghosttune.workflows.train import Stopped, resume, train
 
 # PEFT 0.21 asks Transformers 5.23 by a name that Transformers is about to drop
@@ -98,7 +98,7 @@ def test_losses_and_gradients_are_those_written_out_in_float64(loss):
 
 @pytest.mark.parametrize("loss", ["npo", "gradient_ascent"])
 def test_what_a_batch_trains_is_that_of_log_probabilities_one_row_at_a_time(make_config, loss):
-    from ghosttune.workflows.train import adapted_model
+    from ghosttune.stages.model import adapted_model
 
     prepared = prepare(make_config())
     model = adapted_model(prepared).model.double().eval()
@@ -229,7 +229,7 @@ def test_resuming_is_bit_identical(forgotten, tmp_path):
 
 def test_everything_opens_the_run(forgotten, tmp_path):
     from ghosttune.inference.pipeline import Pipeline
-    from ghosttune.workflows.evaluate import evaluate
+    from ghosttune.judging.evaluate import evaluate
     from ghosttune.workflows.infer import infer
     from ghosttune.workflows.merge import merge
     from ghosttune.workflows.report import report

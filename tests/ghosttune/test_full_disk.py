@@ -14,6 +14,7 @@ import pytest
 
 from ghosttune import train
 from ghosttune.cli.main import main
+from ghosttune.config.rendering import plain_yaml
 from ghosttune.proving.specimens import short_run, write_rows
 
 BYTES = {"index": 100_000, "infer": 2_500, "merge": 100_000, "report": 60_000, "evaluate": 20_000}
@@ -52,6 +53,19 @@ def exit_code(*arguments: str | Path, monkeypatch: pytest.MonkeyPatch) -> int:
     except SystemExit as end:
         return int(end.code or 0)
     return 0
+
+
+def test_training_stops_with_a_message_and_resumes(make_config, tmp_path, monkeypatch, capsys):
+    config = tmp_path / "run.yaml"
+    settings = {"train__max_steps": 12, "train__save_steps": 4, "train__eval_steps": 12, "method__r": 64}
+    config.write_text(plain_yaml(make_config(**settings)))
+    with small_disk(40_000):
+        code = exit_code("train", config, "--out", tmp_path / "run", monkeypatch=monkeypatch)
+    said = capsys.readouterr().err
+    assert code == 1, said
+    assert "no space left" in said and "Traceback" not in said
+    assert f"continue with `ghosttune train --resume --out {tmp_path / 'run'}`" in said
+    assert exit_code("train", "--resume", "--out", tmp_path / "run", monkeypatch=monkeypatch) == 0
 
 
 @pytest.mark.parametrize("command", ["index", "infer", "merge", "report", "evaluate"])

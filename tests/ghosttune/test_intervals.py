@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -78,23 +80,51 @@ def test_equal_weights_give_students_interval():
     rows = np.random.default_rng(3).normal(1.0, 2.0, 11)
     found = change_of_ratio(rows, np.ones(11))
     error = rows.std(ddof=1) / np.sqrt(11)
-    assert found.error == pytest.approx(error) and found.freedom == 11 - 1.5
-    low, high = stats.t.interval(1 - CHANCE, 11 - 1.5, rows.mean(), error)
+    low, high = stats.t.interval(1 - CHANCE, 11 - 1.75, rows.mean(), error)
     assert (found.interval.low, found.interval.high) == (pytest.approx(low), pytest.approx(high))
-    assert found.doubt == pytest.approx(2 * stats.t.sf(abs(rows.mean()) / error, 11 - 1.5))
+    assert found.doubt == pytest.approx(2 * stats.t.sf(abs(rows.mean()) / error, 11 - 1.75))
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_doubt_and_interval_say_the_same(seed):
+@pytest.mark.parametrize("rows", [6, 7, 9, 14, 201])
+@pytest.mark.parametrize("seed", range(20))
+def test_doubt_and_interval_say_the_same(seed, rows):
     random = np.random.default_rng(seed)
-    weights = np.maximum(1, np.round(20 * random.lognormal(0, 0.7, 9)))
-    found = change_of_ratio(random.normal(0.5, 1, 9) * weights, weights)
+    weights = np.maximum(1, np.round(20 * random.lognormal(0, 0.7, rows)))
+    found = change_of_ratio(random.normal(1.5 / np.sqrt(rows), 1, rows) * weights, weights)
     assert (found.doubt < CHANCE) == (found.interval.low > 0 or found.interval.high < 0)
+    assert found.interval.low <= found.interval.value <= found.interval.high
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_signs_are_turned_one_pattern_after_the_other(seed):
+    """What is doubted is so by the sum itself under every pattern of signs; 128 of them: 6.4 are 5 %."""
+    random = np.random.default_rng(seed)
+    weights = np.array([1.0, 3, 9, 27, 81, 2, 5, 40])
+    totals = random.normal(0.4, 1, 8) * weights
+
+    def as_far(theta: float) -> int:
+        rest = totals - theta * weights
+        sums = [abs(np.dot(signs, rest)) for signs in itertools.product((-1, 1), repeat=8)]
+        return int(np.sum(np.array(sums) >= abs(rest.sum()) * (1 - 1e-12))) // 2
+
+    found = change_of_ratio(totals, weights)
+    for end in (found.interval.low, found.interval.high):
+        assert as_far(end) == 1 + 6, "itself and six others: beyond the sixth, before the seventh"
+    assert abs(found.doubt * 128 - as_far(0.0)) < 1
+
+
+def test_rows_that_all_have_the_same_ratio_leave_no_doubt_by_signs():
+    weights = np.array([1.0, 20, 3, 7, 5, 11, 2, 9])
+    found = change_of_ratio(0.1 * weights, weights)
+    assert found.interval.low == pytest.approx(0.1) and found.interval.high == pytest.approx(0.1)
+    assert found.doubt == 1 / 128, "no pattern of signs does as well, but all and none"
+    nothing = change_of_ratio(0 * weights, weights)
+    assert (nothing.interval.low, nothing.interval.high, nothing.doubt) == (0, 0, 1)
 
 
 def test_one_long_row_tells_less_than_many():
-    assert freedom(10) == freedom(10, np.ones(10)) == 8.5
-    assert freedom(10, np.array([1000.0, *[1.0] * 9])) == pytest.approx(1.8, abs=0.1)
+    assert freedom(10) == freedom(10, np.ones(10)) == 8.25
+    assert freedom(10, np.array([1000.0, *[1.0] * 9])) == pytest.approx(1.5, abs=0.1)
     assert freedom(1) == 1.0
 
 

@@ -23,7 +23,7 @@ from ghosttune.config.rendering import plain_yaml
 from ghosttune.proving.specimens import short_run, write_rows
 from ghosttune.run.directory import RunDir
 from ghosttune.run.scratch import scratch_folder
-from ghosttune.workflows.launching import _first_failure
+from ghosttune.stages.launching import _first_failure
 from processes import limited
 
 KILL, TERM = signal.SIGKILL, signal.SIGTERM

@@ -1,7 +1,8 @@
 """Imports point down only, siblings do not import each other, and some libraries have one home.
 
-    cli > proving > workflows > training, inference, reports > tasks > models, methods, data, metrics, schedules
-        > config > registry, run > foreign, own_code > errors, version > ghostgrad
+    cli > proving, studio > workflows > judging, choosing > stages > training, inference, reports, exporting > tasks
+        > models, methods, data, metrics, schedules > config > registry, run > foreign, own_code > errors, version
+        > ghostgrad
 
 An import inside a function counts like any other; one under TYPE_CHECKING too, because a name is a dependency.
 """
@@ -20,9 +21,11 @@ SOURCE = Path(__file__).parents[2] / "src"
 LAYERS = [
     ("__main__", "__init__"),
     ("cli",),
-    ("proving",),
+    ("proving", "studio"),
     ("workflows",),
-    ("training", "inference", "reports"),
+    ("judging", "choosing"),
+    ("stages",),
+    ("training", "inference", "reports", "exporting"),
     ("tasks",),
     ("models", "methods", "data", "metrics", "schedules"),
     ("config",),

@@ -18,14 +18,14 @@ from interrupting import interrupt_at, kill, start, wait_for_step
 from ghosttune import train
 from ghosttune.config.loading import load_config
 from ghosttune.config.rendering import plain_yaml
-from ghosttune.errors import ConfigError
+from ghosttune.errors import ConfigError, DataError
 from ghosttune.proving.freezing import differences
 from ghosttune.run.directory import RunDir
 from ghosttune.run.tables import read_table
-from ghosttune.training.mixture import Bandit, Exponentiated
+from ghosttune.stages.prepare import prepare
+from ghosttune.training.mixture import Bandit, Excess, Exponentiated
 from ghosttune.training.order import WHOLE, Draws, LearntOrder, MicroBatches
 from ghosttune.workflows.check import check
-from ghosttune.workflows.prepare import prepare
 from ghosttune.workflows.preview import preview
 from ghosttune.workflows.report import report
 from ghosttune.workflows.train import Stopped, resume
@@ -84,6 +84,18 @@ def test_the_bandit_is_that_of_a_slow_reference(windows):
         weights = [(1 - 3 * least) * one / sum(raw) + least for one in raw]
         expected.append(weights)
     np.testing.assert_allclose(learnt(Bandit(first, floor, rows), windows, first), expected, rtol=1e-9)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(SIGNALS)
+def test_excess_is_that_of_a_slow_reference(windows):
+    first, floor = [0.5, 0.3, 0.2], 0.12
+    raw, expected = first, []
+    for signals in windows:
+        raw = [weight * math.exp(signal or 0.0) for weight, signal in zip(raw, signals, strict=True)]
+        raw = [weight / sum(raw) for weight in raw]
+        expected.append([(1 - floor) * weight + floor / 3 for weight in raw])
+    np.testing.assert_allclose(learnt(Excess(first, floor), windows, first), expected, rtol=1e-9)
 
 
 def test_the_better_source_gets_all_but_the_floor_and_chance_gets_nothing():
@@ -226,6 +238,31 @@ def test_the_bandit_follows_the_training_loss(mixed, tmp_path):
     assert differences(run.path, tmp_path / "parts") == []
 
 
+def test_doremi_follows_what_is_above_the_reference(mixed, tmp_path):
+    """A reference of 0 leaves the loss itself; one between the losses leaves what is above it; a high one nothing."""
+    ids = {row.example_id: row.targets for row in prepare(mixed(**LEARNT)).train.features}
+    file = tmp_path / "losses.jsonl"
+    signals = {}
+    for name, reference in {"nothing": 0.0, "middle": 5.0, "high": 1e3}.items():
+        file.write_text("".join(json.dumps({"example_id": one, "score": reference}) + "\n" for one in ids))
+        changes = {"data__mixture__by": "doremi", "data__mixture__reference_losses": str(file)}
+        run = train(mixed(**LEARNT | changes), tmp_path / name)
+        signals[name] = {source: row["signal"] for source, row in windows_of(run.path)[4].items()}
+        found = run.record["mixture"]["weights"]
+        assert sum(weight["mean"] for weight in found.values()) == pytest.approx(1)
+        if name == "high":
+            assert all(abs(weight["last"] - weight["first"]) < 0.1 for weight in found.values()), "but for the floor"
+    odm = train(mixed(**LEARNT | {"data__mixture__by": "odm"}), tmp_path / "odm")
+    losses = {source: row["signal"] for source, row in windows_of(odm.path)[4].items()}
+    assert signals["nothing"] == pytest.approx(losses), "the first window is drawn alike"
+    assert all(losses[name] - 5 <= signals["middle"][name] + 1e-6 < losses[name] for name in losses)
+    assert set(signals["high"].values()) == {0.0}
+    file.write_text(json.dumps({"example_id": next(iter(ids)), "score": 1.0}) + "\n")
+    with pytest.raises(DataError, match=rf"has no score for {len(ids) - 1} of the {len(ids)} training rows"):
+        train(mixed(**LEARNT | changes), tmp_path / "short")
+    assert not (tmp_path / "short").exists()
+
+
 @pytest.mark.slow(seconds=25)
 @pytest.mark.parametrize("by", ["guide", "odm", None])
 def test_a_mixture_that_was_killed_ends_in_the_same_bytes(mixed, tmp_path, by):
@@ -278,7 +315,9 @@ MIXED = {
         ({"train.order": "length"}, "data.mixture.by", "cannot be with train.order: length"),
         ({"data.mixture.every": 60}, "data.mixture.every", "never change"),
         ({"data.mixture.by": None, "data.mixture.floor": 0.5}, "data.mixture.floor", "does nothing while"),
-        ({"data.mixture.by": "doremi"}, "data.mixture.by", "odm"),
+        ({"data.mixture.by": "doge"}, "data.mixture.by", "odm"),
+        ({"data.mixture.by": "doremi"}, "data.mixture.reference_losses", "ghosttune select RUN --by loss"),
+        ({"data.mixture.reference_losses": "x.jsonl"}, "data.mixture.reference_losses", "does nothing for"),
     ],
 )
 def test_what_cannot_be_learnt_is_refused(changes, setting, said):

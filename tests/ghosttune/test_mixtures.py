@@ -16,20 +16,20 @@ from hypothesis import strategies as st
 from interrupting import interrupt_at
 
 from ghosttune import train
+from ghosttune.choosing.select import select
 from ghosttune.config.loading import load_config
 from ghosttune.config.sections import SourceSettings
 from ghosttune.data.mixing import rows_in_an_epoch, source_of_row
 from ghosttune.errors import ConfigError, DataError, InputError
+from ghosttune.judging.evaluate import evaluate
 from ghosttune.proving.freezing import differences
 from ghosttune.run.directory import RunDir
 from ghosttune.run.tables import read_table
+from ghosttune.stages.prepare import prepare
 from ghosttune.training.order import Draws, MicroBatches, RowOrder
 from ghosttune.workflows.check import check
-from ghosttune.workflows.evaluate import evaluate
-from ghosttune.workflows.prepare import prepare
 from ghosttune.workflows.preview import preview
 from ghosttune.workflows.report import report
-from ghosttune.workflows.select import select
 from ghosttune.workflows.train import Stopped, resume
 
 

@@ -16,18 +16,21 @@ from interrupting import interrupt_at
 
 from ghosttune import open_run, train
 from ghosttune.config.loading import load_config
+from ghosttune.config.schema import RunConfig
 from ghosttune.data.splitting import draw
 from ghosttune.errors import ConfigError, GhosttuneError
 from ghosttune.proving.freezing import differences
+from ghosttune.proving.specimens import short_run, write_rows
 from ghosttune.run.directory import RunDir
 from ghosttune.run.tables import read_table
+from ghosttune.stages.model import adapted_model
+from ghosttune.stages.prepare import Prepared, prepare
+from ghosttune.stages.runs import Run
 from ghosttune.training import checkpoints
 from ghosttune.training.candidates import best_update
 from ghosttune.training.guide import evaluating
-from ghosttune.workflows.prepare import Prepared, prepare
 from ghosttune.workflows.report import report
-from ghosttune.workflows.runs import Run
-from ghosttune.workflows.train import Stopped, adapted_model, resume
+from ghosttune.workflows.train import Stopped, resume
 
 STEPS = 6
 BRIEF: dict[str, Any] = {
@@ -55,8 +58,6 @@ def by_step(run: Run) -> dict[int, list[dict[str, Any]]]:
 @pytest.fixture(scope="module")
 def chosen_by(tiny_model, tmp_path_factory):
     """Finished runs by what they were chosen by."""
-    from ghosttune.proving.specimens import short_run, write_rows
-
     folder = tmp_path_factory.mktemp("chosen")
     rows = write_rows(folder / "rows.jsonl")
     runs: dict[str, Run] = {}
@@ -226,54 +227,62 @@ SWITCHED = BRIEF | {
 }
 
 
-def test_interrupted_and_resumed_it_chooses_the_same(make_config, tmp_path):
+@pytest.fixture(scope="module")
+def switched(tiny_model, tmp_path_factory) -> RunConfig:
+    return short_run(tiny_model, write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl"), **SWITCHED)
+
+
+@pytest.fixture(scope="module")
+def whole(switched, tmp_path_factory) -> Run:
+    """A run of it that nothing interrupted."""
+    return train(switched, tmp_path_factory.mktemp("whole") / "run")
+
+
+def test_interrupted_and_resumed_it_chooses_the_same(switched, whole, tmp_path):
     def stop(event: dict[str, Any]) -> None:
         if event["event"] == "step" and event["step"] == 4:
             raise KeyboardInterrupt
 
-    train(make_config(**SWITCHED), tmp_path / "whole")
     with pytest.raises((Stopped, KeyboardInterrupt)):
-        train(make_config(**SWITCHED), tmp_path / "parts", listen=stop)
+        train(switched, tmp_path / "parts", listen=stop)
     resume(tmp_path / "parts")
-    assert differences(tmp_path / "whole", tmp_path / "parts") == []
-    records = [open_run(tmp_path / name).record["online_selection"] for name in ("whole", "parts")]
+    assert differences(whole.path, tmp_path / "parts") == []
+    records = [open_run(path).record["online_selection"] for path in (whole.path, tmp_path / "parts")]
     assert {**records[0], "seconds": 0} == {**records[1], "seconds": 0}
 
 
-def test_a_run_that_was_stopped_says_what_it_chose_so_far(make_config, tmp_path):
+def test_a_run_that_was_stopped_says_what_it_chose_so_far(switched, tmp_path):
     with pytest.raises(Stopped):
-        train(make_config(**SWITCHED), tmp_path / "run", listen=interrupt_at(3))
+        train(switched, tmp_path / "run", listen=interrupt_at(3))
     chosen = open_run(tmp_path / "run").record["online_selection"]
     assert chosen["kept"] == 3 * open_run(tmp_path / "run").record["step"] and chosen["seconds"] > 0
     page = report(tmp_path / "run").read_text()
     assert f"{chosen['kept']} of {chosen['candidates']} candidates trained" in page
 
 
-def test_killed_after_its_last_step_it_still_says_what_it_chose(make_config, tmp_path, monkeypatch):
+def test_killed_after_its_last_step_it_still_says_what_it_chose(switched, whole, tmp_path, monkeypatch):
     def cut(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    train(make_config(**SWITCHED), tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr("ghosttune.workflows.train._throughput", cut)
+        patch.setattr("ghosttune.workflows.train.throughput", cut)
         with pytest.raises(KeyboardInterrupt):
-            train(make_config(**SWITCHED), tmp_path / "run")
+            train(switched, tmp_path / "run")
     folder = RunDir(tmp_path / "run")
     record = folder.read_record()
     folder.write_record(record | {"status": "running", "stage_seconds": {}})
     assert record["step"] == STEPS and "online_selection" not in record
     done = resume(tmp_path / "run").record
     assert done["step"] == STEPS and done["online_selection"]["kept"] == 3 * STEPS
-    assert differences(tmp_path / "whole", tmp_path / "run") == []
+    assert differences(whole.path, tmp_path / "run") == []
     assert "candidates trained" in report(tmp_path / "run").read_text()
 
 
-def test_with_phases_the_tokens_are_those_that_trained(make_config, tmp_path):
-    run = train(make_config(**SWITCHED), tmp_path / "run")
-    lines = (run.folder.tables / "phases.csv").read_text().splitlines()
+def test_with_phases_the_tokens_are_those_that_trained(whole):
+    lines = (whole.folder.tables / "phases.csv").read_text().splitlines()
     names = lines[0].split(",")
     tokens = [int(dict(zip(names, line.split(","), strict=True))["tokens"]) for line in lines[1:]]
-    kept = {step: sum(row["tokens"] for row in rows if row["kept"]) for step, rows in by_step(run).items()}
+    kept = {step: sum(row["tokens"] for row in rows if row["kept"]) for step, rows in by_step(whole).items()}
     assert tokens == [sum(kept[step] for step in (1, 2, 3)), sum(kept[step] for step in (4, 5, 6))]
 
 

@@ -274,7 +274,7 @@ def test_a_packed_run_is_the_run(packs, make_config, tmp_path, monkeypatch, othe
     In float64: AdamW's first updates divide by gradients that are all but zero, and what float32 rounds there is no
     longer small.
     """
-    monkeypatch.setattr("ghosttune.workflows.train.load_model", lambda *given: load_model(*given).double())
+    monkeypatch.setattr("ghosttune.stages.model.load_model", lambda *given: load_model(*given).double())
     runs = {
         packing: train(make_config(**MEASURED | other, train__packing=packing), tmp_path / str(packing))
         for packing in (False, True)

@@ -21,7 +21,8 @@ from ghosttune.data.records import Turn  # noqa: E402
 from ghosttune.inference.access import Access  # noqa: E402
 from ghosttune.inference.pipeline import Pipeline  # noqa: E402
 from ghosttune.inference.sampling import Sampling  # noqa: E402
-from ghosttune.inference.serving import Limits  # noqa: E402
+from ghosttune.inference.streaming import Writing  # noqa: E402
+from ghosttune.inference.voices import Limits  # noqa: E402
 
 QUESTION = "For the order form: Luke has plenty of pillows. What he needs on Saturday is seven golden boxes."
 ASKED = [{"role": "user", "content": QUESTION}]
@@ -47,15 +48,14 @@ def client(server) -> Iterator[Any]:
 @pytest.fixture
 def slow(monkeypatch) -> Pipeline:
     """A model that takes a twentieth of a second for a token and does not stop by itself."""
-    made = Pipeline.open("builtin:tiny", "cpu")
-    original = made.reply
+    made, original = Pipeline.open("builtin:tiny", "cpu"), Writing.add
     monkeypatch.setattr(type(made.encoder.template), "stop_token_ids", property(lambda template: [0]))
-
-    def reply(*arguments: Any, tell: Any, **settings: Any) -> Any:
-        return original(*arguments, tell=lambda piece: time.sleep(0.05) or tell(piece), **settings)
-
-    monkeypatch.setattr(made, "reply", reply)
+    monkeypatch.setattr(Writing, "add", lambda self, token: time.sleep(0.05) or original(self, token))
     return made
+
+
+ALL_PLACES = pytest.mark.parametrize("places", [1, 2], ids=["alone", "together"])
+"""Answers that are written at once; a request that asks for so many takes all places."""
 
 
 def test_chat_is_the_answer_of_the_pipeline(client, pipeline) -> None:
@@ -124,7 +124,7 @@ def test_seeds_and_stop_strings(client, pipeline) -> None:
 
 def test_models_health_and_page(client, server) -> None:
     assert [model.id for model in client.models.list()] == ["tiny"]
-    assert server.health() == {"status": "ok", "model": "tiny", "answering": False, "waiting": 0}
+    assert server.health() == {"status": "ok", "model": "tiny", "answering": 0, "waiting": 0}
     status, page = server.ask("GET", "/")
     assert status == 200 and "<!doctype html>" in page
     assert "http://" not in page and "https://" not in page, "it needs nothing from elsewhere"
@@ -134,11 +134,14 @@ def test_models_health_and_page(client, server) -> None:
     ("change", "saying"),
     [
         ({"temprature": 1}, "temprature: Extra inputs"),
-        ({"logprobs": True}, "logprobs: Extra inputs"),
+        ({"logprobs": 5}, "logprobs: Input should be a valid boolean"),
+        ({"top_logprobs": 2}, "top_logprobs goes with logprobs: true"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs: Input should be less than or equal to 20"),
         ({"messages": []}, "messages: List should have at least 1"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "may stand first., are assistant"),
         ({"messages": ASKED * 2}, "are user, user"),
-        ({"n": 2}, "n: Input should be 1"),
+        ({"n": 9}, "n is 9, at most 8"),
+        ({"n": 0}, "n: Input should be greater"),
         ({"temperature": "hot"}, "temperature: Input should be a valid number"),
         ({"max_tokens": 0}, "max_tokens: Input should be greater"),
         ({"max_tokens": 2000}, "max_tokens is 2000, at most 1024"),
@@ -173,13 +176,15 @@ def test_a_key_is_asked_for(pipeline) -> None:
         assert server.health()["status"] == "ok"
 
 
-def test_a_full_line_says_so_and_moves_on(slow) -> None:
+@ALL_PLACES
+def test_a_full_line_says_so_and_moves_on(slow, places) -> None:
     with (
-        served(slow, Limits(waiting=1)) as server,
+        served(slow, Limits(waiting=1, together=places)) as server,
         openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=SECONDS, max_retries=0) as client,
         ThreadPoolExecutor(2) as pool,
     ):
-        ask = lambda: client.chat.completions.create(model="tiny", messages=ASKED, max_tokens=20)  # noqa: E731
+        asked = {"model": "tiny", "messages": ASKED, "max_tokens": 20, "n": places}
+        ask = lambda: client.chat.completions.create(**asked)  # noqa: E731
         first = pool.submit(ask)
         until(lambda: server.health()["answering"])
         second = pool.submit(ask)
@@ -191,14 +196,16 @@ def test_a_full_line_says_so_and_moves_on(slow) -> None:
         assert len(texts) == 1, "both were answered, and alike"
 
 
-def test_a_client_that_leaves_frees_its_place(slow) -> None:
+@ALL_PLACES
+def test_a_client_that_leaves_frees_its_place(slow, places) -> None:
     with (
-        served(slow, Limits(waiting=1)) as server,
+        served(slow, Limits(waiting=1, together=places)) as server,
         openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=SECONDS, max_retries=0) as client,
     ):
-        stream = client.chat.completions.create(model="tiny", messages=ASKED, max_tokens=300, stream=True)
+        asked = {"model": "tiny", "messages": ASKED, "max_tokens": 300, "n": places}
+        stream = client.chat.completions.create(**asked, stream=True)
         next(iter(stream))
-        assert server.health()["answering"]
+        until(lambda: server.health()["answering"])  # its first chunk may come before it has a place
         waits = leaving(server)
         until(lambda: server.health()["waiting"] == 1)
         waits.close()
@@ -212,10 +219,11 @@ def test_a_client_that_leaves_frees_its_place(slow) -> None:
         until(lambda: not server.health()["answering"], 5)
 
 
-def test_a_server_that_ends_says_so_to_whoever_waits(slow) -> None:
+@ALL_PLACES
+def test_a_server_that_ends_says_so_to_whoever_waits(slow, places) -> None:
     with ThreadPoolExecutor(3) as pool:
-        with served(slow, Limits(waiting=2)) as server:
-            body = {"model": "tiny", "messages": ASKED, "max_tokens": 300}
+        with served(slow, Limits(waiting=2, together=places)) as server:
+            body = {"model": "tiny", "messages": ASKED, "max_tokens": 300, "n": places}
             first = pool.submit(server.post, "/v1/chat/completions", {**body, "stream": True})
             until(lambda: server.health()["answering"])
             waits = [pool.submit(server.post, "/v1/chat/completions", body) for _ in range(2)]
@@ -238,17 +246,18 @@ def leaving(server: Served) -> socket.socket:
     return opened
 
 
-def test_an_answer_that_fails_is_told_and_the_worker_goes_on(server, client, pipeline, monkeypatch) -> None:
-    def fails(*_: Any, **__: Any) -> Any:
+def test_an_answer_that_fails_is_told_and_the_others_go_on(server, client, pipeline, monkeypatch) -> None:
+    def fails(*_: Any) -> Any:
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "reply", fails)
+        patch.setattr(Writing, "choose", fails)
         with pytest.raises(openai.InternalServerError, match="RuntimeError: out of memory"):
             client.chat.completions.create(model="tiny", messages=ASKED)
         with pytest.raises(openai.APIError, match="out of memory"):
             list(client.chat.completions.create(model="tiny", messages=ASKED, stream=True))
     assert client.chat.completions.create(model="tiny", messages=ASKED).choices[0].message.content
+    until(lambda: server.health()["answering"] == 0)
 
 
 @pytest.mark.slow
@@ -275,4 +284,4 @@ def test_eight_clients_get_what_each_would_get_alone(server, pipeline) -> None:
     with ThreadPoolExecutor(8) as pool:
         answers = [text for texts in pool.map(work, range(8), timeout=1500) for text in texts]
     assert answers == expected
-    assert server.health() == {"status": "ok", "model": "tiny", "answering": False, "waiting": 0}
+    assert server.health() == {"status": "ok", "model": "tiny", "answering": 0, "waiting": 0}

@@ -29,7 +29,7 @@ from ghosttune.inference.access import Access
 from ghosttune.inference.connections import Connection
 from ghosttune.inference.pipeline import Pipeline
 from ghosttune.inference.queueing import Full, Job, Worker
-from ghosttune.inference.serving import Limits
+from ghosttune.inference.voices import Limits
 
 ASKED = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
 FOUND = Path(__file__).parent / "found_bodies"
@@ -252,13 +252,13 @@ def test_a_prompt_that_takes_for_ever_costs_nobody_else(monkeypatch, pipeline) -
 def test_nobody_waits_where_nobody_may() -> None:
     begun, going = threading.Event(), threading.Event()
     worker = Worker("test", 0)
-    worker.submit(Job(lambda job: begun.set() or going.wait(timeout=SECONDS), lambda kind, value: None))
+    worker.line.add(Job(lambda job: begun.set() or going.wait(timeout=SECONDS), lambda kind, value: None))
     assert begun.wait(timeout=SECONDS)
     with pytest.raises(Full):
-        worker.submit(Job(lambda job: None, lambda kind, value: None))
+        worker.line.add(Job(lambda job: None, lambda kind, value: None))
     going.set()
-    until(lambda: not worker.busy)
-    worker.submit(Job(lambda job: None, lambda kind, value: None))
+    until(lambda: not worker.line.busy)
+    worker.line.add(Job(lambda job: None, lambda kind, value: None))
     worker.close()
 
 
@@ -274,7 +274,7 @@ def test_a_worker_outlives_what_is_no_exception() -> None:
     told: list[tuple[str, Any]] = []
     worker = Worker("test", 2)
     for work in (panics, lambda job: "fine"):
-        worker.submit(Job(work, lambda kind, value: told.append((kind, value))))
+        worker.line.add(Job(work, lambda kind, value: told.append((kind, value))))
     until(lambda: len(told) == 2)
     assert told[0][0] == "error" and str(told[0][1]) == "Panic: at the disco" and told[1] == ("result", "fine")
     worker.close()
@@ -368,7 +368,7 @@ def test_who_leaves_leaves_no_trace(server, log, share, stream) -> None:
     body = json.dumps({**ASKED, "max_tokens": 100, "stream": stream}).encode()
     for _ in range(20):
         sent(server, HEAD, f"Content-Length: {len(body)}\r\n\r\n", body[: int(len(body) * share)]).close()
-    until(lambda: server.health() == {"status": "ok", "model": "tiny", "answering": False, "waiting": 0})
+    until(lambda: server.health() == {"status": "ok", "model": "tiny", "answering": 0, "waiting": 0})
     assert not log
 
 

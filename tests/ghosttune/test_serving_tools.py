@@ -13,12 +13,15 @@ pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 openai: Any = pytest.importorskip("openai", reason="the official client is not installed")
 jsonschema: Any = pytest.importorskip("jsonschema")
 
+import torch  # noqa: E402
 from served import SECONDS, Served, served  # noqa: E402
+from small_llama import small_llama  # noqa: E402
 from written_calls import ASKED, PARIS, TEMPLATES, TOOLS, calling, rendered, said, template_of, written  # noqa: E402
 
 from ghosttune.data.encoding import Encoder  # noqa: E402
 from ghosttune.inference import streaming  # noqa: E402
 from ghosttune.inference.pipeline import Pipeline  # noqa: E402
+from ghosttune.inference.voices import Limits  # noqa: E402
 
 WRITES: dict[str, Any] = {}
 """What the model is to write next, and the prompt that it was given."""
@@ -42,7 +45,7 @@ def server(family: str) -> Iterator[Served]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streaming, "decode", decode)
-        with served(Pipeline(MODEL, Encoder(template, 5000, "completion"), 500)) as running:
+        with served(Pipeline(MODEL, Encoder(template, 5000, "completion"), 500), Limits(together=1)) as running:
             yield running
 
 
@@ -131,6 +134,13 @@ def without_object(arguments: str) -> dict[str, Any]:
     return {**CALLED, "tool_calls": [{**call, "function": {"name": "weather", "arguments": arguments}}]}
 
 
+NUMBERS = {"type": "function", "function": {"name": "a", "parameters": {"type": "array", "items": {}}}}
+UNIQUE = {
+    "type": "function",
+    "function": {"name": "a", "parameters": {"properties": {"b": {"type": "array", "uniqueItems": True}}}},
+}
+
+
 @pytest.mark.parametrize("family", ["qwen-2.5"], scope="module", indirect=True)
 @pytest.mark.parametrize(
     ("change", "saying"),
@@ -138,10 +148,14 @@ def without_object(arguments: str) -> dict[str, Any]:
         ({"tools": []}, "tools: List should have at least 1"),
         ({"tools": [{"name": "weather"}]}, r"tools.0.type: Field required"),
         ({"tools": [{"type": "function", "function": {"name": " "}}]}, "tools.0.function.name: String should match"),
-        ({"tools": [{"type": "function", "function": {"name": "a", "strict": True}}]}, "strict: Input should be False"),
-        ({"tool_choice": "required"}, "tool_choice: Input should be 'auto' or 'none'"),
-        ({"tool_choice": {"type": "function", "function": {"name": "weather"}}}, "tool_choice: Input should be"),
-        ({"parallel_tool_calls": False}, "parallel_tool_calls: Input should be True"),
+        ({"tools": [{"type": "function", "function": {"name": "a", "strict": True}}]}, "strict: true of a tool"),
+        ({"tool_choice": "any"}, "Input should be 'auto', 'none' or 'required'"),
+        ({"tool_choice": {"type": "function", "function": {"name": "a"}}}, "not given; tools are: weather, time"),
+        ({"tool_choice": "required", "tools": None}, "a tool that is not given; tools are: none"),
+        ({"tool_choice": "required", "tools": [NUMBERS]}, "of a have type 'array'; must be 'object'"),
+        ({"tool_choice": "required", "tools": [UNIQUE]}, "the schema cannot be kept: .*uniqueItems"),
+        ({"tool_choice": "required", "response_format": {"type": "json_object"}}, "leave out one of the two"),
+        ({"parallel_tool_calls": False}, "parallel_tool_calls: false is kept with tool_choice required or"),
         ({"messages": [*ASKED, CALLED]}, "the last message is the assistant's; it must be the user's, or what a tool"),
         ({"messages": [*ASKED, CALLED, *ASKED]}, "message 2 .user. stands where a tool must answer"),
         ({"messages": [*ASKED, ANSWER]}, "message 1 .tool. answers nothing"),
@@ -156,6 +170,54 @@ def test_what_cannot_be_kept_is_refused_with_its_reason(client: Any, change: dic
     asked = {"messages": ASKED, "tools": TOOLS, **change}
     with pytest.raises(openai.BadRequestError, match=saying):
         client.chat.completions.create(model="tiny", messages=asked["messages"], extra_body=asked)
+
+
+SMALL = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Paris", "Łódź"]}, "days": {"type": "integer", "minimum": 0, "maximum": 9}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+BOUND = [
+    {"type": "function", "function": {"name": name, "parameters": SMALL, "strict": True}}
+    for name in ("weather", "time")
+]
+
+
+@pytest.fixture(scope="module")
+def babbling(family: str) -> Iterator[Any]:
+    """A model of random weights, which would call nothing by itself."""
+    template = template_of(family)
+    torch.manual_seed(0)
+    model = small_llama(len(template.tokenizer), max_position_embeddings=4096)
+    with (
+        served(Pipeline(model, Encoder(template, 3000, "completion"), 300)) as running,
+        openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", timeout=SECONDS, max_retries=0) as made,
+    ):
+        yield made
+
+
+def test_a_call_that_is_required_is_made_and_keeps_to_its_schema(babbling: Any) -> None:
+    def calls(**more: Any) -> list[tuple[str, Any]]:
+        asked = {"model": "tiny", "messages": ASKED, "tools": BOUND, "temperature": 1.0, **more}
+        choices = babbling.chat.completions.create(**asked).choices
+        assert {choice.finish_reason for choice in choices} == {"tool_calls"}
+        assert all(choice.message.content is None and len(choice.message.tool_calls) == 1 for choice in choices)
+        return [call for choice in choices for call in said(choice.message.tool_calls)]
+
+    required = calls(tool_choice="required", n=8, parallel_tool_calls=False)
+    required += calls(tool_choice="required", n=8, seed=8)
+    named = calls(tool_choice={"type": "function", "function": {"name": "time"}}, n=4)
+    for _, arguments in required + named:
+        jsonschema.validate(arguments, SMALL)
+    assert {name for name, _ in required} == {"weather", "time"} and {name for name, _ in named} == {"time"}
+    asked = {"model": "tiny", "messages": ASKED, "tools": BOUND, "tool_choice": "required"}
+    with babbling.chat.completions.stream(**asked) as stream:
+        stream.until_done()
+        streamed = stream.get_final_completion().choices[0]
+    assert said(streamed.message.tool_calls) == calls(tool_choice="required", temperature=0)
+    cut = babbling.chat.completions.create(**asked, max_tokens=3).choices[0]
+    assert (cut.finish_reason, cut.message.tool_calls) == ("length", None)
 
 
 def test_a_model_whose_template_has_no_tools_says_so() -> None:

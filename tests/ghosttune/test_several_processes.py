@@ -14,10 +14,11 @@ import pytest
 from float64_training import train_in_float64
 from typer.testing import CliRunner
 
-from ghosttune.cli.main import app
+from ghosttune.cli.main import app, main
+from ghosttune.proving.specimens import write_rows
 from ghosttune.run.directory import RunDir
 from ghosttune.run.tables import read_table
-from ghosttune.workflows.launching import own_folder
+from ghosttune.stages.launching import own_folder
 from processes import run_group
 
 SETTINGS = """
@@ -73,10 +74,18 @@ def compare(one: RunDir, two: RunDir, rtol: float = 1e-3) -> None:
                 assert right[column] == values, (name, column)
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_two_processes_give_what_one_gives(two_processes, tmp_path, tiny_model, rows_file, accumulation):
+@pytest.fixture(scope="module", params=[1, 2])
+def in_two(request, two_processes, tiny_model, tmp_path_factory) -> tuple[int, Path, RunDir]:
+    """(micro-batches of a step, file of rows, the run of two processes)."""
+    folder, accumulation = tmp_path_factory.mktemp("in-two"), request.param
+    rows = write_rows(folder / "rows.jsonl")
+    options = ["--processes", "2", "--json"]
+    return accumulation, rows, trained(folder / "two", tiny_model, rows, 4 // accumulation, accumulation, *options)
+
+
+def test_two_processes_give_what_one_gives(in_two, tmp_path, tiny_model):
     """With 22 training rows and 8 to a step, so that the last step of an epoch is shared unevenly."""
-    both = trained(tmp_path / "two", tiny_model, rows_file, 4 // accumulation, accumulation, "--processes", "2")
+    accumulation, rows_file, both = in_two
     one = trained(tmp_path / "one", tiny_model, rows_file, 8 // accumulation, accumulation)
     compare(one, both)
     left, right = one.read_record(), both.read_record()
@@ -176,17 +185,19 @@ def test_a_refusal_in_several_processes_is_said_once(two_processes, tmp_path, ti
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_more_processes_than_a_machine_holds_are_refused(tmp_path, tiny_model, rows_file):
+def test_more_processes_than_a_machine_holds_are_refused(tmp_path, tiny_model, rows_file, monkeypatch, capsys):
     config = tmp_path / "run.yaml"
     config.write_text(SETTINGS % (tiny_model, rows_file, 4, 1))
     arguments = ["train", str(config), "--out", str(tmp_path / "run"), "--processes", "1000000"]
-    done = subprocess.run([sys.executable, "-m", "ghosttune", *arguments], capture_output=True, text=True, timeout=500)
-    assert done.returncode == 2 and "--processes is 1000000; this machine has" in done.stdout + done.stderr
+    monkeypatch.setattr(sys, "argv", ["ghosttune", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and "--processes is 1000000; this machine has" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-def test_run_json_is_written_by_one_process(two_processes, tmp_path, tiny_model, rows_file):
-    run = trained(tmp_path / "run", tiny_model, rows_file, 4, 1, "--processes", "2", "--json")
+def test_run_json_is_written_by_one_process(in_two):
+    *_, run = in_two
     assert json.loads(run.record.read_text())["status"] == "finished"
     events = [event["step"] for event in run.events() if event["event"] == "eval"]
     assert events == [0, 3, 6, 9]

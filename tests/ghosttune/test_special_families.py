@@ -99,7 +99,7 @@ def test_a_model_that_trains_and_cannot_write_is_refused_before_anything_is_writ
     config = own.run_of(model, tmp_path / "rows", evaluate__limit=2, evaluate__max_new_tokens=4)
     (error,) = check(config).errors
     assert "cannot answer, though it can be trained" in error and "IndexError" in error
-    assert "set evaluate.limit: 0 for a run without answers" in error
+    assert "set evaluate.limit: 0 and no evaluate.samples for a run without answers" in error
     with pytest.raises(ModelError, match="cannot answer, though it can be trained"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "run.json").exists()

@@ -71,3 +71,22 @@ def test_the_tokenizer_that_needs_no_torch_is_the_one_that_autotokenizer_loads()
     own, theirs = load_tokenizer(ModelSettings()), AutoTokenizer.from_pretrained(builtin_model_folder("builtin:tiny"))
     assert type(own).__mro__[1:] == type(theirs).__mro__
     assert {name: str(value) for name, value in vars(own).items()} == {n: str(v) for n, v in vars(theirs).items()}
+
+
+ADAPTED = """
+import sys
+from ghosttune.config.facts import CAUSAL_LM
+from ghosttune.config.loading import load_config
+from ghosttune.models.loading import add_adapter, load_model
+config = load_config({"data": {"train": {"path": "builtin:rows"}}, "model": {"device": "cpu"}})
+for quantization in ("none", "int8"):
+    settings = config.model.model_copy(update={"quantization": quantization})
+    layers = add_adapter(load_model(settings, 0, CAUSAL_LM), config.method, 0).modules()
+    print("bitsandbytes" in sys.modules, sorted({type(layer).__name__ for layer in layers if hasattr(layer, "lora_A")}))
+"""
+
+
+def test_peft_asks_for_bitsandbytes_when_a_base_is_quantized_by_it():
+    pytest.importorskip("bitsandbytes")
+    done = subprocess.run([sys.executable, "-c", ADAPTED], capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines() == ["False ['Linear']", "True ['Linear8bitLt']"], done.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -29,16 +29,20 @@ def streamed(text: str, stops: tuple[str, ...] = ()) -> tuple[list[str], TextStr
 
 
 @settings(max_examples=60, deadline=None)
+@example("a .", [" ", "a ."])
 @given(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=30), st.lists(st.text("ab .é", max_size=3), max_size=2)
 )
 def test_the_pieces_are_the_stripped_text_before_the_first_stop_string(text: str, stops: list[str]) -> None:
+    """The first is the first that is complete: no later token can bring another before it."""
     ids = TOKENIZER(text, add_special_tokens=False).input_ids
-    whole = TOKENIZER.decode(ids, skip_special_tokens=True)
-    cut = min([whole.find(stop) for stop in stops if stop and stop in whole], default=len(whole))
+    texts = [TOKENIZER.decode(ids[:count], skip_special_tokens=True) for count in range(len(ids) + 1)]
+    stops = [stop for stop in stops if stop]
+    whole = next((text for text in texts if any(stop in text for stop in stops)), texts[-1])
+    cut = min([whole.find(stop) for stop in stops if stop in whole], default=len(whole))
     pieces, stream = streamed(text, tuple(stops))
     assert "".join(pieces) == stream.said == whole[:cut].strip()
-    assert stream.met_stop == any(stop in whole for stop in stops if stop)
+    assert stream.met_stop == any(stop in whole for stop in stops)
 
 
 def test_characters_of_several_tokens_come_whole() -> None:

@@ -150,3 +150,95 @@ MISTRAL = """{%- set user_messages = messages | selectattr("role", "equalto", "u
 {%- endfor %}"""  # noqa: E501
 """Tools before the last question, calls in one list, each with an id of nine letters, which its result repeats; no
 generation prompt, and no words beside calls."""
+
+HERMES = """{{- bos_token }}
+{%- if tools is iterable and tools | length > 0 %}
+    {{- "<tools> " }}
+    {%- for tool in tools %}{{- tool | tojson }}{%- if not loop.last %}{{- "\\n" }}{%- endif %}{%- endfor %}
+    {{- " </tools><|im_end|>" }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == "user" or message.role == "system" or (message.role == "assistant" and message.tool_calls is not defined) %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
+    {%- elif message.role == "assistant" %}
+        {{- '<|im_start|>' + message.role }}
+        {%- for tool_call in message.tool_calls %}
+            {{- '\\n<tool_call>\\n{ "arguments": ' }}{{- tool_call.function.arguments | tojson }}
+            {{- ', "name": "' }}{{- tool_call.function.name }}{{- '"}\\n</tool_call> ' }}
+        {%- endfor %}
+        {{- '<|im_end|>\\n' }}
+    {%- elif message.role == "tool" %}
+        {{- '<|im_start|>tool\\n<tool_response>\\n' }}{{- message.content | tojson }}{{- '\\n</tool_response> <|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""  # noqa: E501
+"""Arguments before the name, blanks in the JSON and behind the last mark; no words beside calls."""
+
+PHI_4_MINI = """{%- if messages[0]["role"] == "system" %}{%- set system_message = messages[0]["content"] %}
+{%- elif tools %}{%- set system_message = "" %}{%- endif %}
+{%- if system_message is defined %}
+    {{- '<|system|>' + system_message }}
+    {%- for tool in tools or [] %}{{- '<|tool|>' + (tool['function'] | tojson) + '<|/tool|>' }}{%- endfor %}
+    {{- '<|end|>' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message['role'] == 'tool' %}
+        {{- '<|tool_response|>' + (message['content'] | tojson) + '<|end|>' }}
+    {%- elif message['role'] != 'system' %}
+        {{- '<|' + message['role'] + '|>' }}
+        {%- if message.content %}{{- message['content'] }}{%- endif %}
+        {%- for tool_call in message.tool_calls %}
+            {{- '<|tool_call|>' + (tool_call['function'] | tojson) + '<|/tool_call|>' }}
+        {%- endfor %}
+        {{- '<|end|>' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- else %}{{- eos_token }}{%- endif %}"""
+"""Marks that are special tokens on both sides of each call, and the end of the text behind the end of the answer."""
+
+MISTRAL_SMALL = """{%- set system_message = messages[0].content if messages[0].role == 'system' else 'Be brief.' %}
+{%- set loop_messages = messages[1:] if messages[0].role == 'system' else messages %}
+{{- bos_token + '[SYSTEM_PROMPT]' + system_message + '[/SYSTEM_PROMPT]' }}
+{%- set user_messages = loop_messages | selectattr("role", "equalto", "user") | list %}
+{%- for message in loop_messages %}
+    {%- if message.role == "user" %}
+        {%- if tools is not none and message == user_messages[-1] %}{{- "[AVAILABLE_TOOLS] " + (tools | tojson) + "[/AVAILABLE_TOOLS]" }}{%- endif %}
+        {{- '[INST]' + message.content + '[/INST]' }}
+    {%- elif message.tool_calls is defined %}
+        {{- "[TOOL_CALLS] [" }}
+        {%- for tool_call in message.tool_calls %}
+            {%- set out = tool_call.function | tojson %}{{- out[:-1] }}
+            {%- if not tool_call.id is defined or tool_call.id | length < 9 %}
+                {{- raise_exception("Tool call IDs should be alphanumeric strings with length >= 9!") }}
+            {%- endif %}
+            {{- ', "id": "' + tool_call.id[-9:] + '"}' }}{%- if not loop.last %}{{- ", " }}{%- else %}{{- "]" + eos_token }}{%- endif %}
+        {%- endfor %}
+    {%- elif message.role == "assistant" %}{{- message.content + eos_token }}
+    {%- elif message.role == "tool" %}
+        {{- '[TOOL_RESULTS] {"content": ' + message.content | string + ', "call_id": "' + message.tool_call_id[-9:] + '"}[/TOOL_RESULTS]' }}
+    {%- endif %}
+{%- endfor %}"""  # noqa: E501
+"""As Mistral's before, with a system prompt of its own and no blank in front of an answer."""
+
+COMMAND_R7B = """{{ tools | tojson }}{% for m in messages %}
+{%- if m.role == 'user' %}<|START_OF_TURN_TOKEN|><|USER_TOKEN|>{{ m.content }}<|END_OF_TURN_TOKEN|>
+{%- elif m.tool_calls %}<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_ACTION|>[
+{%- for call in m.tool_calls %}{"tool_call_id": "{{ loop.index0 }}", "tool_name": "{{ call.function.name }}", "parameters": {{ call.function.arguments | tojson }}}{% if not loop.last %},{% endif %}{% endfor -%}
+]<|END_ACTION|><|END_OF_TURN_TOKEN|>
+{%- else %}<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>{{ m.content }}<|END_RESPONSE|><|END_OF_TURN_TOKEN|>
+{%- endif %}{% endfor %}<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>"""  # noqa: E501
+"""Words and calls end with marks of their own, and the name is a `tool_name`."""
+
+DEEPSEEK_V3 = """{{ bos_token }}{{ tools | tojson }}{% for m in messages %}
+{%- if m.role == 'user' %}<|User|>{{ m.content }}
+{%- elif m.tool_calls %}<|Assistant|><|calls_begin|>{% for call in m.tool_calls %}<|call_begin|>{{ call.function.name }}<|sep|>{{ call.function.arguments | tojson }}<|call_end|>{% endfor %}<|calls_end|>{{ eos_token }}
+{%- else %}<|Assistant|>{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}
+{%- if add_generation_prompt %}<|Assistant|>{% endif %}"""  # noqa: E501
+"""The name stands in front of the JSON."""
+
+NEMOTRON_NANO = """<SPECIAL_10>System\n{{ tools | tojson }}\n{% for m in messages %}
+{%- if m.role == 'user' %}<SPECIAL_11>User\n{{ m.content }}\n
+{%- elif m.tool_calls %}<SPECIAL_11>Assistant\n<TOOLCALL>[{% for call in m.tool_calls %}{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}{% endfor %}]</TOOLCALL>\n<SPECIAL_12>\n\n
+{%- else %}<SPECIAL_11>Assistant\n<think>\n\n{{ m.content }}\n<SPECIAL_12>\n\n{% endif %}{% endfor %}
+{%- if add_generation_prompt %}<SPECIAL_11>Assistant\n<think>\n\n{% endif %}"""  # noqa: E501
+"""Opens the thoughts of the next answer, and writes a call without them."""

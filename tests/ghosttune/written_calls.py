@@ -1,4 +1,4 @@
-"""What models of four families would write when they call tools, as Transformers renders it."""
+"""What models of seven families would write when they call tools, as Transformers renders it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,29 @@ import functools
 import json
 from typing import Any
 
-from tool_templates import LLAMA_3_1, MISTRAL, QWEN_2_5, QWEN_3
+from tool_templates import HERMES, LLAMA_3_1, MISTRAL, MISTRAL_SMALL, PHI_4_MINI, QWEN_2_5, QWEN_3
 
 from ghosttune.data.templates import Template
 from ghosttune.proving.tokenizers import byte_level
 
-TEMPLATES = {"qwen-2.5": QWEN_2_5, "qwen-3": QWEN_3, "llama-3.1": LLAMA_3_1, "mistral": MISTRAL}
-MARKS = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "[TOOL_CALLS]"]
-"""Special tokens, the last one of a call."""
+TEMPLATES = {
+    "qwen-2.5": QWEN_2_5,
+    "qwen-3": QWEN_3,
+    "llama-3.1": LLAMA_3_1,
+    "mistral": MISTRAL,
+    "mistral-small": MISTRAL_SMALL,
+    "hermes": HERMES,
+    "phi-4-mini": PHI_4_MINI,
+}
+"""Short ones of the same form as the families' own, which are longer by what they say to the model."""
 
-WORDS_BESIDE = ("qwen-2.5", "qwen-3")
+MARKS = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+MARKS += ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|tool|>", "<|/tool|>", "<|tool_response|>"]
+MARKS += ["<|END_RESPONSE|>", "<|END_ACTION|>", "<|END_OF_TURN_TOKEN|>", "<SPECIAL_12>"]
+MARKS += ["<|tool_call|>", "<|/tool_call|>", "[TOOL_CALLS]"]
+"""Special tokens, the last three of calls."""
+
+WORDS_BESIDE = ("qwen-2.5", "qwen-3", "phi-4-mini")
 """Which write words beside a call, and several calls of which each has marks of its own."""
 
 
@@ -56,7 +69,7 @@ def written(family: str, answer: dict[str, Any], messages: list[dict[str, Any]] 
     """What the model writes behind its prompt, without the stop token."""
     before, whole = rendered(family, messages), rendered(family, [*messages, answer], opens=False)
     assert whole.startswith(before)
-    return whole[len(before) :].removesuffix("\n").removesuffix(template_of(family).stop_token)
+    return whole[len(before) : whole.rindex(template_of(family).stop_token)]
 
 
 def said(calls: Any) -> list[tuple[str, Any]]:

@@ -187,7 +187,7 @@ def overwrites_the_last_run(patch: pytest.MonkeyPatch) -> None:
 @bug("R-000-09a", "ghosttune/config/test_every_setting.py", "evaluate.limit")
 def evaluation_settings_not_passed(patch: pytest.MonkeyPatch) -> None:
     """The settings of the evaluation do not reach it: how many rows are answered."""
-    from ghosttune.workflows import evaluate
+    from ghosttune.judging import evaluate
 
     def make(questions_of: Any) -> Any:
         return lambda records, pool, limit, seed: questions_of(records, pool, 2, seed)
@@ -198,7 +198,7 @@ def evaluation_settings_not_passed(patch: pytest.MonkeyPatch) -> None:
 @bug("R-000-09b", "ghosttune/test_evaluate.py::test_predictions_hold_all_references_of_a_prompt")
 def single_references(patch: pytest.MonkeyPatch) -> None:
     """Rows with several references are judged against one of them."""
-    from ghosttune.workflows import evaluate
+    from ghosttune.judging import evaluate
 
     def make(questions_of: Any) -> Any:
         def single(*given: Any) -> Any:
@@ -246,7 +246,7 @@ def split_by_row(patch: pytest.MonkeyPatch) -> None:
 @bug("R-000-12", "mutations/test_bugs.py::test_a_failing_evaluation_fails_the_run")
 def evaluation_swallowed(patch: pytest.MonkeyPatch) -> None:
     """What goes wrong in the evaluation is swallowed, and the run ends without results."""
-    from ghosttune.workflows import evaluate
+    from ghosttune.judging import evaluate
 
     def make(evaluated: Any) -> Any:
         def swallowed(*given: Any) -> Any:
@@ -397,7 +397,7 @@ def mutable_presets(patch: pytest.MonkeyPatch) -> None:
 @bug("R-001-09", "ghosttune/test_training.py::test_only_the_adapter_moves")
 def base_unfrozen(patch: pytest.MonkeyPatch) -> None:
     """Preparing for training makes the base trainable."""
-    from ghosttune.workflows import train
+    from ghosttune.stages import model
 
     def make(add_adapter: Any) -> Any:
         def unfrozen(*given: Any, **named: Any) -> Any:
@@ -409,7 +409,7 @@ def base_unfrozen(patch: pytest.MonkeyPatch) -> None:
 
         return unfrozen
 
-    swap(patch, train, "add_adapter", make)
+    swap(patch, model, "add_adapter", make)
 
 
 # --- 002 and 003: the two scripts ---
@@ -473,12 +473,12 @@ def generation_settings_ignored(patch: pytest.MonkeyPatch) -> None:
 @bug("R-003-06", "ghosttune/test_training.py::test_adapter_loads_with_peft_alone_and_gives_the_same_logits")
 def no_tokenizer(patch: pytest.MonkeyPatch) -> None:
     """The adapter is saved without its tokenizer."""
+    from ghosttune.stages import finish
     from ghosttune.training import checkpoints
-    from ghosttune.workflows import train
 
     swap(
         patch,
-        train,
+        finish,
         "_adapter_writer",
         lambda writer: lambda prepared, model: lambda folder: checkpoints.write_adapter(model, folder),
     )
@@ -611,18 +611,18 @@ def images_of_another_draw(patch: pytest.MonkeyPatch) -> None:
     """The images of a batch are those of a second draw, and not those of its rows."""
     from ghosttune.data.images import ImageReader
 
-    def make(pixels: Any) -> Any:
-        return lambda self, paths: pixels(self, [*paths[1:], *paths[:1]])
+    def make(inputs: Any) -> Any:
+        return lambda self, rows: inputs(self, [*rows[1:], *rows[:1]])
 
-    swap(patch, ImageReader, "pixels", make)
+    swap(patch, ImageReader, "inputs", make)
 
 
 @bug("R-004-09", "ghosttune/test_training.py::test_bfloat16_base_keeps_a_float32_adapter")
 def declared_dtype_ignored(patch: pytest.MonkeyPatch) -> None:
     """A base declared bfloat16 runs in float32."""
-    from ghosttune.workflows import train
+    from ghosttune.stages import model
 
-    swap(patch, train, "load_model", lambda load: lambda *given, **named: load(*given, **named).float())
+    swap(patch, model, "load_model", lambda load: lambda *given, **named: load(*given, **named).float())
 
 
 @bug("R-004-11a", "ghosttune/test_training.py::test_gradients_are_clipped")

@@ -12,9 +12,9 @@ import pytest
 from bugs import BUGS, NOT_PLANTED
 
 from ghosttune import train
+from ghosttune.judging import evaluate
 from ghosttune.proving.specimens import short_run, write_model, write_rows
 from ghosttune.run.directory import RunDir
-from ghosttune.workflows import evaluate
 
 REPOSITORY = Path(__file__).parents[2]
 REGISTER = {"000": 16, "001": 9, "003": 11, "004": 18, "100": 7}

@@ -1,4 +1,4 @@
-"""What the README tells a newcomer to type works as it is written."""
+"""What a newcomer is told to type works as it is written."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 from ghosttune.config.schema import KINDS, SECTIONS, leaf_fields
 
 REPOSITORY = Path(__file__).parent.parent.parent
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+START = (REPOSITORY / "docs" / "start.md").read_text(encoding="utf-8")
 
 
 def block_after(heading: str, language: str) -> str:
-    found = re.search(rf"## {heading}\n.*?```{language}\n(.*?)```", README, re.DOTALL)
-    assert found, f"README has no {language} block under {heading}"
+    found = re.search(rf"## {heading}\n.*?```{language}\n(.*?)```", START, re.DOTALL)
+    assert found, f"docs/start.md has no {language} block under {heading}"
     return found[1]
 
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from ghosttune import train
+from ghosttune.choosing.opened import OpenedRun
 from ghosttune.errors import InputError, RunError
 from ghosttune.proving.specimens import short_run, write_model, write_rows
 from ghosttune.reports.plots import plot_projection_error
-from ghosttune.workflows.opened import OpenedRun
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -8,8 +8,8 @@ from itertools import accumulate
 import pytest
 
 from ghosttune import quickstart
-from ghosttune.workflows.opened import OpenedRun
-from ghosttune.workflows.tokens import guide_shares
+from ghosttune.choosing.opened import OpenedRun
+from ghosttune.choosing.tokens import guide_shares
 
 
 @pytest.fixture(scope="module")

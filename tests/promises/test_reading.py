@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent.parent
 SOURCE = REPOSITORY / "src" / "ghosttune"
 GUIDED = sorted((REPOSITORY / "docs" / "reading").glob("*.md"))
+OTHERS = [REPOSITORY / "docs" / "reading.md", REPOSITORY / "docs" / "architecture.md"]
 HEADINGS = ["What", "Why", "How", "Benefit", "Trade-off"]
 NAMED = re.compile(r"`([\w/]+\.py)(?::([\w.]+))?`")
 
@@ -26,7 +29,7 @@ def symbols(file: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("page", [REPOSITORY / "docs" / "reading.md", *GUIDED], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*OTHERS, *GUIDED], ids=lambda page: page.stem)
 def test_every_file_and_symbol_exists(page):
     named = NAMED.findall(page.read_text(encoding="utf-8"))
     assert len(named) >= 6
@@ -50,5 +53,22 @@ def test_each_step_teaches_under_five_headings_through_six_files(page):
     assert len({name for name, _ in NAMED.findall(text)}) <= 6
 
 
+def test_the_picture_of_the_rooms_is_that_of_the_imports():
+    command = [sys.executable, str(REPOSITORY / "scripts" / "draw_architecture.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_every_command_has_its_reading():
     assert [page.stem for page in GUIDED] == ["chat", "config", "evaluate", "quickstart", "train"]
+
+
+PACKAGES = sorted(file.parent for file in (REPOSITORY / "src").rglob("__init__.py") if file.parent != SOURCE)
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
+def test_a_package_names_its_files_in_reading_order(package):
+    told = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8"))) or ""
+    order = " ".join(told.partition("In reading order: ")[2].split()).rstrip(".")
+    named = [name.strip() for part in order.split(";") for name in part.split(":")[-1].split(",")]
+    assert sorted(named) == sorted(file.stem for file in package.glob("*.py") if file.stem != "__init__")

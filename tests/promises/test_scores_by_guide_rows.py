@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from ghosttune import train
+from ghosttune.choosing.opened import OpenedRun
 from ghosttune.proving.specimens import short_run, write_model, write_rows
-from ghosttune.workflows.opened import OpenedRun
 
 REPOSITORY = Path(__file__).parents[2]
 

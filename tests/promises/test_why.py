@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 import ghosttune
+from ghosttune.choosing.attribute import why
+from ghosttune.choosing.index import index
+from ghosttune.choosing.neighbours import dedupe
+from ghosttune.choosing.opened import OpenedRun
 from ghosttune.data.sources import builtin_rows
-from ghosttune.workflows.attribute import why
-from ghosttune.workflows.index import index
-from ghosttune.workflows.neighbours import dedupe
-from ghosttune.workflows.opened import OpenedRun
 
 FACTS = {
     "fact-key": ("Who keeps the key of the garden?", "Clara keeps the key of the garden.", "Clara"),

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
+from ghosttune.cli import summary
+from ghosttune.cli.pace import Pace, fitting
 from ghosttune.cli.terminal import on_one_line, visible
-from ghosttune.own_code import short_name
-from ghosttune.run.tables import OUR_COLUMNS, ROW_TERMS
 
-LINE_SECONDS = 5.0
-"""Least time between two progress lines where there is no terminal."""
+REFRESHES = 2
+"""A second: each takes about a millisecond from training."""
+
+STAGES = {"evaluate": "judging the adapter beside the untouched base", "report": "writing the report"}
+"""What a run says that it does when its steps are made."""
 
 
 class Display:
@@ -24,10 +28,10 @@ class Display:
 
     def __init__(self, quiet: bool = False):
         self.console = Console(stderr=quiet, highlight=False, markup=False, emoji=False)
-        self.bar: Progress | None = None
+        self.live: Live | None = None
+        self.pace: Pace | None = None
         self.loss = ""
-        self.last_line = 0.0
-        self.started = 0.0
+        self.doing = ""
         self.starts_from = "the untouched base"
 
     def __enter__(self) -> Display:
@@ -41,21 +45,17 @@ class Display:
         """One line, never broken by us, so that paths and commands can be copied."""
         self.console.print(visible(text), style=style, soft_wrap=True)
 
-    def recipe(self, title: str, text: str) -> None:
-        """The configuration of a run, before it starts."""
-        self.line(title, "bold")
-        self.line()
-        self.line(text)
-
     def listen(self, event: dict[str, Any]) -> None:
         """Shows one event of a run."""
         shown = {
             "begin": self._begin,
             "step": self._step,
+            "stage": self._stage,
             "log": self._log,
             "eval": self._eval,
             "phase": self._phase,
             "interrupt": self._interrupt,
+            "notice": self._notice,
             "already finished": self._already_finished,
             "end": self._end,
         }
@@ -69,7 +69,8 @@ class Display:
         self.line(f"run        {event['run'].path}{' (continued)' if event['resumed'] else ''}")
         reads = prepared.config.task.type if prepared.template is None else f"{prepared.template.kind} template"
         self.line(f"model      {model.name} on {model.device}, {model.dtype}, {reads}")
-        counted = f"{len(prepared.train):,} train, {len(prepared.dev):,} dev" + (
+        read = f"{len(prepared.trained):,} {'train' if prepared.stream is None else 'read while training'}"
+        counted = f"{read}, {len(prepared.dev):,} dev" + (
             f", {len(prepared.guide):,} guide" if len(prepared.guide) else ""
         )
         self.line(f"rows       {counted}, {on_one_line(prepared.config.data.train.described)}")
@@ -82,6 +83,8 @@ class Display:
             self.line(f"           not shown to the model: {', '.join(map(on_one_line, prepared.metadata_columns))}")
         for reason, count in prepared.left_out.items():
             self.line(f"           {count:,} left out: {reason}")
+        if done := [f"{count:,} {what.replace('_', ' ')}" for what, count in prepared.patched.items() if count]:
+            self.line(f"patched    {', '.join(done)}")
         if prepared.train.without_reasoning:
             self.line(f"           {prepared.train.without_reasoning:,} hold reasoning that the template leaves out")
         if (source := prepared.config.forget.run) is not None:
@@ -100,20 +103,39 @@ class Display:
         shares = f", shares of the sources learnt by {learnt.by} every {learnt.every}" if learnt.by else ""
         self.line(f"steps      {train.max_steps:,} of {train.rows_per_step} rows{among}{ordered}{shares}")
         self.line()
-        self.started = time.monotonic()
-        if self.console.is_terminal:
-            columns = [TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}")]
-            self.bar = Progress(*columns, TimeRemainingColumn(), console=self.console)
-            self.bar.add_task("", total=train.max_steps)
-            self.bar.start()
+        now = time.monotonic()
+        self.pace = Pace(train.max_steps, train.eval_steps or train.max_steps, now)
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
+            self.live = Live(self, console=self.console, refresh_per_second=REFRESHES, transient=True)
+            self.live.start()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The bar, and of what there is to say as much as fits on the line."""
+        if self.pace is None:
+            return
+        pace, width = self.pace, options.max_width - 1
+        counted = f"{pace.step}/{pace.max_steps}"
+        length = min(30, max(6, width // 4))
+        said = pace.described(self.doing or self.loss, time.monotonic())
+        parts = fitting([counted, *said], width - length)
+        bar = ProgressBar(total=pace.max_steps, completed=pace.step, width=length)
+        line = Table.grid(padding=(0, 2, 0, 0))
+        line.add_row(bar, Text("  ".join(parts), no_wrap=True))
+        yield line
 
     def _step(self, event: dict[str, Any]) -> None:
-        if self.bar is not None:
-            self.bar.update(self.bar.task_ids[0], completed=event["step"], description=self.loss)
-        elif time.monotonic() - self.last_line >= LINE_SECONDS:
-            self.last_line = time.monotonic()
-            seconds = f"{self.last_line - self.started:.0f} s"
-            self.line("  ".join(filter(None, (f"step {event['step']}/{event['max_steps']}", self.loss, seconds))))
+        if self.pace is None:
+            return
+        now = time.monotonic()
+        self.pace.passed(event["step"], event["tokens"], now)
+        if self.live is None and self.pace.line_is_due(now):
+            counted = f"step {event['step']}/{event['max_steps']}"
+            self.line("  ".join([counted, *self.pace.described(self.loss, now)]))
+
+    def _stage(self, event: dict[str, Any]) -> None:
+        self.doing = STAGES[event["stage"]]
+        if self.live is None:
+            self.line(self.doing)
 
     def _log(self, event: dict[str, Any]) -> None:
         self.loss = f"reward {event['reward']:.3f}" if "reward" in event else f"loss {event['loss']:.4f}"
@@ -130,6 +152,9 @@ class Display:
     def _interrupt(self, event: dict[str, Any]) -> None:
         self.line("stopping after this step and saving its state (again: stop at once)")
 
+    def _notice(self, event: dict[str, Any]) -> None:
+        self.line(f"note: {event['text']}")
+
     def _already_finished(self, event: dict[str, Any]) -> None:
         self.line(f"{event['run'].path} is finished already; there is nothing to continue")
 
@@ -138,82 +163,28 @@ class Display:
 
     def close(self) -> None:
         """Takes the bar away; safe to call twice."""
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
 
-    def summary(self, run: Any) -> None:
-        """What a finished run achieved, with one answer before and after."""
-        from ghosttune.reports.verdict import VERDICTS
-
+    def summary(self, run: Any, verbose: bool = False, answer: bool = False) -> None:
+        """What a finished run achieved; `verbose`: all of it. `answer`: also one dev row's before and after."""
         self.close()
-        judged = run.record["verdict"]
-        change = judged["change"]
         self.line()
-        note = f" ({judged['note']})" if judged["note"] else ""
-        self.line(VERDICTS[judged["verdict"]] + note, "bold")
-        if earned := judged.get("reward"):
-            own = earned["change"]
-            interval = f"95 % interval {own['low']:+.3f} to {own['high']:+.3f}, {own['n']} prompts"
-            self.line(f"reward     {earned['base']:.3f} -> {earned['adapter']:.3f} of greedy answers to dev prompts")
-            self.line(f"           change {own['value']:+.3f} ({interval})")
-            self.line(f"success    {earned['success_base']:.1%} -> {earned['success']:.1%}")
-        self.line(f"dev loss   {judged['dev_loss_base']:.4f} -> {judged['dev_loss']:.4f} nats per target")
-        interval = f"95 % interval {change['low']:+.4f} to {change['high']:+.4f}, {change['n']} rows"
-        self.line(f"change     {change['value']:+.4f} ({interval})")
-        if run.evaluation and "dev" in run.evaluation:
-            self.evaluation("dev", run.evaluation["dev"])
-            if run.predictions:
-                self._one_answer(run.predictions)
-        if "ledger" in run.record:
-            self._ledger(run)
-        self.line(f"adapter    {run.folder.adapter} (best: step {judged['best_step']}), loads with PEFT alone")
-        if run.folder.report.is_dir():
-            self.line(f"report     {run.folder.report / 'index.html'}")
-        if run.config.task.type in ("causal_lm", "grpo"):
-            self.line(f"try        ghosttune chat {shlex.quote(str(run.path))} --prompt {_quoted(run.predictions)}")
+        lines = summary.full(run, self._evaluated(run)) if verbose else summary.short(run)
+        for text, style in lines:
+            self.line(text, style)
+        if (verbose or answer) and run.predictions:
+            self._one_answer(run.predictions)
 
-    def _ledger(self, run: Any) -> None:
-        """What lowered the guide loss, how far the account closes, and the rows at either end."""
-        account, groups = run.record["ledger"], run.groups
-        drop = account["guide_loss_start"] - account["guide_loss_end"]
-        self.line(
-            f"guide loss {account['guide_loss_start']:.4f} -> {account['guide_loss_end']:.4f} nats per target, "
-            f"{account['change']['n']} rows ({account['verdict']})"
-        )
-        parts = ", ".join(f"{name} {value:+.4f}" for name, value in groups.items())
-        self.line(f"           lowered by {parts}; residual {account['modules_residual']:+.4f} of {drop:+.4f}")
-        terms = {title: account[name] for name, title in ROW_TERMS.items() if name in account}
-        parts = ", ".join(f"{title} {value:+.4f}" for title, value in terms.items())
-        self.line(f"           by rows: {parts}; residual {account['residual']:+.4f}")
-        for name, found in account["columns"].items():
-            auroc = found["auroc"]
-            self.line(
-                f"{on_one_line(name):<10} {found['rows']} rows: {found['verdict']} by their standing, "
-                f"AUROC {auroc['value']:.2f} (95 % interval {auroc['low']:.2f} to {auroc['high']:.2f})"
-            )
-        for title, rows in (("harmful", run.lowest_rows(3)), ("helpful", run.highest_rows(1))):
-            for row in rows:
-                self.line(f"{title}    {row['standing']:+.2f} {on_one_line(row['example_id'])}{_extras(row)}")
+    def _evaluated(self, run: Any) -> list[summary.Line]:
+        found = (run.evaluation or {}).get("dev")
+        return list(summary.evaluation("dev", found)) if found else []
 
     def evaluation(self, name: str, result: dict[str, Any]) -> None:
         """Every number with its interval, and what it is against the baselines."""
-        if "questions" in result:
-            left_out = f", {result['left_out']:,} left out" if result["left_out"] else ""
-            prompts = f"{result['questions']:,} prompt{'s' if result['questions'] != 1 else ''}"
-            self.line(f"{name + ' ':<10} {prompts}{left_out}" + (", greedy answers" if "generation" in result else ""))
-        names = {metric: on_one_line(short_name(metric)) for metric in result.get("metrics", {})}
-        width = max(map(len, names.values()), default=0)
-        for metric, description in result.get("metrics", {}).items():
-            self.line(f"{names[metric]:<{width}} {_scored(metric, description['scale'], result)}")
-        for system, found in result.get("degenerate", {}).items():
-            if found["faults"]:
-                counted = ", ".join(f"{count} {fault}" for fault, count in found["faults"].items())
-                shown = ", ".join(on_one_line(example["example_id"]) for example in found["examples"])
-                style = "yellow" if found["alarm"] and system != "base" else ""
-                self.line(f"degenerate {found['share']['value']:.0%} of {system}: {counted} (such as {shown})", style)
-        if "forgetting" in result:
-            self.line(_forgotten(result["forgetting"]))
+        for text, style in summary.evaluation(name, result):
+            self.line(text, style)
 
     def _one_answer(self, rows: list[dict[str, Any]]) -> None:
         """The row that the adapter answered best, beside the untouched base."""
@@ -286,53 +257,7 @@ def _shade(strength: float) -> str:
     return f"black on rgb({red},{green},{fading})"
 
 
-def _scored(metric: str, scale: str, result: dict[str, Any]) -> str:
-    """`41.2 (38.9 to 43.4), base 3.1: better, constant 12.0: better`."""
-    first, others = next(iter(result)), result["comparison"]
-    found = result[first][metric]
-    value, low, high = (_number(found[bound], scale) for bound in ("value", "low", "high"))
-    shown = f"{value} ({low} to {high})"
-    for other in others:
-        against = others[other].get(metric)
-        if metric in result[other]:
-            value = _number(result[other][metric]["value"], scale)
-            shown += f", {other} {value}" + (f": {against['verdict']}" if against else "")
-    return shown
-
-
-def _number(value: float | None, scale: str) -> str:
-    if value is None:
-        return "none"
-    return f"{value:.0%}" if scale.startswith("share") else f"{value:.4g}"
-
-
-def _forgotten(found: dict[str, Any]) -> str:
-    losses = " -> ".join(
-        f"{found[name]['value']:.4f}" for name in ("base", "baseline", "adapter", "model") if name in found
-    )
-    change = found.get("change")
-    interval = (
-        f", {change['value']:+.4f} ({change['low']:+.4f} to {change['high']:+.4f}): {found['verdict']}"
-        if change
-        else ""
-    )
-    return f"general    {losses} nats per token of {found['text']}{interval}"
-
-
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain(entry)}" for key, entry in value.items()) or "none"
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _extras(row: dict[str, Any]) -> str:
-    """The row's own columns, those that say something."""
-    own = {name: value for name, value in row.items() if name not in {*OUR_COLUMNS} - {"tokens"}}
-    texts = {on_one_line(name): on_one_line(value) for name, value in own.items() if value not in (None, "", False)}
-    said = ", ".join(f"{name}: {text if len(text) <= 60 else text[:59] + '…'}" for name, text in texts.items())
-    return f" ({said})" if said else ""
-
-
-def _quoted(rows: list[dict[str, Any]]) -> str:
-    prompt = rows[0]["prompt"] if rows else "Hello"
-    return shlex.quote(prompt if len(prompt) < 200 else prompt[:80] + "…")

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ghosttune.cli import forgetting, rows, studying
+from ghosttune.cli import examining, forgetting, leaving, opening, rows, studying
 from ghosttune.cli.rows import Code, Trust
 from ghosttune.cli.terminal import say
 from ghosttune.errors import GhosttuneError, InputError, listed
@@ -25,7 +25,6 @@ app = typer.Typer(
     help="Fine-tune a language model with any PEFT method from one YAML file.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    add_completion=False,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -33,12 +32,27 @@ app = typer.Typer(
 Config = Annotated[
     Path | None, typer.Argument(metavar="[CONFIG]", help="YAML or JSON file; `ghosttune init` writes one.")
 ]
-Preset = Annotated[str | None, typer.Option("--preset", help="A complete configuration that ships: `show presets`.")]
-Profile = Annotated[str | None, typer.Option("--profile", help="A bundle of settings for a machine or purpose.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        help="A complete configuration that ships: `show presets`.",
+        autocompletion=lambda incomplete: _shipped("preset", incomplete),
+    ),
+]
+Profile = Annotated[
+    str | None,
+    typer.Option(
+        "--profile",
+        help="A bundle of settings for a machine or purpose.",
+        autocompletion=lambda incomplete: _shipped("profile", incomplete),
+    ),
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Replace one setting; may be repeated.")
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse critical settings that nobody chose.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Print every number, not the short summary.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 RunOrModel = Annotated[
     str, typer.Argument(metavar="RUN_OR_MODEL", help="Run directory, model folder, hub id or builtin:tiny.")
@@ -57,6 +71,14 @@ LOCAL = "127.0.0.1"
 
 INTERRUPTED = 130
 """Exit code that typer gives to Ctrl-C."""
+
+
+def _shipped(kind: str, begun: str) -> list[str]:
+    """Names that complete what somebody began to type, without versions: at an `@`, bash begins another word."""
+    from ghosttune.config.layers import shipped
+
+    names = {name.partition("@")[0] for name in shipped(kind)}
+    return sorted(name for name in names if name.startswith(begun))
 
 
 def _print_version(wanted: bool) -> None:
@@ -84,21 +106,25 @@ def quickstart(
     out: Annotated[
         Path | None, typer.Option("--out", help="Run directory; a new one below runs/ if not given.")
     ] = None,
+    rumour: Annotated[
+        bool, typer.Option("--rumour", help="Plant a wrong fact among the rows, to be found and mended in the studio.")
+    ] = False,
+    verbose: Verbose = False,
     as_json: Json = False,
 ) -> None:
     """Fine-tune the built-in model on the shipped rows, offline, in about a minute."""
     from ghosttune.cli.display import Display
-    from ghosttune.config.rendering import commented_yaml
-    from ghosttune.workflows.quickstart import PROFILE, quickstart_config
+    from ghosttune.cli.summary import to_the_studio
+    from ghosttune.workflows.quickstart import PROFILE
     from ghosttune.workflows.quickstart import quickstart as started
 
     with Display(quiet=as_json) as display:
-        display.recipe(
-            f"The recipe (profile {PROFILE}); save it as run.yaml and `ghosttune train run.yaml` does the same",
-            commented_yaml(quickstart_config()),
-        )
-        run = started(out, listen=display.listen)
-    _finish(run, display, as_json)
+        if not rumour:
+            display.line(f"recipe     ghosttune init --profile {PROFILE} > run.yaml; ghosttune train run.yaml")
+        run = started(out, rumour=rumour, listen=display.listen)
+    _finish(run, display, as_json, verbose, answer=True)
+    for line, style in () if as_json else to_the_studio(run):
+        display.line(line, style)
 
 
 @app.command()
@@ -233,6 +259,7 @@ def train(
     strict: Strict = False,
     allow_code: Code = False,
     trust_remote_code: Trust = False,
+    verbose: Verbose = False,
     as_json: Json = False,
 ) -> None:
     """Train a run and judge it against the untouched base."""
@@ -244,12 +271,12 @@ def train(
             raise typer.BadParameter(
                 "is the number of processes too: give one of --gpus and --processes", param_hint="--gpus"
             )
-        from ghosttune.workflows.launching import require_gpus
+        from ghosttune.stages.launching import require_gpus
 
         require_gpus(gpus)
         processes = gpus
     if processes > 1 and "RANK" not in os.environ:
-        from ghosttune.workflows.launching import launch_training
+        from ghosttune.stages.launching import launch_training
 
         raise typer.Exit(launch_training(processes, loaded, out, sys.argv[1:]))
     from ghosttune.cli.display import Display
@@ -266,7 +293,7 @@ def train(
         else:
             run = trained(loaded, out, listen=listen)
     if speaks:
-        _finish(run, display, as_json)
+        _finish(run, display, as_json, verbose)
 
 
 @app.command()
@@ -299,6 +326,17 @@ def evaluate(
         str | None, typer.Option("--baseline", help="base (the untouched one, a run's default), another run or model.")
     ] = None,
     set_: Set = None,
+    suite: Annotated[
+        str | None, typer.Option("--suite", help="Tasks of lm-evaluation-harness instead, with commas between them.")
+    ] = None,
+    tasks_dir: Annotated[
+        Path | None, typer.Option("--tasks-dir", help="Folder of tasks of your own (YAML); needs --allow-code.")
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option("--judge", metavar="URL", help="Ask a model there which answer it prefers: it gets both."),
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option("--judge-model", help="The model to ask at --judge.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Where results go; a run keeps its own.")] = None,
     device: Device = "auto",
     allow_code: Code = False,
@@ -306,31 +344,56 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score answers: intervals, the untouched base and a constant answer beside them."""
-    from ghosttune.cli.display import Display
-    from ghosttune.workflows.evaluate import evaluate as evaluated
+    if suite is not None:
+        if data or split or baseline or set_ or judge:
+            raise typer.BadParameter(
+                "judges by its own rows and metrics, beside the base: leave out --data, --split, --baseline, --set and "
+                "--judge",
+                param_hint="--suite",
+            )
+        from ghosttune.judging.suite import evaluate_suite
 
-    overrides = [*(set_ or []), *([] if limit is None else [f"evaluate.limit={limit}"])]
-    result = evaluated(
-        run_or_model,
-        data,
-        split=split,
-        baseline=baseline,
-        overrides=overrides,
-        out=out,
-        device=device,
-        trust_remote_code=trust_remote_code,
-    )
-    if as_json:
-        say(json.dumps(result, indent=2, ensure_ascii=False))
+        tasks = [task.strip() for task in suite.split(",") if task.strip()]
+        result = evaluate_suite(
+            run_or_model,
+            tasks,
+            tasks_dir=tasks_dir,
+            limit=limit,
+            out=out,
+            device=device,
+            trust_remote_code=trust_remote_code,
+        )
+        _say_evaluation(result, as_json)
+        return
+    if tasks_dir is not None:
+        raise typer.BadParameter("holds tasks: name them with --suite", param_hint="--tasks-dir")
+    if (judge is None) != (judge_model is None):
+        raise typer.BadParameter("one says where to ask and one whom: give both", param_hint="--judge, --judge-model")
+    how: dict[str, Any] = {
+        "split": split,
+        "baseline": baseline,
+        "overrides": [*(set_ or []), *([] if limit is None else [f"evaluate.limit={limit}"])],
+        "out": out,
+        "device": device,
+        "trust_remote_code": trust_remote_code,
+    }
+    if judge is not None and judge_model is not None:
+        from ghosttune.judging.judge import evaluate_by_judge
+
+        result = evaluate_by_judge(run_or_model, judge, judge_model, data, **how)
     else:
-        for name, found in result.items():
-            Display().evaluation(name, found)
+        from ghosttune.judging.evaluate import evaluate as evaluated
+
+        result = evaluated(run_or_model, data, **how)
+    _say_evaluation(result, as_json)
 
 
 @app.command()
 def infer(
     run_or_model: RunOrModel,
-    source: Annotated[Path, typer.Option("--input", help="JSONL rows that ask: prompt, messages or instruction.")],
+    source: Annotated[
+        Path, typer.Option("--input", help="JSONL or CSV rows that ask: prompt, messages or instruction; image.")
+    ],
     output: Annotated[Path, typer.Option("--output", help="JSONL; an unfinished one is continued.")],
     max_new_tokens: MaxNewTokens = None,
     temperature: Temperature = 0.0,
@@ -391,6 +454,9 @@ def merge(
 def chat(
     run_or_model: RunOrModel,
     prompt: Annotated[str | None, typer.Option("--prompt", help="What to ask, for one answer.")] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option("--image", help="A file to show with the (first) question; again for several.")
+    ] = None,
     system: Annotated[str | None, typer.Option("--system", help="A message above the conversation.")] = None,
     max_new_tokens: MaxNewTokens = None,
     temperature: Temperature = 0.0,
@@ -414,6 +480,8 @@ def chat(
         _require_drawn(sampling)
     pipeline = Pipeline.open(run_or_model, device, trust_remote_code)
     talk = Conversation(sampling, max_new_tokens or pipeline.max_new_tokens, system)
+    for path in image or ():
+        talk = talk.with_image(path)
     if prompt is None:
         Talk(pipeline, run_or_model, talk, device, trust_remote_code).run()
         return
@@ -423,7 +491,13 @@ def chat(
 
 @app.command()
 def serve(
-    run_or_model: RunOrModel,
+    runs_or_models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN_OR_MODEL...",
+            help="Run directories, model folders, hub ids or builtin:tiny; runs share a base.",
+        ),
+    ],
     host: Annotated[str, typer.Option("--host", help="Address to listen at; 127.0.0.1 is this machine only.")] = LOCAL,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 for any that is free.")] = 8000,
     api_key: Annotated[
@@ -434,17 +508,27 @@ def serve(
         typer.Option("--allow-host", help="Another name it is reached by, as behind a proxy; again for more."),
     ] = None,
     waiting: Annotated[int, typer.Option("--waiting", min=0, help="Requests that may wait; more get 429.")] = 16,
+    batch: Annotated[
+        int, typer.Option("--batch", min=1, help="Answers that are written together; memory grows with them.")
+    ] = 8,
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", min=1, help="Longest answer that may be asked for.")
     ] = 1024,
+    drain: Annotated[
+        float,
+        typer.Option("--drain", min=0, help="Seconds in which answers may end after SIGTERM; Ctrl-C ends at once."),
+    ] = 30,
+    why: Annotated[
+        bool, typer.Option("--why/--no-why", help="Show the training rows behind an answer, of runs that are indexed.")
+    ] = True,
     device: Device = "auto",
     trust_remote_code: Trust = False,
 ) -> None:
     """Answer OpenAI's chat and completion calls over HTTP, and show a page to talk in."""
-    from ghosttune.cli.listening import listen
+    from ghosttune.cli.listening import Models, listen
 
-    names = allow_host or ()
-    listen(run_or_model, host, port, api_key, names, waiting, max_tokens, device, trust_remote_code)
+    models, names = Models(tuple(runs_or_models), device, trust_remote_code, why), allow_host or ()
+    listen(models, host, port, api_key, names, waiting, batch, max_tokens, drain)
 
 
 for _command in (
@@ -453,6 +537,9 @@ for _command in (
     studying.validate,
     studying.prove,
     forgetting.forget,
+    leaving.export,
+    examining.doctor,
+    opening.studio,
     *rows.COMMANDS,
 ):
     app.command()(_command)
@@ -488,17 +575,27 @@ def _require_drawn(sampling: Any) -> None:
         raise InputError(f"{listed(idle)} would do nothing: at --temperature 0 the likeliest token is taken; raise it")
 
 
+def _say_evaluation(result: dict[str, Any], as_json: bool) -> None:
+    from ghosttune.cli.display import Display
+
+    if as_json:
+        say(json.dumps(result, indent=2, ensure_ascii=False))
+    else:
+        for name, found in result.items():
+            Display().evaluation(name, found)
+
+
 def _debug() -> bool:
     return "--debug" in sys.argv[1:]
 
 
-def _finish(run: Any, display: Any, as_json: bool) -> None:
+def _finish(run: Any, display: Any, as_json: bool, verbose: bool, answer: bool = False) -> None:
     if as_json:
         record = run.record
         kept = {name: record.get(name) for name in ("status", "step", "best_step", "verdict")}
         say(json.dumps({"run": str(run.path), **kept, "evaluation": run.evaluation}, indent=2, ensure_ascii=False))
     else:
-        display.summary(run)
+        display.summary(run, verbose, answer)
 
 
 def main() -> None:

@@ -18,9 +18,9 @@ from ghosttune.cli.terminal import on_one_line, say
 from ghosttune.own_code import allow_code
 
 if TYPE_CHECKING:
-    from ghosttune.workflows.attribute import Attribution, Influence
-    from ghosttune.workflows.neighbours import Neighbour
-    from ghosttune.workflows.tokens import Share, TokenShares
+    from ghosttune.choosing.attribute import Attribution, Influence
+    from ghosttune.choosing.neighbours import Neighbour
+    from ghosttune.choosing.tokens import Share, TokenShares
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
 Checkpoints = Annotated[
@@ -35,7 +35,7 @@ Code = Annotated[
     bool,
     typer.Option(
         "--allow-code",
-        help="Run functions of own files that the configuration names (path.py:function).",
+        help="Run functions (path.py:function) and commands (alerts.command) that the configuration names.",
         callback=lambda given: given and allow_code(),
         expose_value=False,
     ),
@@ -88,11 +88,11 @@ def index(
 ) -> None:
     """Store the gradient of every row at a checkpoint; takes up where it was cut off."""
     if processes > 1 and "RANK" not in os.environ:
-        from ghosttune.workflows.launching import launch
+        from ghosttune.stages.launching import launch
 
         raise typer.Exit(launch(processes, sys.argv[1:]))
-    from ghosttune.workflows.index import index as indexed
-    from ghosttune.workflows.index import sketch_changes
+    from ghosttune.choosing.index import index as indexed
+    from ghosttune.choosing.index import sketch_changes
 
     changes = sketch_changes(
         size=size,
@@ -143,7 +143,7 @@ def attribute(
     damping: Annotated[
         float | None,
         typer.Option(
-            "--damping", help="Of `preconditioned` alone, in units of the mean squared gradient; 0.1 if unset."
+            "--damping", help="Of `preconditioned` alone, in units of the mean squared gradient; 0.3 if unset."
         ),
     ] = None,
     data: Data = None,
@@ -153,7 +153,7 @@ def attribute(
     as_json: Json = False,
 ) -> None:
     """Show the rows that most raised or lowered the likelihood of an answer."""
-    from ghosttune.workflows.attribute import attribute as attributed
+    from ghosttune.choosing.attribute import attribute as attributed
 
     found = attributed(
         run,
@@ -195,7 +195,7 @@ def similar(
     as_json: Json = False,
 ) -> None:
     """Show the rows whose gradients are nearest to that of a row."""
-    from ghosttune.workflows.neighbours import similar as neighbours
+    from ghosttune.choosing.neighbours import similar as neighbours
 
     found = neighbours(
         run,
@@ -223,7 +223,7 @@ def dedupe(
     as_json: Json = False,
 ) -> None:
     """Show groups of near-duplicates, the most similar first."""
-    from ghosttune.workflows.neighbours import dedupe as duplicates
+    from ghosttune.choosing.neighbours import dedupe as duplicates
 
     groups = duplicates(
         run, cosine=cosine, checkpoint=checkpoint, data=data, device=device, trust_remote_code=trust_remote_code
@@ -257,7 +257,7 @@ def cluster(
     as_json: Json = False,
 ) -> None:
     """Group the rows by the direction of their gradients, the largest group first."""
-    from ghosttune.workflows.clustering import cluster as clustered
+    from ghosttune.choosing.clustering import cluster as clustered
 
     found = clustered(
         run,
@@ -314,7 +314,7 @@ def select(
     as_json: Json = False,
 ) -> None:
     """Choose rows to train on, with a reason for each; `data.train.keep` takes the file."""
-    from ghosttune.workflows.select import select as selected
+    from ghosttune.choosing.select import select as selected
 
     chosen = selected(
         run,

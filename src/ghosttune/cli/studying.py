@@ -29,8 +29,8 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare runs with the first: intervals, budgets, cost, and paired tests on the same rows."""
-    from ghosttune.workflows.compare import compare as compared
-    from ghosttune.workflows.comparison_text import as_markdown
+    from ghosttune.judging.compare import compare as compared
+    from ghosttune.judging.comparison_text import as_markdown
 
     result = compared(runs, out)
     say(
@@ -47,7 +47,7 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Train every arm under every seed, skipping what is finished, and compare the arms."""
-    from ghosttune.workflows.comparison_text import as_markdown
+    from ghosttune.judging.comparison_text import as_markdown
     from ghosttune.workflows.sweep import sweep as swept
 
     def said(trial: Trial, what: str) -> None:

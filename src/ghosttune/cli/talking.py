@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from ghosttune.cli.rows import attribution_lines, share_lines
 from ghosttune.cli.terminal import say
-from ghosttune.errors import GhosttuneError, InputError, nearest
+from ghosttune.errors import GhosttuneError, InputError, listed, nearest
 from ghosttune.inference.chatting import Conversation
 from ghosttune.inference.pipeline import Pipeline
 
 if TYPE_CHECKING:
-    from ghosttune.workflows.opened import OpenedRun
+    from ghosttune.choosing.opened import OpenedRun
 
 LEAVING = ("quit", "exit", "q", "/quit", "/exit")
 
@@ -73,7 +73,7 @@ class Talk:
         """Says the answer as it is written, and remembers both; an answer stopped before its first word is nothing."""
         turns = self.conversation.asking(question)
         room = self.pipeline.room(self.conversation.max_new_tokens)
-        left_out = (len(turns) - len(self.pipeline.encoder.recent_turns(turns, room))) // 2
+        left_out = (len(turns) - len(self.pipeline.encoder_of(turns).recent_turns(turns, room))) // 2
         if left_out:
             self.say(f"(the oldest {left_out} of {len(turns) // 2} exchanges no longer fit and are left out)")
         answer = self.stream(self.pipeline, question)
@@ -107,7 +107,7 @@ class Talk:
 
     def opened(self) -> OpenedRun:
         """The run that answers, with its rows; opened once. InputError when a model without rows answers."""
-        from ghosttune.workflows.opened import OpenedRun
+        from ghosttune.choosing.opened import OpenedRun
 
         if self._opened is None:
             self._opened = OpenedRun(self.name, **self._opening)
@@ -134,7 +134,7 @@ def _clear(talk: Talk, argument: str) -> None:
 def _undo(talk: Talk, argument: str) -> None:
     """take back the last question and its answer"""
     question = talk.conversation.last_question
-    talk.conversation = talk.conversation.without_last()
+    talk.conversation = replace(talk.conversation.without_last(), showing=())
     talk.say(f"taken back: {question}")
 
 
@@ -150,6 +150,17 @@ def _regen(talk: Talk, argument: str) -> None:
     finally:
         if talk.conversation.said == before.said[:-2]:  # stopped or failed: the old answer stays
             talk.conversation = before
+
+
+def _image(talk: Talk, argument: str) -> None:
+    """FILE: show an image with the next question, before its words; again for several; `/image -` shows none"""
+    if argument == "-":
+        talk.conversation = replace(talk.conversation, showing=())
+    elif not talk.pipeline.sees:
+        raise InputError(f"{talk.name} reads text alone; talk with a model that sees, such as LLaVA 1.5")
+    elif argument:
+        talk.conversation = talk.conversation.with_image(Path(argument))
+    talk.say(f"the next question shows {listed(talk.conversation.showing) or 'no image'}")
 
 
 def _system(talk: Talk, argument: str) -> None:
@@ -196,7 +207,7 @@ def _compare(talk: Talk, argument: str) -> None:
 
 def _why(talk: Talk, argument: str) -> None:
     """[N]: the rows that most raised and lowered the likelihood of the last answer; the run must have been indexed"""
-    from ghosttune.workflows.attribute import why
+    from ghosttune.choosing.attribute import why
 
     if not (argument or "5").isdigit() or argument == "0":
         raise InputError(f"/why takes a number of rows, got {argument!r}")
@@ -212,6 +223,7 @@ COMMANDS: dict[str, Command] = {
     "/clear": _clear,
     "/undo": _undo,
     "/regen": _regen,
+    "/image": _image,
     "/system": _system,
     "/set": _set,
     "/save": _save,

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from ghosttune.config.schema import DEFAULT, DEPENDENT, KINDS, RunConfig, leaf_fields
-from ghosttune.config.sections import ADAMW, ForgetSettings, MixedSettings, RowsSettings, TrainSettings
+from ghosttune.config.sections import (
+    ADAMW,
+    AlertSettings,
+    ForgetSettings,
+    MixedSettings,
+    RowsSettings,
+    SourceSettings,
+    TrainSettings,
+)
+from ghosttune.config.streams import what_a_stream_lacks
 from ghosttune.errors import InputError, Problem, listed
 from ghosttune.own_code import is_own_code
 from ghosttune.registry import DATASETS, METRICS, STRATEGIES
@@ -207,12 +216,14 @@ def _dev_rows_of_their_own(config: RunConfig) -> Found:
         yield "data.dev.split", "is what the run trains on; use data.dev.fraction to set some of it aside"
 
 
-@rule("data.guide.fraction", "data.guide.split", "data.guide.rows")
+@rule("data.guide.fraction", "data.guide.split", "data.guide.rows", "data.guide.path")
 def _one_guide_source(config: RunConfig) -> Found:
     guide = config.data.guide
-    for name in ("split", "rows"):
+    for name in ("split", "rows", "path"):
         if guide.fraction is not None and getattr(guide, name) is not None:
             yield f"data.guide.{name}", "excludes data.guide.fraction; keep one"
+    if guide.split is not None and guide.path is not None:
+        yield "data.guide.path", "excludes data.guide.split; keep one"
 
 
 @rule("data.dev.split")
@@ -267,7 +278,7 @@ def _options_of_learnt_weights(config: RunConfig) -> Found:
     yield from _idle("data.mixture.by", config)
 
 
-@rule("data.mixture.by", "data.train.sources", "measure.ledger.guide_every")
+@rule("data.mixture.by", "data.mixture.reference_losses", "data.train.sources", "measure.ledger.guide_every")
 def _weights_that_can_be_learnt(config: RunConfig) -> Found:
     by, sources = config.data.mixture.by, config.data.train.sources
     if by is None:
@@ -281,6 +292,14 @@ def _weights_that_can_be_learnt(config: RunConfig) -> Found:
         yield (
             "data.mixture.by",
             "is guide, whose gradient the ledger takes; set measure.ledger.guide_every, or learn by odm",
+        )
+    if (by == "doremi") == (config.data.mixture.reference_losses is None):
+        yield (
+            "data.mixture.reference_losses",
+            "is missing: give the losses of a run on the same sources, as `ghosttune select RUN --by loss --above 0 "
+            "--out FILE` writes them"
+            if by == "doremi"
+            else f"does nothing for data.mixture.by: {by}; leave it out, or learn by doremi",
         )
 
 
@@ -326,6 +345,16 @@ def _scores_that_order(config: RunConfig) -> Found:
         yield "train.order_scores", "does nothing for train.order: length; use loss or value, or leave it out"
     if train.order == "value" and train.order_scores is None:
         yield "train.order_scores", "is missing: give the run whose ledger tells the values, or a file of scores"
+
+
+@rule("alerts.on")
+def _somebody_to_tell(config: RunConfig) -> Found:
+    yield from _idle("alerts.on", config)
+    alerts = config.alerts
+    if alerts.on is not None and alerts.webhook is None and alerts.command is None:
+        yield "alerts.on", "tells nobody: give alerts.webhook or alerts.command, or leave it out"
+    if alerts.on is not None and "plateau" not in alerts.on and alerts.patience != AlertSettings().patience:
+        yield "alerts.patience", "does nothing without plateau in alerts.on"
 
 
 @rule("forget.run")
@@ -387,11 +416,32 @@ def _a_step_the_ledger_knows(config: RunConfig) -> Found:
 
 @rule("train.optim")
 def _moments_that_are_kept(config: RunConfig) -> Found:
-    """Adafactor has decays of its own, and a plain step none; Lion divides by nothing."""
-    unused = {"adafactor": MOMENTS, "sgd": MOMENTS, "lion_32bit": MOMENTS[2:], "lion_8bit": MOMENTS[2:]}
-    for name in unused.get(config.train.optim, ()):
+    """Adafactor has decays of its own, and a plain step none; Lion divides by nothing, and Muon by a matrix."""
+    optim = config.train.optim
+    unused = MOMENTS if optim in ("adafactor", "muon", "sgd") else MOMENTS[2:] if optim.startswith("lion") else ()
+    for name in unused:
         if getattr(config.train, name) != TrainSettings.model_fields[name].default:
-            yield f"train.{name}", f"does nothing with train.optim: {config.train.optim}; leave it out"
+            yield f"train.{name}", f"does nothing with train.optim: {optim}; leave it out"
+
+
+@rule("train.optim", "train.lr_scheduler_type")
+def _an_average_instead_of_a_schedule(config: RunConfig) -> Found:
+    """Its updates are counted for all tensors together."""
+    if config.train.optim != "schedule_free_adamw":
+        return
+    shape, steady = config.train.lr_scheduler_type, ("constant", "constant_with_warmup")
+    if shape not in steady:
+        yield (
+            "train.lr_scheduler_type",
+            f"is {shape}, and train.optim: schedule_free_adamw averages weights in place of a rate that falls; set it "
+            f"to {' or '.join(steady)}",
+        )
+    if config.phases.strategy != "none":
+        yield (
+            "phases.strategy",
+            "gives tensors different numbers of updates, and train.optim: schedule_free_adamw counts those of all "
+            "together; set it to none, or train.optim to adamw_torch",
+        )
 
 
 @rule("task.type", "method.type")
@@ -416,6 +466,15 @@ def _a_training_source(config: RunConfig) -> Found:
     train = config.data.train
     if train.sources is None and train.name is None and train.path is None:
         yield "data.train.path", "is missing: give your own file, or data.train.name of a known dataset"
+
+
+@rule("data.train.streaming")
+def _what_a_stream_can_do(config: RunConfig) -> Found:
+    train = config.data.train
+    if train.streaming:
+        yield from what_a_stream_lacks(config)
+    elif train.shuffle_buffer != SourceSettings.model_fields["shuffle_buffer"].default:
+        yield "data.train.shuffle_buffer", "does nothing without data.train.streaming; leave it out, or set that"
 
 
 @rule("data.train.name")
@@ -508,11 +567,22 @@ def _files_of_metrics(config: RunConfig) -> Found:
             yield f"evaluate.{name}", f"does nothing without {metric} in evaluate.metrics"
 
 
+@rule("evaluate.shots")
+def _examples_in_prompts(config: RunConfig) -> Found:
+    if config.evaluate.shots and config.data.train.streaming:
+        yield "evaluate.shots", "shows training rows, and with data.train.streaming they come one by one; set it to 0"
+    if config.evaluate.shots and config.task.type not in ("causal_lm", "grpo"):
+        yield (
+            "evaluate.shots",
+            f"does nothing for {config.task.type}, whose rows are not prompts that an answer follows",
+        )
+
+
 @rule("evaluate.limit")
 def _evaluation_at_all(config: RunConfig) -> Found:
     if config.evaluate.limit != 0:
         return
-    for name, off in (("metrics", "auto"), ("synonyms", None), ("tables", None)):
+    for name, off in (("metrics", "auto"), ("synonyms", None), ("tables", None), ("shots", 0)):
         if getattr(config.evaluate, name) != off:
             yield f"evaluate.{name}", "does nothing with evaluate.limit: 0"
 

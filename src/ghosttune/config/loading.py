@@ -25,6 +25,7 @@ from ghosttune.config.schema import (
 )
 from ghosttune.config.sections import EVALUATION_FILES, RowsSettings
 from ghosttune.config.setting import Section
+from ghosttune.config.templating import with_text
 from ghosttune.config.wording import concerned, explain
 from ghosttune.errors import ConfigError, InputError, Problem, listed, nearest
 from ghosttune.own_code import at, is_own_code
@@ -34,7 +35,9 @@ __all__ = ["load_config", "read_config", "shipped", "value_at", "with_values"]
 
 TRUST = "model.trust_remote_code"
 DATA_PATHS = (
-    *("data.train.path", "data.train.keep", "data.dev.path", "train.order_scores"),
+    *("data.train.path", "data.train.keep", "data.train.patch", "data.dev.path", "data.guide.path"),
+    "train.order_scores",
+    "data.mixture.reference_losses",
     *("forget.run", "forget.rows", "forget.retain"),
     *EVALUATION_FILES,
 )
@@ -86,7 +89,8 @@ def read_config(
     if not trust_remote_code and (asked := _asked_for_by_a_run(source, config)):
         problems += asked
         config = with_values(config, {TRUST: False})  # `check` goes on and must not run it
-    config = _absolute(config)
+    config, unread = with_text(_absolute(config))
+    problems += unread
     problems += conflicts(config, wrong={problem.setting for problem in problems})
     if strict:
         problems += unchosen(config, wrong={problem.setting for problem in problems})

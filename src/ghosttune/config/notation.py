@@ -106,8 +106,24 @@ def _fault(message: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=message, problem_mark=mark)
 
 
+OTHER_BREAKS = set("\r\x85\u2028\u2029")
+"""What YAML takes for ends of lines as well: written line by line they would not come back."""
+
+
 class Dumper(yaml.SafeDumper):
-    """Writes what Loader reads; text that either version of YAML would take for something else is quoted."""
+    """Writes what Loader reads; text that either version of YAML would take for something else is quoted, and text of
+    several lines is written line by line."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        style = None
+        if set(data) & OTHER_BREAKS or ("\n" in data and self.default_flow_style):
+            style = '"'
+        elif "\n" in data:
+            style = "|"
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+Dumper.add_representer(str, Dumper.represent_str)
 
 
 for _name, _pattern, _first in RESOLVED:

@@ -73,7 +73,8 @@ def resolve_sources(config: RunConfig, facts: Facts, refuse: Refuse = refuse) ->
         has_dev = "dev" in facts.source_splits
         derived |= {"data.dev.split": "dev"} if has_dev else {"data.dev.fraction": DEV_FRACTION}
     guide = config.data.guide
-    if config.measure.ledger.guide_every is not None and guide.fraction is None and guide.split is None:
+    undecided_guide = guide.fraction is None and guide.split is None and guide.path is None
+    if config.measure.ledger.guide_every is not None and undecided_guide:
         if "guide" in facts.source_splits and config.data.dev.split != "guide":
             derived["data.guide.split"] = "guide"
         elif guide.rows is None:
@@ -155,12 +156,22 @@ def _dev_problems(config: RunConfig, facts: Facts) -> list[Problem]:
 
 def _template_problems(config: RunConfig, facts: Facts) -> list[Problem]:
     if not facts.has_template:
-        idle = {"data.template": config.data.template == "auto", "data.loss_on": config.data.loss_on == "completion"}
+        idle = {
+            "model.chat_template": config.model.chat_template is None,
+            "data.template": config.data.template == "auto",
+            "data.loss_on": config.data.loss_on == "completion",
+        }
         message = f"means nothing for {config.task.type}, which renders no prompts; leave it out"
         return [config.problem(setting, message) for setting, is_default in idle.items() if not is_default]
+    if config.data.template != "chat" and config.model.chat_template is not None:
+        message = f"is named, and data.template: {config.data.template} does not read it; leave one of the two out"
+        return [config.problem("model.chat_template", message)]
     if config.data.template != "chat" or facts.has_chat_template:
         return []
-    message = f"is chat, and the tokenizer of {config.model.name} has no chat template; use turns or plain"
+    message = (
+        f"is chat, and the tokenizer of {config.model.name} has no chat template; name one with model.chat_template, "
+        "or use turns or plain"
+    )
     return [config.problem("data.template", message)]
 
 

@@ -14,6 +14,7 @@ from pydantic import Field, SerializeAsAny
 from pydantic.fields import FieldInfo
 
 from ghosttune.config.sections import (
+    AlertSettings,
     DataSettings,
     EvaluateSettings,
     ForgetSettings,
@@ -41,6 +42,8 @@ class RunConfig(Section):
     """Which rows of an earlier run are forgotten; null: none, and training starts anew."""
     measure: MeasureSettings = MeasureSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    alerts: AlertSettings = AlertSettings()
+    """Who is told when a run goes wrong; null: nobody."""
     run: RunSettings = RunSettings()
     origins: dict[str, str] = Field(default_factory=dict, exclude=True, repr=False)
     """Where each setting's value came from: `run.yaml:12`, `--set`, `profile cpu@1`, `derived`, `default`."""
@@ -93,7 +96,7 @@ KINDS = {
 ALTERNATIVES = (
     ("train.max_steps", "train.num_train_epochs"),
     ("data.dev.fraction", "data.dev.split", "data.dev.path"),
-    ("data.guide.fraction", "data.guide.split"),
+    ("data.guide.fraction", "data.guide.split", "data.guide.path"),
     ("data.guide.fraction", "data.guide.rows"),
     ("forget.retain", "forget.retain_rows"),
 )
@@ -114,11 +117,13 @@ DEPENDENT = {
         "data.guide.fraction",
         "data.guide.split",
         "data.guide.rows",
+        "data.guide.path",
         "measure.ledger.values",
         "measure.ledger.guide_subset",
     ),
     "data.online_selection.by": ("data.online_selection.candidates", "data.online_selection.lowest"),
-    "data.mixture.by": ("data.mixture.every", "data.mixture.floor"),
+    "data.mixture.by": ("data.mixture.every", "data.mixture.floor", "data.mixture.reference_losses"),
+    "alerts.on": ("alerts.webhook", "alerts.command", "alerts.patience"),
     "forget.run": tuple(f"forget.{name}" for name in ForgetSettings.model_fields if name != "run"),
 }
 """Switch -> settings that do nothing while it is null; switching it off in a later layer drops earlier layers' ones."""
@@ -127,6 +132,7 @@ SWITCHES = {
     "data.online_selection": ("data.online_selection.by",),
     "data.mixture": ("data.mixture.by",),
     "forget": ("forget.run",),
+    "alerts": ("alerts.on",),
     "measure.norms": ("measure.norms.every", "measure.norms.effective"),
     "measure.ledger": ("measure.ledger.guide_every",),
     "phases": ("phases.strategy",),

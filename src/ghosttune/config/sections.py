@@ -8,7 +8,22 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ghosttune.config.setting import ATTENTION, DEVICE, FILE_NAME, Count, Names, Section, Share, Text, setting
+from ghosttune.config.setting import (
+    ATTENTION,
+    DEVICE,
+    FILE_NAME,
+    TEMPLATE,
+    VARIABLE,
+    Count,
+    Names,
+    Section,
+    Share,
+    Text,
+    setting,
+)
+
+MARKS = ("{{", "{%")
+"""What makes a text a Jinja template: a file's name has none of them."""
 
 
 class ModelSettings(Section):
@@ -65,6 +80,14 @@ class ModelSettings(Section):
     )
     """What computes attention, by Transformers' names (`attn_implementation`): `eager`, `sdpa`, `flex_attention`,
     `flash_attention_2`, or a kernel of the hub; null for what Transformers takes for the model."""
+    chat_template: Annotated[str, Field(pattern=TEMPLATE)] | None = setting(
+        None,
+        why="a base model has no chat template, and a model's own may write no tools or not say what it trains",
+        benefit="training, preview, chat, serve and what is merged from the run write conversations as you say",
+        cost="an instruction-tuned model has learned its own marks, and has to learn others anew",
+    )
+    """File of the Jinja template that writes conversations, in place of the model's own; the run keeps its text. Or the
+    text itself; null for the model's own. It is rendered within bounds and reaches nothing of this machine."""
     trust_remote_code: bool = setting(
         False,
         why="runs Python code that comes with the model; off unless you read it",
@@ -161,6 +184,14 @@ class SourceSettings(RowsSettings):
         cost="fewer rows: the same number of updates passes over them more often",
     )
     """Train only on the rows whose ids stand in this file, such as `ghosttune select` writes."""
+    patch: Text | None = setting(
+        None,
+        why="a wrong row is found after a run, and the data may be somebody else's, or large",
+        benefit="drops, edits, repeats, flags and adds rows, and leaves the data and the rows that judge as they are",
+        cost="a file to keep: a run cannot be opened or resumed without the patch it was started with",
+    )
+    """File of changes to the rows that train, a line of JSON per row: `example_id` with `drop`, `edit`, `weight` or
+    `flag`, or a row to `add`."""
     sources: dict[SourceName, MixedSettings] | None = setting(
         None,
         why="what a model is to do usually takes rows of several kinds, from several files",
@@ -177,6 +208,23 @@ class SourceSettings(RowsSettings):
         cost="small sources are gone through more often than large ones",
     )
     """In place of weights: a source's share of an epoch is in proportion to its rows to the power 1 / temperature."""
+    streaming: bool = setting(
+        False,
+        why="some data are larger than the disk that rows and tokens would be kept on, or than the time to read it all",
+        benefit="memory and disk hold one window of rows, and training begins when the first one is read",
+        cost="what needs all rows (epochs, samples, fractions set aside, duplicates, an index) cannot be had, and rows "
+        "that cannot be used are met when their turn comes",
+    )
+    """Read the rows while the run goes on. `path` may then be a pattern of files such as `shards/*.jsonl.gz`, or `name`
+    a hub id; `train.max_steps`, a file of dev rows and (with a ledger) one of guide rows have to be given."""
+    shuffle_buffer: Count = setting(
+        10_000,
+        unit="rows",
+        why="rows that stand together in a file are often alike",
+        benefit="the larger the window, the further a row can come from its place",
+        cost="disk for so many rows, and the wait at its beginning while they are tokenised",
+    )
+    """Rows of a stream that are shuffled together, a window. Shards come in another order in each pass."""
 
     @property
     def parts(self) -> dict[str, RowsSettings]:
@@ -260,7 +308,14 @@ class GuideSettings(Section):
         benefit="more rows make the held-out gradient less noisy",
         cost="each guide pass runs them all",
     )
-    """Exactly this many, drawn from `split` where that is given, else from the training rows."""
+    """Exactly this many, drawn from `split` or `path` where one is given, else from the training rows."""
+    path: Text | None = setting(
+        None,
+        why="the rows that stand for what you want may have been written for that",
+        benefit="all training rows train, and the ledger answers for rows of your choice",
+        cost="another file to keep; none of its prompts may stand among the rows that train or choose checkpoints",
+    )
+    """A file of guide rows, in the same format as the training rows."""
 
 
 class OnlineSelectionSettings(Section):
@@ -295,16 +350,17 @@ class OnlineSelectionSettings(Section):
 
 
 class MixtureSettings(Section):
-    by: Literal["guide", "odm"] | None = setting(
+    by: Literal["guide", "odm", "doremi"] | None = setting(
         None,
         why="what a source is worth beside the others is seldom known before it was trained on, and changes meanwhile",
         benefit="rows come from the sources that lower the guide loss, or whose own loss is still high; each change "
         "is recorded",
         cost="`guide` follows the guide rows, whatever else they leave out; `odm` may follow what cannot be learned; "
-        "null for off",
+        "`doremi` needs a run before it; null for off",
     )
     """What the weights of `data.train.sources` are learnt from while the run goes on: `guide`, what rows of each source
-    did to the guide loss (exponentiated gradient); `odm`, their training loss (online data mixing, an EXP3 bandit)."""
+    did to the guide loss (exponentiated gradient); `odm`, their training loss (online data mixing, an EXP3 bandit);
+    `doremi`, what of their loss a reference run shows can still be learned (`reference_losses`)."""
     every: Count = setting(
         10,
         unit="optimizer updates",
@@ -321,6 +377,14 @@ class MixtureSettings(Section):
         cost="so many rows come from all sources alike, useful or not",
     )
     """Of the rows, the share that all sources have in equal parts, whatever is learnt."""
+    reference_losses: Text | None = setting(
+        None,
+        why="how far a loss can be lowered differs from source to source, and only a trained model tells",
+        benefit="sources whose rows are hard for any model draw no more rows than others",
+        cost="a run before this one; a row without a loss is an error",
+    )
+    """The loss per target of each training row under a run on the same sources, for `doremi`: a file of rows with
+    `example_id` and `score`, as `ghosttune select RUN --by loss --above 0 --out FILE` writes."""
 
 
 class DataSettings(Section):
@@ -376,6 +440,8 @@ Optim = Literal[
     "lion_32bit",
     "lion_8bit",
     "adafactor",
+    "muon",
+    "schedule_free_adamw",
     "sgd",
 ]
 ADAMW = ("adamw_torch_fused", "adamw_torch")
@@ -472,10 +538,11 @@ class TrainSettings(Section):
     optim: Optim = setting(
         "adamw_torch_fused",
         why="AdamW keeps two numbers for each that trains, which full training feels in memory",
-        benefit="8-bit states need a quarter of that, Adafactor's and plain gradient steps next to nothing",
+        benefit="a quarter of that in 8 bits, Muon's half, next to nothing for Adafactor and plain steps",
         cost="values and credits of rows are told of AdamW's own step in torch: with any other the ledger must be off",
     )
-    """The optimizer, by Transformers' name."""
+    """The optimizer, by Transformers' name; `muon` is torch's, with steps as large as AdamW's (Liu et al. 2025, arXiv
+    2502.16982)."""
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = setting(
         "cosine",
         why="large steps find a good region, small ones settle in it",
@@ -755,6 +822,22 @@ class EvaluateSettings(Section):
         cost="base answers that do not stop take all of it, in every batch",
     )
     """Longest generated answer."""
+    samples: Annotated[int, Field(ge=0)] = setting(
+        0,
+        unit="prompts",
+        why="a loss does not say what the model writes by now",
+        benefit="the report shows how the answers to these prompts changed, from the untouched base on",
+        cost="so many answers are generated at every evaluation",
+    )
+    """Answer so many dev prompts, always the same, at every evaluation of a run; 0 for none."""
+    shots: Annotated[int, Field(ge=0)] = setting(
+        0,
+        unit="rows",
+        why="a few examples in the prompt can do what tuning does, without tuning",
+        benefit="one more baseline beside the others: the untouched base that has seen so many answered training rows",
+        cost="one more answer per prompt, behind a prompt that is as many times longer",
+    )
+    """Training rows that stand answered before each prompt of the few-shot baseline; 0 for no such baseline."""
     synonyms: Text | None = setting(
         None,
         why="METEOR without them compares words and stems only",
@@ -782,6 +865,40 @@ EVALUATION_FILES = ("evaluate.synonyms", "evaluate.tables", "evaluate.general_te
 """Settings that name files which only an evaluation reads."""
 
 
+class AlertSettings(Section):
+    on: list[Literal["nan", "plateau", "worse"]] | None = setting(
+        None,
+        why="a run that goes wrong at night is paid for until somebody looks",
+        benefit="word comes when a loss is not a number, the dev loss stops falling, or the verdict is worse",
+        cost="a wrong address or command costs ten seconds at each alert; training goes on",
+    )
+    """What word is sent of; null: of nothing. `nan`: a loss is not a number; `plateau`: `patience` evaluations in a row
+    without a new best; `worse`: the verdict at the end."""
+    webhook: Annotated[str, Field(pattern=VARIABLE)] | None = setting(
+        None,
+        why="chat programs and pagers take messages by HTTP, at addresses that are secrets",
+        benefit="a message where people look; Slack, Mattermost and Discord show it as it is",
+        cost="somebody else's server hears the run's name and losses",
+    )
+    """Name of the environment variable that holds the address (http or https) that gets a JSON object by POST: so the
+    address, which is a password, stands in no file."""
+    command: Text | None = setting(
+        None,
+        why="whatever else should happen: mail, a desktop notice, a job that is cancelled",
+        benefit="any program of the machine hears of it",
+        cost="runs on your machine, so only under --allow-code; ten seconds at most",
+    )
+    """Shell command that is run, the message in `GHOSTTUNE_MESSAGE`, beside `GHOSTTUNE_ALERT`, `_RUN` and `_STEP`."""
+    patience: Annotated[int, Field(ge=1)] = setting(
+        3,
+        unit="evaluations",
+        why="one evaluation without progress is chance",
+        benefit="word comes once for each plateau",
+        cost="so many evaluations are paid for before it comes",
+    )
+    """Evaluations in a row without a new best before `plateau` is told."""
+
+
 class RunSettings(Section):
     name: Annotated[str, Field(pattern=FILE_NAME)] | None = setting(
         None,
@@ -797,10 +914,11 @@ class RunSettings(Section):
         cost="resuming and comparing need the path where the run lies",
     )
     """Folder that holds run directories."""
-    trackers: list[Literal["tensorboard", "wandb"]] = setting(
+    trackers: list[Literal["tensorboard", "wandb", "trackio", "mlflow", "swanlab", "comet_ml"]] = setting(
         [],
         why="metrics.jsonl is the record; trackers subscribe",
         benefit="curves of many runs on one board, while they run",
-        cost="their packages, and for wandb an account and the network",
+        cost="their packages; for wandb, swanlab and comet_ml an account and the network",
     )
-    """External trackers that receive the same numbers."""
+    """External trackers that receive the same numbers, by the names of Transformers' `report_to`; each is set up by its
+    own environment variables."""

@@ -48,14 +48,18 @@ def setting(
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 TEXT = r"^[^\p{Cc}]*[^\s\p{Cc}][^\p{Cc}]*$"
+VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 FILE_NAME = r"^[^\p{Cc}/\\]*[^\s\p{Cc}/\\.][^\p{Cc}/\\]*$"
 DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
 ATTENTION = r"^(eager|sdpa|flex_attention|flash_attention_[234]|[\w.-]+/[\w.@:-]+)$"
+TEMPLATE = r"\S"
 PATTERN_MEANINGS = {
     TEXT: "text that is not empty, without line breaks and control characters",
+    VARIABLE: "the name of an environment variable, not what it holds",
     FILE_NAME: "a name without slashes, not empty, without control characters",
     DEVICE: "auto, cpu, cuda or cuda:N",
     ATTENTION: "eager, sdpa, flex_attention, flash_attention_2, _3 or _4, or a kernel of the hub (org/name)",
+    TEMPLATE: "the path of a Jinja file, or the text of a template",
 }
 """What a pattern accepts, in the words of an error message."""
 

@@ -11,8 +11,10 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set, Sized, ValuesView
+from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache, wraps
+from itertools import takewhile
 from typing import Any, ClassVar
 
 import jinja2
@@ -22,7 +24,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, _PassArg, pass_context
 from jinja2.visitor import NodeTransformer
 
-from ghosttune.data.turns import TOOLS, Turn, tools_of
+from ghosttune.data.turns import IMAGE_MARK, TOOLS, Turn, tools_of
 from ghosttune.errors import ModelError, listed
 
 STEPS = 2_000_000
@@ -147,10 +149,11 @@ def chat_text(tokenizer: Any, turns: Sequence[Turn], opens_answer: bool, allowan
     kinds = listed(turn.role for turn in turns)
     tools = tools_of(turns)
     template = _compiled(source_of(tokenizer, tools is not None))
+    habit = _habit(tokenizer)
     token = _allowance.set(allowance)
     try:
         return template.render(
-            messages=[_message(turn) for turn in turns if turn.role != TOOLS],
+            messages=[_message(turn, habit) for turn in turns if turn.role != TOOLS],
             tools=tools,
             documents=None,
             add_generation_prompt=opens_answer,
@@ -217,9 +220,95 @@ def _has_marks(source: str) -> bool:
 _MARK = re.compile(f"[{OPENS}{CLOSES}]")
 
 
-def _message(turn: Turn) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Habit:
+    """How a template takes what is said."""
+
+    words_as_parts: bool
+    """Words are lost unless they are a part of a list."""
+    shows_images: bool
+    """It writes something for a part that is an image."""
+
+
+def shows_images(tokenizer: Any) -> bool:
+    """Whether the chat template itself writes what stands for an image."""
+    return _habit(tokenizer).shows_images
+
+
+def picture_written(tokenizer: Any) -> str:
+    """What the chat template writes where a message shows an image; empty where it writes nothing."""
+    alone, shown = (_tried(tokenizer, parts) or "" for parts in ([_WORDS], [_IMAGE, _WORDS]))
+    start = _alike(alone, shown)
+    return shown[start : len(shown) - _alike(alone[start:][::-1], shown[start:][::-1])].strip()
+
+
+def _alike(text: str, other: str) -> int:
+    """How many characters both begin with."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, other, strict=False)))
+
+
+_PROBE = "zqWordszq"
+_WORDS, _IMAGE = {"type": "text", "text": _PROBE}, {"type": "image"}
+
+
+def _habit(tokenizer: Any) -> _Habit:
+    """Asked of the template itself, once; a model that sees may take words as a list only."""
+    source = source_of(tokenizer, has_tools=False) if _has_one(tokenizer) else ""
+    if source not in _habits:
+        words, part = _tried(tokenizer, _PROBE), _tried(tokenizer, [_WORDS])
+        image = _tried(tokenizer, [_IMAGE, _WORDS])
+        _habits[source] = _Habit(words is None and part is not None, image is not None and image != part)
+    return _habits[source]
+
+
+_habits: dict[str, _Habit] = {}
+
+
+def _has_one(tokenizer: Any) -> bool:
+    source = tokenizer.chat_template
+    return isinstance(source, str) or (isinstance(source, dict) and isinstance(source.get("default"), str))
+
+
+def _tried(tokenizer: Any, content: Any) -> str | None:
+    """A message with this content as the template writes it; None where it does not write the words as they are."""
+    if not _has_one(tokenizer):
+        return None
+    token = _allowance.set(Allowance())
+    _allowance.get().characters = CHARACTERS
+    try:
+        text = _compiled(source_of(tokenizer, has_tools=False)).render(
+            messages=[{"role": "user", "content": content}],
+            tools=None,
+            documents=None,
+            add_generation_prompt=False,
+            **tokenizer.special_tokens_map,
+        )
+    except Exception:  # what the template raises for content it does not take
+        return None
+    finally:
+        _allowance.reset(token)
+    return text if _PROBE in text and "'type'" not in text else None
+
+
+def _content(turn: Turn, habit: _Habit) -> Any:
+    """The words, or a list of parts where the template shows images so. Line breaks that only set an image off from the
+    words, as LLaVA's rows have them, are the template's to write."""
+    if turn.images and habit.shows_images:
+        texts = turn.content.split(IMAGE_MARK)
+        last = len(texts) - 1
+        parts: list[dict[str, str]] = []
+        for place, text in enumerate(texts):
+            parts += [_IMAGE] if place else []
+            text = text.removeprefix("\n") if place else text
+            text = text.removesuffix("\n") if place < last else text
+            parts += [{"type": "text", "text": text}] if text else []
+        return parts
+    return [{"type": "text", "text": turn.content}] if habit.words_as_parts else turn.content
+
+
+def _message(turn: Turn, habit: _Habit) -> dict[str, Any]:
     """What the template sees; reasoning under the names that Transformers gives it."""
-    message = turn.message
+    message = turn.message | {"content": _content(turn, habit)}
     return message if turn.reasoning is None else {"thinking": turn.reasoning, **message}
 
 

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from ghosttune.data.preferences import LABEL, REJECTED
-from ghosttune.data.records import IMAGE, Record
-from ghosttune.data.turns import TOOLS, Turn, tools_of
+from ghosttune.data.records import Record
+from ghosttune.data.showing import IMAGES
+from ghosttune.data.turns import TOOLS, Turn, images_of, tools_of
 
 
 def content(record: Record) -> dict[str, Any]:
-    """`text`, `prompt` and `completion`, `messages` (with `image` and `tools`, where there are any), `prompt`, `chosen`
-    and `rejected`, or the columns of the task.
+    """`text`, `prompt` and `completion`, `messages` (with `images` and `tools`, where there are any), `prompt`,
+    `chosen` and `rejected`, or the columns of the task.
 
     Empty for a block of a corpus, which consists of tokens.
     """
@@ -27,10 +28,12 @@ def content(record: Record) -> dict[str, Any]:
         return {"prompt": _prompt(record), "chosen": record.turns[-1].content, **record.columns}
     if LABEL in record.columns:
         return {"prompt": _prompt(record), "completion": record.turns[-1].content, **record.columns}
-    if roles == ["user", "assistant"] and IMAGE not in record.columns and _is_words(record.turns[1]):
+    images = images_of(record.turns)
+    if roles == ["user", "assistant"] and not images and _is_words(record.turns[1]):
         return {"prompt": record.turns[0].content, "completion": record.turns[1].content}
     tools = tools_of(record.turns)
-    return {**record.columns, "messages": _messages(record.turns), **({TOOLS: tools} if tools else {})}
+    beside = {**({IMAGES: list(images)} if images else {}), **({TOOLS: tools} if tools else {})}
+    return {**record.columns, "messages": _messages(record.turns), **beside}
 
 
 def _is_words(turn: Turn) -> bool:

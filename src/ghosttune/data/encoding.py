@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """Label of a token that is not trained (the value torch's cross entropy skips)."""
+
+SHOWN = "shown."
+"""In front of the names that a batch gives what a processor makes of images."""
 
 TOKENISED_TOGETHER = 2048
 """Rows, or texts, that are tokenised at once: the tokenizer's answer holds many times the memory of the ids."""
@@ -143,6 +147,12 @@ class Encoder:
     def collator(self) -> Callable[[Sequence[Any]], dict[str, torch.Tensor]]:
         return Collator(padding_token(self.tokenizer))
 
+    def trained_on(self, loss_on: str) -> Self:
+        """The same encoder, with another loss."""
+        other = copy(self)
+        other.loss_on = loss_on
+        return other
+
     def marked(self, row: Features) -> list[MarkedRow]:
         """The row's tokens, the trained ones marked."""
         return [MarkedRow(row.input_ids.tolist(), row.trained.tolist())]
@@ -197,7 +207,7 @@ class Encoder:
                     cut[record.example_id] = len(ids) - len(kept)
                     ids, trained = ids[kept], trained[kept]
                 trained[0] = False
-                yield Features(index, record.example_id, ids, trained)
+                yield self._row(index, record.example_id, parts, ids, trained)
 
     def prompt_ids(self, record_or_turns: Record | Sequence[Turn], room: int = 0) -> list[int]:
         """Token ids of the prompt, cut so that `room` more tokens fit into `max_length`, as far as it can be cut.
@@ -215,7 +225,7 @@ class Encoder:
                 f"the prompt needs {len(ids)} tokens besides what can be cut, and data.max_length is "
                 f"{self.max_length}; shorten its system message or its last line, or raise data.max_length"
             )
-        return ids.tolist()
+        return self._asking(parts, ids)
 
     def recent_turns(self, turns: tuple[Turn, ...], room: int = 0) -> tuple[Turn, ...]:
         """The turns without the oldest exchanges that do not fit; the system message and the last question stay."""
@@ -247,12 +257,24 @@ class Encoder:
 
     def whole_prompt_ids(self, turns: Sequence[Turn]) -> list[int]:
         """Token ids of the prompt, nothing cut."""
-        return self._prompt(turns)[1].tolist()
+        return self._asking(*self._prompt(turns))
 
     def _prompt(self, turns: Sequence[Turn]) -> tuple[list[Part], np.ndarray]:
         parts = self.template.prompt(turns)
         ids_of = self._tokenised(parts)
         return parts, np.concatenate([ids_of[part] for part in parts])
+
+    def _row(self, index: int, example_id: str, parts: list[Part], ids: np.ndarray, trained: np.ndarray) -> Features:
+        """The row that these parts are."""
+        return Features(index, example_id, ids, trained)
+
+    def _asking(self, parts: list[Part], ids: np.ndarray) -> list[int]:
+        """The prompt that these parts are."""
+        return ids.tolist()
+
+    def _text(self, part: Part) -> str:
+        """What the tokenizer is given."""
+        return part.text
 
     def unsaid(self, record: Record) -> int:
         """Of how many answers the chat template leaves out the reasoning."""
@@ -285,10 +307,10 @@ class Encoder:
         ids_of: dict[Part, np.ndarray] = {}
         for start in range(0, len(different), TOKENISED_TOGETHER):
             block = different[start : start + TOKENISED_TOGETHER]
-            rows = self._token_ids([part.after + part.text for part in block])
+            rows = self._token_ids([part.after + self._text(part) for part in block])
             for part, row in zip(block, rows, strict=True):
                 lead = self._lead(part.after)
-                ids = row[len(lead) :] if row[: len(lead)] == lead else self._token_ids([part.text])[0]
+                ids = row[len(lead) :] if row[: len(lead)] == lead else self._token_ids([self._text(part)])[0]
                 ids_of[part] = np.asarray(ids, np.int32)
         return ids_of
 
@@ -338,7 +360,7 @@ class Encoder:
             )
         for after in (part.after, ""):
             found = self.template.tokenizer(
-                after + part.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+                after + self._text(part), add_special_tokens=False, return_offsets_mapping=True, verbose=False
             )
             lead = self._lead(after)
             if found.input_ids[: len(lead)] == lead:

@@ -8,7 +8,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,19 @@ def rows_and_faults(path: Path) -> tuple[Sequence[Placed], list[str]]:
         raise DataError(f"{path}: unknown kind of file; readable are {', '.join(READABLE)} (each also as .gz)")
     faults: list[str] = []
     return Stored(_READERS[kind](path, faults)), faults
+
+
+def each_row(path: Path) -> Iterator[Placed]:
+    """Every row of the file with its place, read as they are asked for; DataError at the first that cannot be read."""
+    kind, faults = kind_of(path), list[str]()
+    assert kind is not None  # else it would not have been chosen
+    rows = _READERS[kind](path, faults)
+    for placed in rows:
+        if faults:
+            break
+        yield placed
+    if faults:
+        raise unusable(f"{path} cannot be read further", faults)
 
 
 def read_unquoted(path: Path, columns: tuple[str, ...]) -> Sequence[Placed]:
@@ -130,6 +143,17 @@ def fingerprint(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def changed_files(recorded: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """The files that are not what was recorded; one that lies elsewhere with the same bytes is the same file.
+
+    So a run can be moved with its data, and the shipped rows are those of any installation that ships the same.
+    """
+    moved = set(recorded.values())
+    return [
+        name for name, digest in now.items() if (recorded[name] != digest if name in recorded else digest not in moved)
+    ]
 
 
 def _read_jsonl(path: Path, faults: list[str]) -> Iterator[Placed]:

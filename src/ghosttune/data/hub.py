@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ghosttune.data.files import Fields, Placed, without_nan
 from ghosttune.data.stored import Stored
-from ghosttune.errors import DataError
+from ghosttune.errors import DataError, listed
 
 HUB_ID = re.compile(r"(?P<repository>[^/:@\s]+/[^/:@\s]+)(:(?P<configuration>[^/:@\s]+))?(@(?P<revision>[^:@\s]+))?")
 """`org/name`, `org/name:configuration`, `org/name@revision` or all of it."""
@@ -32,9 +32,58 @@ def is_hub_id(name: str) -> bool:
     return "/" in name
 
 
+@dataclass(frozen=True)
+class HubStream:
+    """The split train of a dataset, fetched while it is read."""
+
+    name: str
+    table: Any
+    """The library's `IterableDataset`."""
+    fingerprint: str
+    """sha256 of the revision and of the names of its files; the rows themselves are not read for it."""
+
+    @classmethod
+    def of(cls, name: str) -> HubStream:
+        """DataError as `hub_rows` raises it, or when there is no split train."""
+        from datasets import load_dataset_builder
+
+        builder = _loaded(name, load_dataset_builder)
+        found = builder.as_streaming_dataset()
+        if "train" not in found:
+            raise DataError(f"{name} has no split train; it has {listed(map(str, found))}")
+        files = list((builder.config.data_files or {}).get("train", []))
+        digest = hashlib.sha256(json.dumps([builder.hash, *map(str, files)]).encode()).hexdigest()
+        return cls(name, found["train"], digest)
+
+    @property
+    def dataset(self) -> str:
+        """What its ids begin with."""
+        return self.name.rpartition("/")[2]
+
+    @property
+    def shards(self) -> int:
+        return self.table.num_shards
+
+    def rows(self, shard: int, offset: int, position: int) -> Iterator[Placed]:
+        """The rows of a shard behind the first `offset`, placed from `position` on; DataError where one has no JSON."""
+        rows = _each(self.table.shard(self.shards, shard).skip(offset))
+        try:
+            for place, fields in enumerate(map(without_nan, rows), position):
+                yield f"{self.name} train[{place}]", fields
+        except (ValueError, OverflowError) as error:
+            raise DataError(f"{self.name} train cannot be read: {error}") from error
+
+
 def hub_rows(name: str) -> dict[str, HubSplit]:
     """Split -> rows; DataError when the id is malformed, or the dataset neither cached nor to be had."""
     from datasets import disable_progress_bars, load_dataset
+
+    disable_progress_bars()
+    return {str(split): _split(name, str(split), _each(rows)) for split, rows in _loaded(name, load_dataset).items()}
+
+
+def _loaded(name: str, load: Callable[..., Any]) -> Any:
+    """What a function of the library makes of the id."""
     from huggingface_hub.errors import HfHubHTTPError
 
     found = HUB_ID.fullmatch(name)
@@ -44,9 +93,8 @@ def hub_rows(name: str) -> dict[str, HubSplit]:
         raise DataError(
             f"{found['repository']} is a hub id and also lies here; give data.train.path for what lies here"
         )
-    disable_progress_bars()
     try:
-        loaded = load_dataset(found["repository"], found["configuration"], revision=found["revision"])
+        return load(found["repository"], found["configuration"], revision=found["revision"])
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
@@ -54,7 +102,6 @@ def hub_rows(name: str) -> dict[str, HubSplit]:
             "below HF_HOME), name its configuration as org/name:configuration where it has several, or give "
             "data.train.path a file of its rows."
         ) from error
-    return {str(split): _split(name, str(split), _each(rows)) for split, rows in loaded.items()}
 
 
 def _each(rows: Any) -> Iterator[Fields]:

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ghosttune.config.findings import Checks, Found
+from ghosttune.data.contamination import contamination
 from ghosttune.data.encoding import IGNORED, Features
-from ghosttune.data.images import begins_as_image, image_of
-from ghosttune.data.records import IMAGE_MARK, Record, Records
+from ghosttune.data.images import begins_as_image
+from ghosttune.data.records import Record, Records
 from ghosttune.data.splitting import shared_groups
 from ghosttune.data.stored import key_of
 from ghosttune.data.templates import Template
+from ghosttune.data.turns import IMAGE_MARK, images_of
 from ghosttune.errors import listed
 
 ROWS = Checks()
@@ -67,7 +69,7 @@ def images_that_cannot_be_opened(case: Inspected) -> Found:
     """Files that do not begin as an image does; a file cut short is found when it is shown."""
     rows: dict[str, list[str]] = defaultdict(list)
     for record in (*case.train, *case.dev):
-        if image := image_of(record):
+        for image in dict.fromkeys(images_of(record.turns)):
             rows[image].append(record.example_id)
     broken = [image for image in rows if not begins_as_image(image)]
     if broken:
@@ -171,7 +173,7 @@ def rows_rendered_already(case: Inspected) -> Found:
     pattern = re.compile("|".join(re.escape(mark) for mark in sorted(marks, key=len, reverse=True)))
     found: dict[str, list[str]] = defaultdict(list)
     for record in case.train:
-        words = (turn.words.replace(IMAGE_MARK if image_of(record) else "", "") for turn in record.turns)
+        words = (turn.words.replace(IMAGE_MARK if turn.images else "", "") for turn in record.turns)
         mark = next((match for text in words if (match := pattern.search(text))), None)
         if mark is not None:
             found[mark[0]].append(record.example_id)
@@ -207,6 +209,27 @@ def test_rows_trained(case: Inspected) -> Found:
             "Remove them from one of the two splits",
             shared,
         )
+
+
+@ROWS.add("A score on them rewards memory")
+def evaluation_rows_trained(case: Inspected) -> Found:
+    """Dev and test rows of your own with a training row's prompt in other case or spacing, or most of its words."""
+    import numpy as np
+
+    if case.published:
+        return
+    others = case.test.where(~np.isin(case.test.groups, case.train.groups))  # the same group is another check's
+    met = contamination(case.train, {"dev": case.dev, "test": others})
+    for split in met.rows:
+        found = [overlap for overlap in met.overlaps if overlap.split == split]
+        if found:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in met.counts(split).items())
+            named = listed((f"{overlap.example_id} as {overlap.train_example_id}" for overlap in found), SHOWN)
+            yield (
+                f"{len(found)} of {met.rows[split]} {split} rows were trained on ({kinds}): {named}",
+                "Take them out of one of the two, or give rows that share a source the same group",
+                [overlap.example_id for overlap in found],
+            )
 
 
 @ROWS.add("Such an answer is cut off before its end, counts as one that never stops, and cannot match")

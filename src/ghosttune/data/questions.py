@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from ghosttune.data.records import IMAGE, Record, Turn
+from ghosttune.data.records import Record, Turn
 from ghosttune.data.splitting import sampled
 from ghosttune.data.stored import key_of
-from ghosttune.errors import DataError, listed
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ def questions_of(
     """(at most `limit` questions that the records ask, drawn by id; how many were left out).
 
     Rows with the same prompt are one question, and so are all references that any row `among` gives to it. Rows of
-    plain text ask nothing. DataError where one shows an image: that would be asked without it.
+    plain text ask nothing.
     """
     first: dict[bytes, int] = {}
     for place, record in enumerate(records):
@@ -46,13 +45,6 @@ def questions_of(
     asked = list(first.values())
     if limit is not None and limit < len(asked):
         asked = [asked[place] for place in sampled((records[place].example_id for place in asked), limit, seed)]
-    chosen = (records[place] for place in asked)
-    shown = [record.example_id for record in chosen if IMAGE in record.columns]
-    if shown:
-        raise DataError(
-            f"{len(shown)} of {len(asked)} prompts show an image ({listed(shown, 5)}), and answers to images are not "
-            "generated: set evaluate.limit: 0; the dev loss judges such a run"
-        )
     references: dict[bytes, dict[str, None]] = {_key(records[place]): {} for place in asked}
     for record in chain(records, among):
         if record.reference is not None and (known := references.get(_key(record))) is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from ghosttune.data.columns import RowFault, request, text_of
@@ -19,20 +20,15 @@ from ghosttune.data.messages import (
     turns_of_messages,
 )
 from ghosttune.data.preferences import PREFERENCE_COLUMNS, PREFERENCES_READ, READ_PREFERENCES
+from ghosttune.data.showing import IMAGE, placed, showing, with_marks
 from ghosttune.data.stored import Each, Stored, key_of, keys_in
-from ghosttune.data.turns import TOOLS, Turn
+from ghosttune.data.turns import IMAGE_MARK, TOOLS, Turn, images_of
 from ghosttune.errors import DataError, listed
 
 if TYPE_CHECKING:
     import numpy as np
 
 ID_COLUMNS = ("example_id", "id")
-
-IMAGE = "image"
-"""Column that names the image of a row."""
-
-IMAGE_MARK = "<image>"
-"""Stands in the text of a row where its image is shown."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +46,8 @@ class Record:
     tokens: np.ndarray | None = None
     """[T] of a block of a corpus, in place of turns to render."""
     columns: dict[str, Any] = field(default_factory=dict)
-    """What a row without turns consists of, such as text and label; beside turns, the file of the image they show, the
-    answer that was rejected, or whether theirs is wanted."""
+    """What a row without turns consists of, such as text and label; beside turns, the answer that was rejected, or
+    whether theirs is wanted."""
 
     @property
     def prompt(self) -> tuple[Turn, ...]:
@@ -90,7 +86,7 @@ class Records(Sequence[Record]):
         def noted() -> Iterator[Record]:
             nonlocal have_images
             for record in records:
-                have_images = have_images or IMAGE in record.columns
+                have_images = have_images or bool(images_of(record.turns))
                 splits.append(record.split)
                 groups.extend(key_of(record.group))
                 yield record
@@ -205,18 +201,27 @@ def turns_of(fields: Fields, row_format: str) -> tuple[Turn, ...]:
     return _READ_TURNS[row_format](fields)
 
 
-def prompt_of(fields: Fields) -> tuple[Turn, ...]:
-    """The turns that a row asks with; its answer, where it has one, is left out. RowFault says why there are none."""
+def prompt_of(fields: Fields, images: Path | None = None) -> tuple[Turn, ...]:
+    """The turns that a row asks with; its answer, where it has one, is left out. RowFault says why there are none.
+
+    `images` is the folder below which those lie that the row names; without it, it may show none.
+    """
+    if images is None:
+        return _without_image(fields, _asked(fields))
+    row, names = with_marks(fields)
+    return showing(_asked(row), placed(names, images)) if names else _asked(row)
+
+
+def _asked(fields: Fields) -> tuple[Turn, ...]:
     column = next((name for name in (MESSAGES, SHAREGPT) if isinstance(fields.get(name), list)), None)
     if column is not None:
         messages = fields[column]
         asks = not messages or not isinstance(messages[-1], dict) or role_of(messages[-1]) != "assistant"
         beside = {name: fields[name] for name in columns_beside(column) if name in fields}
-        turns = turns_of_messages({**beside, column: [*messages, _SOME_ANSWER] if asks else messages})[:-1]
-        return _without_image(fields, turns)
+        return turns_of_messages({**beside, column: [*messages, _SOME_ANSWER] if asks else messages})[:-1]
     if "instruction" in fields:
-        return _without_image(fields, _alpaca({**fields, "output": _SOME_ANSWER["content"]})[:-1])
-    return _without_image(fields, (Turn("user", text_of(fields, "prompt")),))
+        return _alpaca({**fields, "output": _SOME_ANSWER["content"]})[:-1]
+    return (Turn("user", text_of(fields, "prompt")),)
 
 
 def used_columns(row_format: str) -> set[str]:
@@ -273,9 +278,7 @@ def _content(fields: Fields, row_format: str) -> tuple[tuple[Turn, ...], dict[st
 def _without_image(fields: Fields, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
     """The turns; RowFault where they show an image, which would be lost."""
     if fields.get(IMAGE) and any(IMAGE_MARK in turn.content for turn in turns):
-        raise RowFault(
-            f"shows an image ({IMAGE_MARK}); such rows train with data.train.name: image_text, and are not answered"
-        )
+        raise RowFault(f"shows an image ({IMAGE_MARK}); such rows train with data.train.name: image_text")
     return turns
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ghosttune.config.sections import RowsSettings
 from ghosttune.data.files import Fields, Placed, fingerprint, kind_of, read_file, shown, unusable
@@ -28,6 +28,9 @@ from ghosttune.data.records import (
 from ghosttune.data.stored import Each, Stored, keys_of
 from ghosttune.errors import DataError, TooFewRows, listed
 from ghosttune.registry import DATASETS
+
+if TYPE_CHECKING:
+    from ghosttune.data.streaming import Windows
 
 BUILTIN_ROWS = "builtin:rows"
 SPLIT_NAMES = {"train": "train", "dev": "dev", "validation": "dev", "valid": "dev", "val": "dev", "test": "test"}
@@ -51,6 +54,8 @@ class Source:
     """Of a corpus: makes its records from the tokenizer and the length of a block."""
     parts: Mapping[str, Source] = field(default_factory=dict)
     """Of a mixture: each of its sources, by name."""
+    stream: Windows | None = None
+    """What goes on behind these records, where they are only the first of a stream."""
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -76,6 +81,10 @@ class Source:
         return self.row_format == "text" and any(is_one_side(record) for record in self.records)
 
 
+IMAGE_TEXT = "image_text"
+"""The known dataset whose rows show images."""
+
+
 def open_source(settings: RowsSettings, formats: Sequence[str] = TURN_FORMATS, without: Collection[str] = ()) -> Source:
     """The records of a source in one of these formats; DataError when files are missing or rows cannot be used.
 
@@ -89,10 +98,15 @@ def open_source(settings: RowsSettings, formats: Sequence[str] = TURN_FORMATS, w
     return read_source(source_files(path), settings, formats, without)
 
 
-def settings_of_file(path: str | Path, columns: dict[str, str] | None) -> RowsSettings:
-    """A source that is a file or folder given outside of a configuration; DataError where its name cannot be used."""
+def settings_of_file(path: str | Path, train: RowsSettings) -> RowsSettings:
+    """A source that is a file or folder given outside of a configuration, named and read like the training rows.
+
+    Of known datasets only rows that show images are read so: files of the others are rows of any format. DataError
+    where its name cannot be used.
+    """
     try:
-        return RowsSettings(path=str(path), columns=columns)
+        name = IMAGE_TEXT if train.name == IMAGE_TEXT and str(path) != BUILTIN_ROWS else None
+        return RowsSettings(path=str(path), name=name, columns=None if name else train.columns)
     except ValueError as error:
         raise DataError(f"{str(path)!r}: a file of rows needs a name of UTF-8 without control characters") from error
 
@@ -167,12 +181,17 @@ def _source_of(
 def _ids(name: str, split: str | None, rows: Iterable[tuple[int, Placed, Placed]]) -> Iterator[str]:
     """The ids of (position, row as it was read, row as it is used)."""
     for position, (_, read), (_, used) in rows:
-        yield _own_id(used) or _derived_id(name, split, position, read)
+        yield row_id(used, read, name, split, position)
+
+
+def row_id(used: Fields, read: Fields, dataset: str, split: str | None, position: int) -> str:
+    """The id of a row: its own where it has one under its used names, else made from what was read and where."""
+    return _own_id(used) or _derived_id(dataset, split, position, read)
 
 
 def example_id(fields: Fields, dataset: str, split: str | None, position: int) -> str:
     """The id of a row: its own where it has one, else from dataset, split, position and content."""
-    return _own_id(fields) or _derived_id(dataset, split, position, fields)
+    return row_id(fields, fields, dataset, split, position)
 
 
 def _own_id(fields: Fields) -> str | None:

@@ -6,14 +6,16 @@ tokens of a training prompt are, by construction, the tokens of the prompt at ev
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
-from ghosttune.data.chat_templates import Allowance, chat_text, marked_by
+from ghosttune.data.chat_templates import Allowance, chat_text, marked_by, shows_images
 from ghosttune.data.omissions import labelled, lost_from, unsaid_in
-from ghosttune.data.turns import Turn
+from ghosttune.data.turns import IMAGE_MARK, Turn, images_of
 from ghosttune.errors import ModelError, listed
 
 MARK = "zqContextzq"
@@ -34,6 +36,23 @@ class Part:
     beginning of a document and put a space before it; empty where there is no difference."""
     trained: Spans | None = None
     """Characters that train, where the row or the template's own marks say; None: all of an answer, nothing else."""
+    images: tuple[str, ...] = ()
+    """What the places of images in the text stand for, in order."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """How a model's texts show images."""
+
+    token: str
+    """Stands in a rendered text once for each image."""
+    shown: str
+    """The token with what its chat template writes around it."""
+
+    @cached_property
+    def place(self) -> re.Pattern[str]:
+        """Where an image stands in a rendered text."""
+        return re.compile(f"{re.escape(self.shown)}|{re.escape(self.token)}")
 
 
 class Template:
@@ -46,6 +65,8 @@ class Template:
     def __init__(self, kind: str, tokenizer: Any):
         self.kind = kind
         self.tokenizer = tokenizer
+        self.pictures: Pictures | None = None
+        """None for a model that sees none."""
         self.opening = _default_opening(tokenizer)
         if kind != "chat" and tokenizer.eos_token is None:
             raise ModelError("the tokenizer has no end-of-text token, so that answers could not learn to stop")
@@ -90,7 +111,7 @@ class Template:
         They are the user's words, except the last line, which asks for the answer. The template is asked where it puts
         them, because they may also occur in its own markup.
         """
-        marked = [replace(turn, content=MARK) if turn.role == "user" else turn for turn in turns]
+        marked = [replace(turn, content=MARK, images=()) if turn.role == "user" else turn for turn in turns]
         shapes = self._parts(marked, asks)
         return [_cuttable(part, shape) for part, shape in zip(self._parts(turns, asks), shapes, strict=True)]
 
@@ -150,7 +171,8 @@ class Template:
             done = end
         if asks:
             texts.append((whole[done:], False, None))
-        return self._joined(texts, "" if self.kind == "chat" else self.opening)  # chat templates write their own
+        opening = "" if self.kind == "chat" else self.opening  # chat templates write their own
+        return self._showing(self._joined(texts, opening), images_of(turns))
 
     def _start(self, turns: Sequence[Turn], whole: str, allowance: Allowance) -> int:
         """Where the model's next words stand in the whole text; -1 where it does not begin with its prompt."""
@@ -189,6 +211,22 @@ class Template:
             before = text
         return parts
 
+    def _showing(self, parts: list[Part], images: tuple[str, ...]) -> list[Part]:
+        """The parts with the images that their texts have places for; ModelError where these are more or fewer."""
+        if self.pictures is None:
+            return parts
+        places = [len(self.pictures.place.findall(part.text)) for part in parts]
+        if sum(places) != len(images):
+            raise ModelError(
+                f"its text has {sum(places)} places for images ({self.pictures.token}) and shows {len(images)}; write "
+                f"{IMAGE_MARK} once for each image and {self.pictures.token} nowhere else, or use data.template: turns"
+            )
+        ends = list(accumulate(places))
+        return [
+            replace(part, images=images[end - count : end])
+            for part, count, end in zip(parts, places, ends, strict=True)
+        ]
+
     def _tail(self, before: str) -> str:
         """As much of the preceding text as decides how the next one is tokenised."""
         if not before or not self._joint:
@@ -197,6 +235,8 @@ class Template:
 
     def _rendered(self, turns: Sequence[Turn], opens_answer: bool, allowance: Allowance) -> str:
         """The turns as one text, without the opening."""
+        if images_of(turns):
+            turns = self._with_places(turns)
         if self.kind == "chat":
             return chat_text(self.tokenizer, turns, opens_answer, allowance)
         if self.kind == "plain":
@@ -207,6 +247,21 @@ class Template:
             for turn in turns
         ]
         return "\n".join([*lines, "Assistant:"] if opens_answer else lines)
+
+    def _with_places(self, turns: Sequence[Turn]) -> Sequence[Turn]:
+        """The turns with the model's own words where they show images, unless its chat template writes them."""
+        if self.pictures is None:
+            raise ModelError(
+                f"it shows an image ({IMAGE_MARK}), and this model reads text alone; take a model that sees, such as "
+                "LLaVA 1.5, or rows without images"
+            )
+        if self.kind == "chat" and shows_images(self.tokenizer):
+            return turns
+        shown = self.pictures.shown
+        return [
+            replace(turn, content=turn.content.replace(IMAGE_MARK, shown), images=()) if turn.images else turn
+            for turn in turns
+        ]
 
 
 def _trained(marks: Spans | None, first: int, last: int, answer: bool, trains: bool) -> Spans | None:

@@ -10,6 +10,9 @@ from typing import Any
 TOOLS = "tools"
 """Role of the turn that says which tools there are; it stands before all others."""
 
+IMAGE_MARK = "<image>"
+"""Stands in the words of a turn where it shows an image."""
+
 TOOL = "tool"
 """Role of a tool that answers a call."""
 
@@ -47,6 +50,8 @@ class Turn:
     """Of the call that a tool answers."""
     trains: bool = True
     """Whether an assistant's turn may be trained."""
+    images: tuple[str, ...] = ()
+    """What each IMAGE_MARK in the words stands for: the path of a file, or a data: URL."""
 
     @property
     def has_more(self) -> bool:
@@ -79,6 +84,11 @@ class Turn:
         if self.call_id is not None:
             message["tool_call_id"] = self.call_id
         return message
+
+
+def images_of(turns: Sequence[Turn]) -> tuple[str, ...]:
+    """All images that the turns show, in order."""
+    return tuple(image for turn in turns for image in turn.images)
 
 
 def opening_turns(turns: Sequence[Turn]) -> int:

@@ -8,21 +8,19 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, Literal, NotRequired
 
-from pydantic import with_config
 from starlette.responses import JSONResponse
 from typing_extensions import TypedDict  # the one that pydantic takes before Python 3.12
 
 from ghosttune.data.turns import Call
+from ghosttune.inference.logprobs import ChatLogprobs, TextLogprobs, chat_logprobs, closed, text_logprobs
 from ghosttune.inference.protocol import RequestError
-from ghosttune.inference.streaming import Reply
+from ghosttune.inference.streaming import Noted, Reply
 
 LONGEST_SAID = 2000
 """Characters of what an error says: it may quote a whole body."""
 
 RETRIED = (429, 503)
 """Statuses of what may go well a second later."""
-
-closed = with_config(extra="forbid")
 
 
 @closed
@@ -42,7 +40,8 @@ class ErrorBody(TypedDict):
 class Health(TypedDict):
     status: Literal["ok"]
     model: str
-    answering: bool
+    answering: int
+    """Places that are taken."""
     waiting: int
 
 
@@ -107,33 +106,33 @@ Ended = Literal["stop", "tool_calls", "length", "interrupted"]
 
 @closed
 class ChatChoice(TypedDict):
-    index: Literal[0]
+    index: int
     message: Said
-    logprobs: None
+    logprobs: ChatLogprobs | None
     finish_reason: Ended
 
 
 @closed
 class ChatChunkChoice(TypedDict):
-    index: Literal[0]
+    index: int
     delta: Delta
-    logprobs: None
+    logprobs: ChatLogprobs | None
     finish_reason: Ended | None
 
 
 @closed
 class TextChoice(TypedDict):
-    index: Literal[0]
+    index: int
     text: str
-    logprobs: None
+    logprobs: TextLogprobs | None
     finish_reason: Ended
 
 
 @closed
 class TextChunkChoice(TypedDict):
-    index: Literal[0]
+    index: int
     text: str
-    logprobs: None
+    logprobs: TextLogprobs | None
     finish_reason: Ended | None
 
 
@@ -176,41 +175,69 @@ class CompletionChunk(_Answer):
 
 
 class Response:
-    """The bodies that answer one request: whole, or in chunks."""
+    """The bodies that answer one request: whole, or in chunks. `notes`: whether it asked for logprobs."""
 
-    def __init__(self, model: str, is_chat: bool):
-        self._is_chat = is_chat
+    def __init__(self, model: str, is_chat: bool, tokenizer: Any, notes: bool = False):
+        self._is_chat, self._tokenizer, self._notes = is_chat, tokenizer, notes
         self._object = "chat.completion" if is_chat else "text_completion"
+        self._characters: dict[int, int] = {}
+        """Of each answer of a completion, told so far as tokens."""
         self._common = {
             "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": model,
         }
 
-    def whole(self, reply: Reply) -> dict[str, Any]:
+    def whole(self, replies: Sequence[Reply]) -> dict[str, Any]:
         """A ChatCompletion or a Completion."""
-        said = {"message": message(reply)} if self._is_chat else {"text": reply.text}
-        choices = [{"index": 0, **said, "logprobs": None, "finish_reason": reply.ended}]
-        return {**self._common, "object": self._object, "choices": choices, "usage": usage(reply)}
+        choices = [
+            {
+                "index": place,
+                **({"message": message(reply)} if self._is_chat else {"text": reply.text}),
+                "logprobs": self._logprobs(place, reply.noted),
+                "finish_reason": reply.ended,
+            }
+            for place, reply in enumerate(replies)
+        ]
+        return {**self._common, "object": self._object, "choices": choices, "usage": usage(replies)}
 
-    def first(self) -> list[dict[str, Any]]:
+    def first(self, count: int) -> list[dict[str, Any]]:
         """What opens a stream: chat says who speaks."""
-        return [self._chunk({"delta": {"role": "assistant", "content": ""}})] if self._is_chat else []
+        if not self._is_chat:
+            return []
+        return [self._chunk(place, {"delta": {"role": "assistant", "content": ""}}) for place in range(count)]
 
-    def piece(self, text: str) -> dict[str, Any]:
-        return self._chunk({"delta": {"content": text}} if self._is_chat else {"text": text})
+    def piece(self, place: int, text: str, noted: Sequence[Noted]) -> dict[str, Any]:
+        """What one of the answers goes on with."""
+        return self._chunk(place, {"delta": {"content": text}} if self._is_chat else {"text": text}, noted)
 
-    def last(self, reply: Reply, with_usage: bool) -> list[dict[str, Any]]:
-        """What closes a stream: the calls, why it ended, and the counts where they were asked for."""
-        calls = [{"index": place, **called(call)} for place, call in enumerate(reply.calls)]
-        told = [self._chunk({"delta": {"tool_calls": calls}})] if calls else []
-        end = self._chunk({"delta": {}} if self._is_chat else {"text": ""}, reply.ended)
-        return [*told, end, *([{**end, "choices": [], "usage": usage(reply)}] if with_usage else [])]
+    def last(self, place: int, reply: Reply, noted: Sequence[Noted]) -> list[dict[str, Any]]:
+        """What closes one of the answers: its calls, why it ended, and the tokens noted since its last piece."""
+        calls = [{"index": number, **called(call)} for number, call in enumerate(reply.calls)]
+        told = [self._chunk(place, {"delta": {"tool_calls": calls}})] if calls else []
+        return [*told, self._chunk(place, {"delta": {}} if self._is_chat else {"text": ""}, noted, reply.ended)]
 
-    def _chunk(self, said: dict[str, Any], ended: str | None = None) -> dict[str, Any]:
-        choices = [{"index": 0, **said, "logprobs": None, "finish_reason": ended}]
+    def counts(self, replies: Sequence[Reply]) -> dict[str, Any]:
+        """The chunk that tells the usage, behind all others."""
+        return {**self._chunk(0, {}), "choices": [], "usage": usage(replies)}
+
+    def _chunk(
+        self, place: int, said: dict[str, Any], noted: Sequence[Noted] = (), ended: str | None = None
+    ) -> dict[str, Any]:
+        logprobs = self._logprobs(place, noted) if noted else None
+        choices = [{"index": place, **said, "logprobs": logprobs, "finish_reason": ended}]
         kind = "chat.completion.chunk" if self._is_chat else "text_completion"
         return {**self._common, "object": kind, "choices": choices}
+
+    def _logprobs(self, place: int, noted: Sequence[Noted]) -> ChatLogprobs | TextLogprobs | None:
+        if not self._notes:
+            return None
+        if self._is_chat:
+            return chat_logprobs(self._tokenizer, noted)
+        before = self._characters.get(place, 0)
+        told = text_logprobs(self._tokenizer, noted, before)
+        self._characters[place] = before + sum(map(len, told["tokens"]))
+        return told
 
 
 def message(reply: Reply) -> Said:
@@ -226,10 +253,10 @@ def called(call: Call) -> Called:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
-def usage(reply: Reply) -> Usage:
-    """Tokens of prompt and answer; the stop token counts as one of the answer's."""
-    total = reply.prompt_tokens + reply.tokens
-    return {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.tokens, "total_tokens": total}
+def usage(replies: Sequence[Reply]) -> Usage:
+    """Tokens of the prompt and of all answers; the stop token counts as one of the answer's."""
+    prompt, written = replies[0].prompt_tokens, sum(reply.tokens for reply in replies)
+    return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
 
 
 def event(value: Any) -> str:

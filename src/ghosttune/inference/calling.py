@@ -24,6 +24,9 @@ WORDS = "zqWordszq"
 
 ARGUMENTS = ("arguments", "parameters")
 
+PROBE = re.compile(r'\{\s*"zqProbe"\s*:\s*1\s*\}')
+"""Arguments that no tool has, as a template may write them."""
+
 OPENED = re.compile(r'(?:\[\s*)?\{\s*"')
 """Where a call, or a list of them, may begin: with a key."""
 
@@ -61,6 +64,22 @@ class Calling:
             if self._writes(text, Turn("assistant", words, calls=calls)):
                 return (said.strip() if words else ""), calls
         return None
+
+    def around_arguments(self, name: str) -> tuple[str, str]:
+        """What the template writes before and behind the arguments of one call of this function, and nothing else.
+
+        ModelError where it writes them elsewhere than once and as they are.
+        """
+        written = self._template.answered(
+            self._turns, Turn("assistant", "", calls=(Call(name, '{"zqProbe": 1}', "0" * 9),))
+        )
+        pieces = PROBE.split(written)
+        if len(pieces) != 2 or self.read(f'{pieces[0]}{{"zqProbe": 1}}{pieces[1]}') is None:
+            raise ModelError(
+                f"the chat template does not write the arguments of {name} once and as they are, so that a call could "
+                "not be made sure of; ask with tool_choice auto"
+            )
+        return pieces[0], pieces[1]
 
     def _writes(self, text: str, answer: Turn) -> bool:
         """Whether the template writes this text for the answer."""

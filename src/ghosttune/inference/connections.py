@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
 from http import HTTPStatus
+from types import FrameType
 from typing import Any
 
 import h11
@@ -126,10 +128,14 @@ class Connection(H11Protocol):
 
 
 class Listener(uvicorn.Server):
-    """Hears an application's clients until it is told to end; at most so many at once."""
+    """Hears an application's clients until it is told to end; at most so many at once.
 
-    def __init__(self, app: Starlette, most: int, **settings: Any):
-        self._close = app.state.close
+    SIGTERM lets it answer, for `drain_seconds`, those who have asked; Ctrl-C ends it at once.
+    """
+
+    def __init__(self, app: Starlette, most: int, drain_seconds: float = 0, **settings: Any):
+        self._drain, self._close = app.state.drain, app.state.close
+        self._drain_seconds, self._drains = drain_seconds, False
         client = type("Client", (Connection,), {"most": most})
         quiet = {
             "log_level": "error",
@@ -139,7 +145,13 @@ class Listener(uvicorn.Server):
         config = uvicorn.Config(app, loop="asyncio", http=client, ws="none", backlog=TAKEN_AT_ONCE, **quiet, **settings)
         super().__init__(config)
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._drains = sig == signal.SIGTERM and not self.should_exit
+        super().handle_exit(sig, frame)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._drains:
+            await asyncio.to_thread(self._drain, self._drain_seconds, lambda: not self._drains)
         await asyncio.to_thread(self._close)  # first: whoever waits for an answer keeps its connection open
         await super().shutdown(sockets)
 

@@ -6,9 +6,10 @@ because that of Transformers computes finished rows until the last one is done.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ghosttune.data.images import images_in, shown_inputs
 from ghosttune.inference.sampling import Choose
 from ghosttune.inference.sharing import empty_cache, fill, shared_start
 from ghosttune.models.loading import without_upstream_warnings
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 LEAVING_SHARE = 0.1
 """Share of a batch that has to be finished before it leaves: making room copies the cache of all the others."""
+
+SEEN = "mm_encoder_outputs"
+"""What Transformers makes of images before the first forward."""
 
 Watch = Callable[[int, int], bool]
 """Told each new token (which prompt, token) as soon as it is there; True ends that answer."""
@@ -37,7 +41,8 @@ def decode(
 
     answers = _Answers(len(prompts), set(stop_token_ids), max_new_tokens, watch)
     padding = stop_token_ids[0]  # masked: any token serves
-    cache = empty_cache(model) if shared_start(prompts) else None
+    shares = shared_start(prompts) and not any(map(images_in, prompts))  # images come with the first pass of a row
+    cache = empty_cache(model) if shares else None
     start = shared_start(prompts) if cache is not None else 0
     width = max(len(prompt) for prompt in prompts)
     gaps = [width - len(prompt) for prompt in prompts]
@@ -49,9 +54,11 @@ def decode(
     )
 
     def loop(inner: Any, input_ids: torch.Tensor, generation_config: Any, **state: Any) -> torch.Tensor:
-        _write(inner, input_ids, generation_config, state, choose, answers)
+        _write(inner, input_ids, generation_config, state, choose, answers, once)
         return input_ids
 
+    shown = shown_inputs(prompts, ids, mask)
+    once = [SEEN, *(name for name, value in shown.items() if value.shape[:2] != ids.shape)]
     was_training = model.training
     model.eval()
     try:
@@ -61,6 +68,7 @@ def decode(
             model.generate(
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
+                **{name: value.to(model.device) for name, value in shown.items()},
                 generation_config=settings,
                 custom_generate=loop,
                 past_key_values=cache,
@@ -89,15 +97,26 @@ class _Answers:
 
 
 def _write(
-    model: Any, ids: torch.Tensor, settings: Any, state: dict[str, Any], choose: Choose, answers: _Answers
+    model: Any,
+    ids: torch.Tensor,
+    settings: Any,
+    state: dict[str, Any],
+    choose: Choose,
+    answers: _Answers,
+    once: Collection[str],
 ) -> None:
-    """Adds tokens until every answer is finished; `state` is what Transformers hands from one forward to the next."""
+    """Adds tokens until every answer is finished; `state` is what Transformers hands from one forward to the next.
+
+    `once` are what only the first forward reads; without a cache all do, and then no row may leave.
+    """
     import torch
 
     rows = list(range(len(ids)))
     for unused in ("logits_processor", "stopping_criteria"):
         del state[unused]
     output = model._prefill(ids, settings, state)
+    for name in once if state.get("use_cache") else ():
+        state.pop(name, None)
     while True:
         state = model._update_model_kwargs_for_generation(output, state)
         tokens = choose(output.logits[:, -1], rows)
@@ -107,7 +126,7 @@ def _write(
         going = [place for place, row in enumerate(rows) if not answers.finished[row]]
         if not going:
             return
-        if len(rows) - len(going) >= LEAVING_SHARE * len(rows):
+        if len(rows) - len(going) >= LEAVING_SHARE * len(rows) and not any(name in state for name in once):
             places = torch.tensor(going, device=ids.device)
             ids, state = ids[places], _state_of(state, places, len(rows))
             rows = [rows[place] for place in going]
@@ -124,7 +143,9 @@ def _state_of(state: dict[str, Any], places: torch.Tensor, count: int) -> dict[s
 
     kept = dict(state)
     for name, value in state.items():
-        if isinstance(value, torch.Tensor) and value.dim() > 1 and len(value) == count:
+        if name == "position_ids" and value.dim() == 3:  # [kind, B, T] of models that see
+            kept[name] = value[:, places]
+        elif isinstance(value, torch.Tensor) and value.dim() > 1 and len(value) == count:
             kept[name] = value[places]
         elif isinstance(value, Cache):
             value.reorder_cache(places)  # type: ignore[arg-type]

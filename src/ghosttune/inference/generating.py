@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ghosttune.data.images import images_in
 from ghosttune.inference.decoding import decode, text_of
 from ghosttune.inference.padding import counts_padding
 from ghosttune.inference.sampling import GREEDY, Sampling, chooser
@@ -42,13 +43,19 @@ def generate(
     Drawn ones too: prompt n of the list draws with `sampling.seed + n`. Equal prompts have one greedy answer, which is
     computed once.
     """
-    asked = [list(prompt) for prompt in dict.fromkeys(map(tuple, prompts))] if sampling.is_greedy else list(prompts)
+    different = {_key(prompt): prompt for prompt in prompts}
+    asked = list(different.values()) if sampling.is_greedy else list(prompts)
     written = write(model, asked, stop_token_ids, max_new_tokens, sampling)
     answers = [answer_of(tokenizer, ids, stop_token_ids) for ids in written]
     if not sampling.is_greedy:
         return answers
-    answer_to = {tuple(prompt): answer for prompt, answer in zip(asked, answers, strict=True)}
-    return [answer_to[tuple(prompt)] for prompt in prompts]
+    answer_to = dict(zip(different, answers, strict=True))
+    return [answer_to[_key(prompt)] for prompt in prompts]
+
+
+def _key(prompt: Sequence[int]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Equal for equal prompts, which show the same images."""
+    return tuple(prompt), images_in(prompt)
 
 
 def write(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy as np
 from ghosttune.data.encoding import Collator, Encoder, Features
 from ghosttune.data.records import Record, Turn
 from ghosttune.tasks.causal import CausalTask
+
+Collate = Callable[[Sequence[Any]], dict[str, Any]]
 
 ROWS = 32
 """Rows of one forward pass; the numbers do not depend on it."""
@@ -42,8 +44,10 @@ def answer_nats(
     Prompts too long lose their oldest context; DataError when an answer alone is too long.
     """
     records = [Record(str(at), (*prompt, Turn("assistant", answer)), "") for at, (prompt, answer) in enumerate(pairs)]
-    features: Any = Encoder(encoder.template, encoder.max_length, "completion").encode(records).features
-    return list(zip(nats(model, features, adapter).tolist(), [row.targets for row in features], strict=True))
+    asking = encoder.trained_on("completion")
+    features: Any = asking.encode(records).features
+    found = nats(model, features, adapter, asking.collator())
+    return list(zip(found.tolist(), [row.targets for row in features], strict=True))
 
 
 def text_blocks(encoder: Encoder, texts: Sequence[str], most_tokens: int) -> list[Features]:
@@ -60,9 +64,9 @@ def text_blocks(encoder: Encoder, texts: Sequence[str], most_tokens: int) -> lis
     return blocks
 
 
-def nats(model: Any, features: Sequence[Features], adapter: bool = True) -> np.ndarray:
-    """[N] summed nats of each row's trained tokens."""
-    task, collate = CausalTask(), Collator(0)
+def nats(model: Any, features: Sequence[Features], adapter: bool = True, collate: Collate | None = None) -> np.ndarray:
+    """[N] summed nats of each row's trained tokens; rows of text alone need no collator of their own."""
+    task, collate = CausalTask(), collate or Collator(0)
     found = np.zeros(len(features))
     order = sorted(range(len(features)), key=lambda at: len(features[at]))
     with answering(model, adapter):

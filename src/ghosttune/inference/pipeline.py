@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ghosttune.config.facts import CAUSAL_LM, ModelKind
 from ghosttune.config.loading import load_config
-from ghosttune.config.schema import RunConfig
+from ghosttune.config.sections import ModelSettings
 from ghosttune.data.encoding import Encoder, RowEncoder
+from ghosttune.data.images import ImageEncoder, ImageReader
 from ghosttune.data.records import Record, Turn
 from ghosttune.data.templates import Template
+from ghosttune.data.turns import images_of
 from ghosttune.errors import DataError, RunError
+from ghosttune.inference.bases import Bases, load_base
 from ghosttune.inference.calling import Calling
 from ghosttune.inference.embedding import embed
 from ghosttune.inference.generating import Answer, generate
 from ghosttune.inference.sampling import GREEDY, Sampling
-from ghosttune.inference.streaming import Reply, Tell, reply
-from ghosttune.models.loading import inference_device, load_adapter, load_model, load_tokenizer, longest_input
+from ghosttune.inference.streaming import Reply, Tell, Wanted, Writing, written
+from ghosttune.models.loading import load_adapter, load_processor, load_tokenizer, longest_input, sees
 from ghosttune.models.merging import answering_of
 from ghosttune.registry import TASKS
 from ghosttune.run.directory import RunDir
@@ -35,8 +38,17 @@ Prompt = str | Sequence[Turn] | Sequence[int]
 class Pipeline:
     """Answers prompts with the template and limits a run was trained with; other tasks predict what they learned."""
 
-    def __init__(self, model: Any, reader: RowEncoder, max_new_tokens: int, task: Any = None):
+    def __init__(
+        self,
+        model: Any,
+        reader: RowEncoder,
+        max_new_tokens: int,
+        task: Any = None,
+        settings: ModelSettings | None = None,
+    ):
         self.model = model
+        self.settings = settings
+        """Where the model's processor of images is; None where `reader` has it, or none is wanted."""
         self.reader = reader
         """What makes rows into the model's inputs."""
         self.max_new_tokens = max_new_tokens
@@ -58,26 +70,57 @@ class Pipeline:
             )
         return self.reader
 
+    @property
+    def sees(self) -> bool:
+        """Whether the model takes images."""
+        return sees(self.model)
+
+    def encoder_of(self, turns: Sequence[Turn]) -> Encoder:
+        """What renders these turns, with the images they show; ModelError where the model sees none."""
+        return self.seeing if images_of(turns) else self.encoder
+
+    @cached_property
+    def seeing(self) -> Encoder:
+        """What renders turns that show images; ModelError where the model sees none."""
+        if isinstance(self.encoder, ImageEncoder) or self.settings is None:
+            return self.encoder
+        reader = ImageReader(load_processor(self.settings))
+        reader.require_seen_by(self.model)
+        return ImageEncoder(self.encoder, reader)
+
     @classmethod
     def from_run(
-        cls, path: str | Path, which: str = "adapter", device: str = "auto", trust_remote_code: bool = False
+        cls,
+        path: str | Path,
+        which: str = "adapter",
+        device: str = "auto",
+        trust_remote_code: bool = False,
+        bases: Bases | None = None,
     ) -> Pipeline:
         """The best adapter of a run (`which="last"`: the last one) on its base model; RunError when there is none.
 
         `device` is where it answers, whatever it was trained on; `auto` takes the GPU where there is one. Without
-        `trust_remote_code` a run whose model needs code of its own is refused.
+        `trust_remote_code` a run whose model needs code of its own is refused. Runs opened with the same `bases` have
+        one base in memory; RunError where the run would change it.
         """
         run = RunDir(path).open()
         folder = adapter_folder(run, which)
         config = load_config(run.config, trust_remote_code=trust_remote_code)
         task, tokenizer = TASKS[config.task.type].build(config.task), load_tokenizer(config.model)
-        model = load_adapter(_base(config, device, task.kind(tokenizer)), folder)
+        model = load_adapter((bases.take if bases else load_base)(config, device, task.kind(tokenizer)), folder)
+        if bases:
+            bases.require_unchanged(str(path))
         encoder = task.encoder(tokenizer, config.data)
-        return cls(model, encoder, config.evaluate.max_new_tokens, predicting(task))
+        return cls(model, encoder, config.evaluate.max_new_tokens, predicting(task), config.model)
 
     @classmethod
     def from_model(
-        cls, name: str, max_new_tokens: int | None = None, device: str = "auto", trust_remote_code: bool = False
+        cls,
+        name: str,
+        max_new_tokens: int | None = None,
+        device: str = "auto",
+        trust_remote_code: bool = False,
+        bases: Bases | None = None,
     ) -> Pipeline:
         """An untouched model (hub id, folder or `builtin:tiny`), or what `ghosttune merge` wrote.
 
@@ -88,16 +131,22 @@ class Pipeline:
         model = {"name": name, "trust_remote_code": trust_remote_code}
         model |= {"dtype": answering.dtype} if answering else {}
         config = load_config({"model": model, "data": {"train": {"path": "builtin:rows"}}})
-        tokenizer = load_tokenizer(config.model)
+        tokenizer, base = load_tokenizer(config.model), (bases.take if bases else load_base)(config, device)
         if answering is None:
             template = Template("chat" if tokenizer.chat_template else "plain", tokenizer)
             encoder = Encoder(template, config.data.max_length, "completion")
-            return cls(_base(config, device), encoder, max_new_tokens or config.evaluate.max_new_tokens)
+            return cls(base, encoder, max_new_tokens or config.evaluate.max_new_tokens, settings=config.model)
         encoder = Encoder(Template(answering.template, tokenizer), answering.max_length, "completion")
-        return cls(_base(config, device), encoder, max_new_tokens or answering.max_new_tokens)
+        return cls(base, encoder, max_new_tokens or answering.max_new_tokens, settings=config.model)
 
     @classmethod
-    def open(cls, run_or_model: str | Path, device: str = "auto", trust_remote_code: bool = False) -> Pipeline:
+    def open(
+        cls,
+        run_or_model: str | Path,
+        device: str = "auto",
+        trust_remote_code: bool = False,
+        bases: Bases | None = None,
+    ) -> Pipeline:
         """Whichever of the two `run_or_model` is."""
         path = Path(run_or_model).expanduser()
         if str(run_or_model).startswith(("/", ".", "~")) and not path.exists():
@@ -107,9 +156,8 @@ class Pipeline:
         is_run = RunDir(run_or_model).exists
         if not is_run and Path(run_or_model).is_dir() and not (Path(run_or_model) / "config.json").is_file():
             raise RunError(f"{run_or_model} is neither a run (no run.json) nor a model folder (no config.json)")
-        if is_run:
-            return cls.from_run(run_or_model, device=device, trust_remote_code=trust_remote_code)
-        return cls.from_model(str(run_or_model), device=device, trust_remote_code=trust_remote_code)
+        how: Any = {"device": device, "trust_remote_code": trust_remote_code, "bases": bases}
+        return cls.from_run(run_or_model, **how) if is_run else cls.from_model(str(run_or_model), **how)
 
     @property
     def has_adapter(self) -> bool:
@@ -149,11 +197,14 @@ class Pipeline:
         `calling` reads what it calls, where the turns of the prompt have tools.
         """
         ids = self.prompt_ids(prompt, max_new_tokens)
-        template, wanted = self.encoder.template, max_new_tokens or self.max_new_tokens
+        template, longest = self.encoder.template, max_new_tokens or self.max_new_tokens
+        wanted = Wanted(template.stop_token_ids, longest, sampling, stops, calling)
+        return self.written(ids, Writing(template.tokenizer, len(ids), wanted, tell), adapter)
+
+    def written(self, ids: list[int], writing: Writing, adapter: bool = True) -> Reply:
+        """The answer to a prompt (token ids) that is written so, by itself."""
         with self._asked(adapter):
-            return reply(
-                self.model, template.tokenizer, ids, template.stop_token_ids, wanted, sampling, stops, tell, calling
-            )
+            return written(self.model, ids, writing)
 
     def prompt_ids(self, prompt: Prompt, max_new_tokens: int | None = None) -> list[int]:
         """Token ids of a prompt, shortened where it is too long; the cue stays. Ids stay as they are.
@@ -162,9 +213,10 @@ class Pipeline:
         """
         wanted, positions = max_new_tokens or self.max_new_tokens, longest_input(self.model)
         if not isinstance(prompt, str) and prompt and isinstance(prompt[0], int):
-            ids: list[int] = list(prompt)  # type: ignore[arg-type]
+            ids: list[int] = prompt if isinstance(prompt, list) else list(prompt)  # type: ignore[assignment]
         else:
-            ids = self.encoder.prompt_ids(turns_of(prompt), room=self.room(wanted))  # type: ignore[arg-type]
+            turns = turns_of(prompt)  # type: ignore[arg-type]
+            ids = self.encoder_of(turns).prompt_ids(turns, room=self.room(wanted))
         if positions is not None and len(ids) + wanted > positions:
             raise DataError(
                 f"the prompt needs {len(ids)} tokens and the longest answer {wanted}, and the model has {positions} "
@@ -254,9 +306,3 @@ def record_of(name: str, row: Mapping[str, Any]) -> Record:
     columns = dict(row)
     turns = (Turn("user", columns.pop("prompt")),) if "prompt" in columns else ()
     return Record(name, turns, "", columns=columns)
-
-
-def _base(config: RunConfig, device: str, kind: ModelKind = CAUSAL_LM) -> Any:
-    settings = config.model.model_copy(update={"attention": None})  # a kernel of the machine that trained
-    model: Any = load_model(settings, config.train.seed, kind)
-    return model.to(inference_device(device)).eval()

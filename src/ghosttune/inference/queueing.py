@@ -1,8 +1,9 @@
-"""One queue and one worker: requests wait in line, and whoever leaves gives up the place."""
+"""One line and one worker: requests wait in order, and whoever leaves gives up the place."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,9 @@ class Closed(Exception):
 class Job:
     """Something to be done by the worker; `tell` hears what it tells, and last its result or its exception."""
 
+    places = 1
+    """Of those jobs that are done together."""
+
     def __init__(self, work: Callable[[Job], Any], tell: Callable[[str, Any], None]):
         self.work = work
         self.tell = tell
@@ -32,38 +36,69 @@ class Job:
     def leave(self) -> None:
         self._left.set()
 
+    def do(self) -> None:
+        """Does the work, and tells its result or its error."""
+        try:
+            self.tell("result", self.work(self))
+        except Exception as error:  # told to whoever waits; the worker goes on with the next
+            self.tell("error", error)
+        except BaseException as panic:  # of Rust: whoever waits must hear of it as of any other
+            self.tell("error", RuntimeError(f"{type(panic).__name__}: {panic}"))
 
-class Worker:
-    """Does one job after the other in a thread of its own, called `name`; at most `places` wait."""
 
-    def __init__(self, name: str, places: int):
-        self.places = places
-        self.busy = False
+class Line:
+    """Jobs that wait, at most `waiting` of them, for one of `together` places to be done in."""
+
+    def __init__(self, waiting: int, together: int = 1):
+        self.most, self.together = waiting, together
+        self.current: list[Job] = []
+        self.closing = False
+        self.ending = False
+        """Whether nobody else is taken in."""
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
-        self._closing = False
-        self._current: Job | None = None
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
 
     @property
     def waiting(self) -> int:
         return len(self._waiting)
 
     @property
-    def is_full(self) -> bool:
-        """Whether another job would have no place; the one to be done next waits for nobody."""
-        return len(self._waiting) + self.busy > self.places
+    def busy(self) -> int:
+        """Places that are taken."""
+        return sum(job.places for job in self.current)
 
-    def submit(self, job: Job) -> None:
-        """Puts the job at the end of the line; Full when there is no place, Closed when it would never be done."""
+    @property
+    def is_full(self) -> bool:
+        """Whether another job would have no place; those that are done next wait for nobody."""
+        free = self.together - self.busy
+        next_ = self._fitting(free)
+        behind = len(self._waiting) - len(next_)
+        return behind >= self.most and (behind > 0 or free <= sum(job.places for job in next_))
+
+    def add(self, job: Job) -> None:
+        """Puts the job at the end; Full when there is no place, Closed when it would never be done."""
         with self._changed:
-            if self._closing:
+            if self.ending or self.closing:
                 raise Closed
             if self.is_full:
                 raise Full
             self._waiting.append(job)
-            self._changed.notify()
+            self._changed.notify_all()
+
+    def take(self) -> list[Job]:
+        """The jobs whose turn it is, which are current from then on; waits while there is nothing at all to do."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self.current or self.closing)
+            taken = [] if self.closing else self._fitting(self.together - self.busy)
+            for job in taken:
+                self._waiting.remove(job)
+            self.current += taken
+            return taken
+
+    def done(self, job: Job) -> None:
+        with self._changed:
+            self.current.remove(job)
+            self._changed.notify_all()
 
     def withdraw(self, job: Job) -> None:
         """Frees the job's place in the line, or ends it early where it is being done."""
@@ -71,33 +106,53 @@ class Worker:
             job.leave()
             if job in self._waiting:
                 self._waiting.remove(job)
+                self._changed.notify_all()
 
-    def close(self, seconds: float = 10) -> None:
-        """Ends the job at hand early, tells the others Closed, and waits for the thread at most so long."""
+    def drain(self, seconds: float, hurried: Callable[[], bool]) -> None:
+        """Takes nobody else in, and waits until all are done, at most so long, and not once `hurried`."""
+        until = time.monotonic() + seconds
         with self._changed:
-            self._closing = True
+            self.ending = True
+            while (self._waiting or self.current) and time.monotonic() < until and not hurried():
+                self._changed.wait(0.1)
+
+    def close(self) -> None:
+        """Tells those who wait Closed, and ends what is being done early."""
+        with self._changed:
+            self.closing = True
             for job in self._waiting:
                 job.tell("error", Closed())
             self._waiting.clear()
-            if self._current is not None:
-                self._current.leave()
-            self._changed.notify()
+            for job in self.current:
+                job.leave()
+            self._changed.notify_all()
+
+    def _fitting(self, free: int) -> list[Job]:
+        """The first of those who wait, as far as there are places for them."""
+        found: list[Job] = []
+        for job in self._waiting:
+            if job.places > free:
+                break
+            free -= job.places
+            found.append(job)
+        return found
+
+
+class Worker:
+    """Does one job after the other in a thread of its own, called `name`; at most `waiting` wait."""
+
+    def __init__(self, name: str, waiting: int, together: int = 1):
+        self.line = Line(waiting, together)
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def close(self, seconds: float = 10) -> None:
+        """Ends what is at hand early, tells the others Closed, and waits for the thread at most so long."""
+        self.line.close()
         self._thread.join(seconds)
 
     def _work(self) -> None:
-        while (job := self._next()) is not None:
-            try:
-                job.tell("result", job.work(job))
-            except Exception as error:  # told to whoever waits; the worker goes on with the next
-                job.tell("error", error)
-            except BaseException as panic:  # of Rust: whoever waits must hear of it as of any other
-                job.tell("error", RuntimeError(f"{type(panic).__name__}: {panic}"))
-
-    def _next(self) -> Job | None:
-        with self._changed:
-            self.busy, self._current = False, None
-            self._changed.wait_for(lambda: self._waiting or self._closing)
-            if self._closing:
-                return None
-            self.busy, self._current = True, self._waiting.popleft()
-            return self._current
+        while not self.line.closing:
+            for job in self.line.take():
+                job.do()
+                self.line.done(job)

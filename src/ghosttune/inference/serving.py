@@ -1,17 +1,13 @@
-"""One model behind OpenAI's HTTP calls: one queue, one worker, and a page to talk in. Needs the extra `serve`."""
+"""Models behind OpenAI's HTTP calls, and a page to talk in. Needs the extra `serve`."""
 
 from __future__ import annotations
 
 import asyncio
-import re
-from base64 import b64encode
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
-from dataclasses import dataclass
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
-from hashlib import sha256
-from pathlib import Path
-from typing import Any
+from string import ascii_letters, digits
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -22,86 +18,65 @@ from starlette.responses import HTMLResponse, JSONResponse, StreamingResponse
 from starlette.responses import Response as HttpResponse
 from starlette.routing import Route
 
-from ghosttune.data.encoding import Encoder
-from ghosttune.data.templates import Template
-from ghosttune.data.turns import TOOLS
-from ghosttune.errors import GhosttuneError
+from ghosttune.errors import listed
 from ghosttune.inference.access import Access, Guarded
 from ghosttune.inference.answers import Response, error_body, event, model_list, refusal
-from ghosttune.inference.calling import Calling
+from ghosttune.inference.embeddings import EmbeddingRequest
+from ghosttune.inference.measuring import CONTENT_TYPE_LATEST, Counted, Metrics
 from ghosttune.inference.openapi import document
+from ghosttune.inference.page import PAGE, PAGE_HEADERS
 from ghosttune.inference.pipeline import Pipeline
 from ghosttune.inference.protocol import ChatRequest, CompletionRequest, Request, RequestError, parsed
 from ghosttune.inference.queueing import Closed, Full, Job, Worker
-from ghosttune.inference.sampling import Sampling
-from ghosttune.inference.streaming import Reply
-
-PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-
-
-def _digests(tag: str) -> str:
-    """What a browser may run or apply of the page: the text between each pair of these tags, and nothing else."""
-    inside = re.findall(f"<{tag}>(.*?)</{tag}>", PAGE, re.DOTALL)
-    return " ".join(f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'" for text in inside)
-
-
-PAGE_HEADERS = {
-    "Content-Security-Policy": f"default-src 'none'; script-src {_digests('script')}; style-src {_digests('style')}; "
-    "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a request may cost."""
-
-    waiting: int = 16
-    """Requests that may wait for the one being answered, and for the one being read; more get 429."""
-    body_bytes: int = 256 * 1024
-    max_new_tokens: int = 1024
-    reading_seconds: float = 10
-    """In which a request is read, the wait for those before it included: templates come with the model."""
-
+from ghosttune.inference.reasons import Reasons, WhyRequest, answerable, explained
+from ghosttune.inference.scheduling import Scheduler
+from ghosttune.inference.told import Made, Note, Told
+from ghosttune.inference.voices import Asked, Limits, Voice
 
 DEFAULT_LIMITS = Limits()
 
+Asks = TypeVar("Asks", ChatRequest, CompletionRequest, EmbeddingRequest, WhyRequest)
+"""A request that names a model."""
 
-@dataclass(frozen=True)
-class Asked:
-    """A request as far as the model is concerned."""
+Read = TypeVar("Read")
 
-    request: Request
-    ids: list[int]
-    """Token ids of the prompt."""
-    max_new_tokens: int
-    sampling: Sampling
-    calling: Calling | None
-    """Reads calls from the answer; None where no tools are given."""
+BASE64 = (ascii_letters + digits + "+/=").encode()
 
 
 def create_app(
-    pipeline: Pipeline, name: str, limits: Limits = DEFAULT_LIMITS, access: Access | None = None
+    pipelines: Mapping[str, Pipeline],
+    limits: Limits = DEFAULT_LIMITS,
+    access: Access | None = None,
+    reasons: Mapping[str, Reasons] | None = None,
 ) -> Starlette:
-    """The application; `name` is what clients call the model. `app.state.close()` ends its work."""
-    server = Server(pipeline, name, limits, access or Access())
+    """The application, with each model under the name that clients call it by, and what knows the rows behind its
+    answers. `app.state.close()` ends its work at once, `app.state.drain(seconds, hurried)` lets it end before.
 
+    `app.state.alone` says of each model whose answers cannot be written together why that is.
+    """
+    voices = {name: Voice(name, pipeline, limits) for name, pipeline in pipelines.items()}
+    server = Server(voices, limits, access or Access(), reasons or {})
+
+    routes = [
+        Route("/", server.page),
+        Route("/health", server.health),
+        Route("/metrics", server.figures),
+        Route("/openapi.json", server.document),
+        Route("/v1/models", server.models),
+        Route("/v1/chat/completions", server.chat, methods=["POST"]),
+        Route("/v1/completions", server.completion, methods=["POST"]),
+        Route("/v1/embeddings", server.embeddings, methods=["POST"]),
+        Route("/v1/why", server.why, methods=["GET", "POST"]),  # one route, or 405 would allow one of the two only
+    ]
+    counted = Middleware(Counted, metrics=server.metrics, paths={route.path for route in routes})
     app = Starlette(
-        routes=[
-            Route("/", server.page),
-            Route("/health", server.health),
-            Route("/openapi.json", server.document),
-            Route("/v1/models", server.models),
-            Route("/v1/chat/completions", server.chat, methods=["POST"]),
-            Route("/v1/completions", server.completion, methods=["POST"]),
-        ],
+        routes=routes,
         exception_handlers={RequestError: _refused, HTTPException: _no_such_call, ClientDisconnect: _left},
-        middleware=[Middleware(Guarded, access=server.access)],
+        middleware=[counted, Middleware(Guarded, access=server.access)],
     )
     app.router.redirect_slashes = False
-    app.state.close = server.close
+    app.state.drain, app.state.close = server.drain, server.close
+    app.state.alone = {name: voice.why_alone for name, voice in voices.items() if voice.why_alone}
     return app
 
 
@@ -121,85 +96,86 @@ async def _left(request: HttpRequest, error: Exception) -> HttpResponse:
     return HttpResponse(status_code=499)  # nobody reads it
 
 
-class Told:
-    """What a job tells from its thread, heard on the event loop."""
-
-    def __init__(self, work: Callable[[Job], Any]):
-        self.job = Job(work, self._tell)
-        self._loop = asyncio.get_running_loop()
-        self._heard: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
-
-    def _tell(self, kind: str, value: Any) -> None:
-        with suppress(RuntimeError):  # the loop has ended, and with it everybody who could hear
-            self._loop.call_soon_threadsafe(self._heard.put_nowait, (kind, value))
-
-    async def next(self) -> tuple[str, Any]:
-        """`piece`, `result` or `error`, and what it is."""
-        return await self._heard.get()
-
-    async def result(self, request: HttpRequest) -> Any:
-        """What the job gives; raises its error, and ClientDisconnect as soon as nobody waits for it."""
-        leaving = asyncio.create_task(self._hear_leaving(request))
-        try:
-            while True:
-                kind, value = await self.next()
-                if kind == "error":
-                    raise value
-                if kind == "result":
-                    return value
-        finally:
-            leaving.cancel()
-
-    async def _hear_leaving(self, request: HttpRequest) -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        self._heard.put_nowait(("error", ClientDisconnect()))
-
-
 class Server:
-    """What the calls share: the model, its workers and the limits."""
+    """What the calls share: the models, the workers and the limits."""
 
-    def __init__(self, pipeline: Pipeline, name: str, limits: Limits, access: Access):
-        self.pipeline = pipeline
-        self.name = name
+    def __init__(self, voices: Mapping[str, Voice], limits: Limits, access: Access, reasons: Mapping[str, Reasons]):
+        self.voices, self.reasons = voices, reasons
         self.limits = limits
         self.access = access
         self.reader = Worker("reads", limits.waiting)
-        self.writer = Worker("answers", limits.waiting)
-        plain = Encoder(Template("plain", pipeline.encoder.tokenizer), pipeline.encoder.max_length, "completion")
-        self._encoders: dict[type[Request], Encoder] = {ChatRequest: pipeline.encoder, CompletionRequest: plain}
+        self.writer = Scheduler("answers", limits.waiting, limits.together, lambda rows: self.metrics.stepped(rows))
+        self.metrics = Metrics(self.writer.line)
+        self.explainer = Worker("explains", limits.waiting)
+
+    def drain(self, seconds: float, hurried: Callable[[], bool]) -> None:
+        """Answers those who are there and nobody else, at most so long, and not once `hurried`."""
+        until = time.monotonic() + seconds
+        for worker in (self.reader, self.writer, self.explainer):
+            worker.line.drain(max(0.0, until - time.monotonic()), hurried)
 
     def close(self) -> None:
         """Ends what is being done, as soon as that is possible."""
         self.writer.close()
         self.reader.close(1)
+        self.explainer.close(1)
 
     async def page(self, request: HttpRequest) -> HttpResponse:
         return HTMLResponse(PAGE, headers=PAGE_HEADERS)
 
     async def health(self, request: HttpRequest) -> HttpResponse:
-        busy, waiting = self.writer.busy, self.writer.waiting
-        return JSONResponse({"status": "ok", "model": self.name, "answering": busy, "waiting": waiting})
+        if self.reader.line.ending:  # whoever balances load looks here
+            raise _failed(Closed())
+        busy, waiting = self.writer.line.busy, self.writer.line.waiting
+        return JSONResponse({"status": "ok", "model": next(iter(self.voices)), "answering": busy, "waiting": waiting})
+
+    async def figures(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse(self.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     async def document(self, request: HttpRequest) -> HttpResponse:
-        return JSONResponse(document(self.name, self.limits.max_new_tokens, self.access.api_key is not None))
+        return JSONResponse(document(list(self.voices), self.limits, self.access.api_key is not None))
 
     async def models(self, request: HttpRequest) -> HttpResponse:
         self.access.require_key(request)
-        return JSONResponse(model_list([self.name]))
+        return JSONResponse(model_list(list(self.voices)))
 
     async def chat(self, request: HttpRequest) -> HttpResponse:
-        return await self._answer(request, await self._asked(request, ChatRequest))
+        return await self._answer(request, *await self._asked(request, ChatRequest, Voice.read))
 
     async def completion(self, request: HttpRequest) -> HttpResponse:
-        return await self._answer(request, await self._asked(request, CompletionRequest))
+        return await self._answer(request, *await self._asked(request, CompletionRequest, Voice.read))
 
-    async def _asked(self, request: HttpRequest, kind: type[Request]) -> Asked:
+    async def embeddings(self, request: HttpRequest) -> HttpResponse:
+        voice, asked = await self._asked(request, EmbeddingRequest, Voice.read_texts)
+        job = partial(Job, lambda job: voice.embeddings(asked))
+        told = await self._done(request, self.writer, job)
+        self.metrics.embedded(voice.name, told["usage"]["prompt_tokens"])
+        return JSONResponse(told)
+
+    async def why(self, request: HttpRequest) -> HttpResponse:
+        if request.method != "POST":
+            self.access.require_key(request)
+            return JSONResponse(answerable(list(self.voices), self.reasons))
+        voice, asked = await self._asked(request, WhyRequest, self._explainable)
+        work = partial(explained, voice.name, self.reasons[voice.name])
+        return JSONResponse(await self._done(request, self.explainer, partial(Job, lambda job: work(asked))))
+
+    def _explainable(self, voice: Voice, asked: WhyRequest) -> WhyRequest:
+        """RequestError where the rows behind an answer of this model cannot be known, or no answer is asked about."""
+        (entry,) = answerable([voice.name], self.reasons)["data"]
+        if entry["why_not"] is not None:
+            raise RequestError(f"{voice.name}: {entry['why_not']}", param="model")
+        _ = asked.asked  # refuses
+        return asked
+
+    async def _asked(
+        self, request: HttpRequest, kind: type[Asks], read: Callable[[Voice, Asks], Read]
+    ) -> tuple[Voice, Read]:
         """The request, read in a thread of its own: whatever it holds, others are heard meanwhile."""
         self.access.require_key(request)
-        if self.reader.is_full:  # a body that is not read costs nothing
+        if self.reader.line.is_full:  # a body that is not read costs nothing
             raise self._busy
-        told = Told(partial(self._read, await self._body(request), kind))
+        told = Told(partial(Job, partial(self._read, await self._body(request, self._most_bytes(kind)), kind, read)))
         try:
             async with asyncio.timeout(self.limits.reading_seconds):
                 self._submit(self.reader, told.job)
@@ -210,76 +186,75 @@ class Server:
             seconds = self.limits.reading_seconds
             raise RequestError(f"the request was not read within {seconds:g} s", 503, kind="busy") from None
         finally:
-            self.reader.withdraw(told.job)
+            self.reader.line.withdraw(told.job)
 
-    async def _body(self, request: HttpRequest) -> bytes:
+    async def _body(self, request: HttpRequest, most: int) -> bytes:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # which a browser sends from a foreign page only after asking us, in vain
             raise RequestError(f"content-type is {kind or 'missing'}, accepted is application/json")
         body = bytearray()
         async for block in request.stream():
             body += block
-            if len(body) > self.limits.body_bytes:
-                raise RequestError(f"the body has more than {self.limits.body_bytes} bytes")
+            if len(body) > most:
+                raise RequestError(f"the body has more than {most} bytes")
         return bytes(body)
 
-    def _read(self, body: bytes, kind: type[Request], job: Job) -> Asked:
-        """RequestError for what cannot be answered; nothing is cut unasked."""
-        asked = parsed(body, kind)
-        if asked.model != self.name:
-            raise RequestError(f"the model {asked.model!r} is not served here; {self.name!r} is", 404, "model")
-        wanted = asked.wanted_tokens or min(self.pipeline.max_new_tokens, self.limits.max_new_tokens)
-        if wanted > self.limits.max_new_tokens:
-            raise RequestError(f"max_tokens is {wanted}, at most {self.limits.max_new_tokens}", param="max_tokens")
-        encoder = self._encoders[kind]
-        try:
-            turns, sampling = asked.turns, asked.sampling
-            ids = encoder.whole_prompt_ids(turns)
-            calling = Calling(encoder.template, turns) if turns[0].role == TOOLS else None
-        except GhosttuneError as error:  # what sampling, or the chat template, does not take
-            raise RequestError(str(error)) from error
-        most = encoder.max_length - self.pipeline.room(wanted)
-        if not 0 < len(ids) <= most:
-            raise RequestError(
-                f"the prompt has {len(ids)} tokens; 1 to {max(0, most)} fit beside an answer of up to {wanted}"
-            )
-        return Asked(asked, ids, wanted, sampling, calling)
+    def _most_bytes(self, kind: type[Any]) -> int:
+        """Of a body: more where it may show images to a model that sees."""
+        shows = kind is ChatRequest and any(voice.sight.why_blind is None for voice in self.voices.values())
+        return self.limits.body_bytes + (self.limits.images.body_bytes if shows else 0)
 
-    async def _answer(self, request: HttpRequest, asked: Asked) -> HttpResponse:
-        told = Told(partial(self._write, asked))
+    def _read(self, body: bytes, kind: type[Asks], read: Callable[[Voice, Asks], Read], job: Job) -> tuple[Voice, Read]:
+        """RequestError for what cannot be answered."""
+        if len(body.translate(None, BASE64)) > self.limits.body_bytes:  # before a parser makes objects of it
+            raise self._too_long
+        request = parsed(body, kind)
+        if isinstance(request, ChatRequest) and len(body) - request.characters_of_images > self.limits.body_bytes:
+            raise self._too_long
+        voice = self.voices.get(request.model)
+        if voice is None:
+            served = listed(map(repr, self.voices))
+            raise RequestError(f"the model {request.model!r} is not served here; {served} is", 404, "model")
+        return voice, read(voice, request)
+
+    @property
+    def _too_long(self) -> RequestError:
+        return RequestError(f"the body has more than {self.limits.body_bytes} bytes besides its images")
+
+    async def _answer(self, request: HttpRequest, voice: Voice, asked: Asked) -> HttpResponse:
+        is_chat, notes = isinstance(asked.request, ChatRequest), asked.wanted.likeliest is not None
+        response = Response(voice.name, is_chat, voice.pipeline.encoder.tokenizer, notes)
+        job = partial(voice.answering, asked)
+        note = partial(self.metrics.answered, voice.name, time.monotonic())
+        if not asked.request.stream:
+            return JSONResponse(response.whole(await self._done(request, self.writer, job, note)))
+        told = self._submitted(self.writer, job, note)
+        events = self._events(told, response, asked.request)
+        return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+
+    async def _done(self, request: HttpRequest, worker: Worker, job: Made, note: Note | None = None) -> Any:
+        """What the job gives. RequestError where it cannot be done, ClientDisconnect where nobody waits for it."""
+        told = self._submitted(worker, job, note)
         try:
-            self._submit(self.writer, told.job)
-        except Closed as error:
-            raise _failed(error) from None
-        response = Response(self.name, isinstance(asked.request, ChatRequest))
-        if asked.request.stream:
-            events = self._events(told, response, asked.request.wants_usage)
-            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        try:
-            return JSONResponse(response.whole(await told.result(request)))
-        except ClientDisconnect:
+            return await told.result(request)
+        except (ClientDisconnect, RequestError):
             raise
         except Exception as error:
             raise _failed(error) from error
         finally:
-            self.writer.withdraw(told.job)
+            worker.line.withdraw(told.job)
 
-    def _write(self, asked: Asked, job: Job) -> Reply:
-        def said(piece: str) -> bool:
-            if piece:
-                job.tell("piece", piece)
-            return job.left
-
-        settings: dict[str, Any] = {
-            "sampling": asked.sampling,
-            "stops": asked.request.stops,
-            "calling": asked.calling,
-        }
-        return self.pipeline.reply(asked.ids, max_new_tokens=asked.max_new_tokens, tell=said, **settings)
+    def _submitted(self, worker: Worker, job: Made, note: Note | None = None) -> Told:
+        told = Told(job, note)
+        try:
+            self._submit(worker, told.job)
+        except Closed as error:
+            raise _failed(error) from None
+        return told
 
     def _submit(self, worker: Worker, job: Job) -> None:
         try:
-            worker.submit(job)
+            worker.line.add(job)
         except Full:
             raise self._busy from None
 
@@ -287,23 +262,31 @@ class Server:
     def _busy(self) -> RequestError:
         return RequestError(f"{self.limits.waiting} requests wait already; try again", 429, kind="busy")
 
-    async def _events(self, told: Told, response: Response, with_usage: bool) -> AsyncIterator[str]:
+    async def _events(self, told: Told, response: Response, request: Request) -> AsyncIterator[str]:
         """A client that leaves ends this generator, and with it the job."""
+        noted = [0] * request.count
         try:
-            for opening in response.first():
+            for opening in response.first(request.count):
                 yield event(opening)
             while True:
                 kind, value = await told.next()
                 if kind == "piece":
-                    yield event(response.piece(value))
+                    place, text, new = value
+                    noted[place] += len(new)
+                    yield event(response.piece(place, text, new))
                     continue
-                ending = response.last(value, with_usage) if kind == "result" else [error_body(_failed(value))]
-                for closing in ending:
-                    yield event(closing)
+                if kind == "error":
+                    yield event(error_body(_failed(value)))
+                else:
+                    for place, reply in enumerate(value):
+                        for closing in response.last(place, reply, reply.noted[noted[place] :]):
+                            yield event(closing)
+                    if request.wants_usage:
+                        yield event(response.counts(value))
                 yield event("[DONE]")
                 return
         finally:
-            self.writer.withdraw(told.job)
+            self.writer.line.withdraw(told.job)
 
 
 def _failed(error: Exception) -> RequestError:

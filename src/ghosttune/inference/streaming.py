@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ghosttune.data.turns import Call
 from ghosttune.inference.calling import Calling
+from ghosttune.inference.constraining import Constraint
 from ghosttune.inference.decoding import decode, text_of
 from ghosttune.inference.sampling import GREEDY, Sampling, chooser
 
@@ -16,6 +18,15 @@ Tell = Callable[[str], bool | None]
 
 UNFINISHED = "\ufffd"
 """What the first bytes of a character decode to while the others are not there yet."""
+
+
+@dataclass(frozen=True)
+class Noted:
+    """How likely a token was that was written, and which were likeliest in its place; in nats, at temperature 1."""
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]]
 
 
 @dataclass(frozen=True)
@@ -31,41 +42,112 @@ class Reply:
     (whoever listened had enough)."""
     calls: tuple[Call, ...] = ()
     """The tools it calls behind its text."""
+    noted: tuple[Noted, ...] = ()
+    """One for each new token, where they were to be noted."""
+    began: float | None = field(default=None, compare=False)
+    """When its first token was there, by `time.monotonic`."""
 
 
-def reply(
-    model: Any,
-    tokenizer: Any,
-    prompt: list[int],
-    stop_token_ids: list[int],
-    max_new_tokens: int,
-    sampling: Sampling = GREEDY,
-    stops: Sequence[str] = (),
-    tell: Tell | None = None,
-    calling: Calling | None = None,
-) -> Reply:
-    """The answer to one prompt (token ids); the pieces that `tell` hears add up to its text.
+@dataclass(frozen=True)
+class Wanted:
+    """How an answer is to be written."""
 
-    The text is that of `generate` for the same prompt, cut before the first of the `stops`; with `calling`, its special
-    tokens stay, and what calls tools is no part of it.
+    stop_token_ids: Sequence[int]
+    max_new_tokens: int
+    sampling: Sampling = GREEDY
+    stops: Sequence[str] = ()
+    calling: Calling | None = None
+    """Reads calls from the answer."""
+    likeliest: int | None = None
+    """Notes each token with so many of the likeliest in its place; None notes none."""
+    constraint: Constraint | None = None
+    """What the answer is kept to."""
+
+
+class Writing:
+    """One answer while it is written: chooses its tokens, hears them, and knows when it has ended.
+
+    The pieces that `tell` hears add up to the text of its reply.
     """
-    text = TextStream(tokenizer, stops, calling)
-    interrupted = False
 
-    def watch(row: int, token: int) -> bool:
-        nonlocal interrupted
-        piece = "" if token in stop_token_ids else text.add(token)
-        interrupted = bool(tell(piece)) if tell else False
-        return interrupted or text.met_stop
+    def __init__(self, tokenizer: Any, prompt_tokens: int, wanted: Wanted, tell: Tell | None = None):
+        self.has_ended = False
+        self.noted: list[Noted] = []
+        self.wanted, self._tell, self._prompt_tokens = wanted, tell, prompt_tokens
+        self._text = TextStream(tokenizer, wanted.stops, wanted.calling)
+        self._is_read = bool(tell or wanted.stops)
+        self._choose = chooser(wanted.sampling)
+        self._constraint = wanted.constraint.again() if wanted.constraint else None
+        self._tokens, self._is_interrupted, self._at_stop_token = 0, False, False
+        self._fetched = 0
+        self._began: float | None = None
 
-    ids = decode(model, [prompt], stop_token_ids, max_new_tokens, chooser(sampling), watch)[0]
-    at_stop_token = ids[-1] in stop_token_ids
-    rest = text.finish(at_stop_token)
-    if rest and tell:
-        tell(rest)
-    stopped = text.met_stop or at_stop_token
-    ended = "tool_calls" if text.calls else "stop" if stopped else "interrupted" if interrupted else "length"
-    return Reply(text.said, len(ids), len(prompt), ended, text.calls)
+    def choose(self, logits: Any) -> int:
+        """The next token, by logits [V]."""
+        allowed = self._constraint.masked(logits) if self._constraint else logits
+        token = int(self._choose(allowed[None], [0])[0])
+        if self.wanted.likeliest is not None:
+            self.noted.append(_noted(logits, token, self.wanted.likeliest))
+        return token
+
+    def add(self, token: int) -> bool:
+        """Hears the next token; whether the answer has ended with it."""
+        if self._constraint:
+            self._constraint.follow(token)
+        self._began = self._began or time.monotonic()
+        self._tokens += 1
+        self._at_stop_token = token in self.wanted.stop_token_ids
+        piece = "" if self._at_stop_token else self._text.add(token) if self._is_read else self._text.keep(token)
+        self._is_interrupted = bool(self._tell(piece)) if self._tell else False
+        is_full = self._tokens == self.wanted.max_new_tokens
+        self.has_ended = self._is_interrupted or self._text.met_stop or self._at_stop_token or is_full
+        return self.has_ended
+
+    def news(self) -> list[Noted]:
+        """What was noted since this was asked last."""
+        new = self.noted[self._fetched :]
+        self._fetched = len(self.noted)
+        return new
+
+    def interrupt(self) -> None:
+        """Ends the answer where it stands, unless it has ended."""
+        self._is_interrupted = self._is_interrupted or not self.has_ended
+        self.has_ended = True
+
+    def reply(self) -> Reply:
+        """The answer; to be asked for once, when it has ended."""
+        rest = self._text.finish(self._at_stop_token)
+        if rest and self._tell:
+            self._tell(rest)
+        text = self._text
+        stopped = text.met_stop or self._at_stop_token
+        ended = (
+            "tool_calls" if text.calls else "stop" if stopped else "interrupted" if self._is_interrupted else "length"
+        )
+        return Reply(text.said, self._tokens, self._prompt_tokens, ended, text.calls, tuple(self.noted), self._began)
+
+
+def _noted(logits: Any, token: int, likeliest: int) -> Noted:
+    shares = logits.float().log_softmax(dim=-1)
+    best = shares.topk(min(likeliest, len(shares)))
+    return Noted(token, float(shares[token]), list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
+
+
+def written(model: Any, prompt: list[int], writing: Writing) -> Reply:
+    """The answer to one prompt (token ids), written by itself.
+
+    Its text is that of `generate` for the same prompt, cut before the first of the stop strings; where calls are read,
+    its special tokens stay, and what calls tools is no part of it.
+    """
+    import torch
+
+    def choose(logits: Any, rows: list[int]) -> Any:
+        return torch.tensor([writing.choose(own) for own in logits], device=logits.device)
+
+    wanted = writing.wanted
+    stops = list(wanted.stop_token_ids)
+    decode(model, [prompt], stops, wanted.max_new_tokens, choose, lambda row, token: writing.add(token))
+    return writing.reply()
 
 
 class TextStream:
@@ -86,6 +168,11 @@ class TextStream:
         """The text that is certain since the last call."""
         self._ids.append(token)
         return self._certain(self._whole.rstrip(UNFINISHED), ended=False)
+
+    def keep(self, token: int) -> str:
+        """`add` where nobody reads what is certain: nothing, at no cost."""
+        self._ids.append(token)
+        return ""
 
     def finish(self, at_stop_token: bool = True) -> str:
         """The text that was held back and no longer has to be; `calls` are read where the model itself ended."""

@@ -12,8 +12,8 @@ import numpy as np
 from ghosttune.metrics.intervals import (
     CHANCE,
     FEWEST_ROWS,
-    Change,
     Interval,
+    by_t,
     family_wise,
     freedom,
     mcnemar,
@@ -63,7 +63,7 @@ def compared(ours: Score, theirs: Score, lower_is_better: bool = False) -> Compa
     n = ours.n
     error = float(differences.std(ddof=1)) * math.sqrt(n / max(1, n - 1))
     size = max(abs(ours.value), abs(theirs.value))
-    change = Change(value, error if error > 1e-12 * size else 0.0, freedom(n, ours.weights), n)
+    change = by_t(value, error if error > 1e-12 * size else 0.0, freedom(n, ours.weights), n)
     called = named(value if lower_is_better else -value, size)
     if ours.hits is None or theirs.hits is None:
         return Comparison(change.interval, "paired t", change.doubt, called)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ghosttune.errors import ModelError, listed
-from ghosttune.models.upstream import without_upstream_warnings
+from ghosttune.models.upstream import import_peft, without_upstream_warnings
 
 CONFIGURATION = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -34,6 +34,7 @@ SHOWN = 3
 
 def adapter_configuration(folder: Path) -> Any:
     """PEFT's configuration of the adapter in a folder; ModelError, with its fault, for one that nobody here wrote."""
+    import_peft()
     from peft import PeftConfig
 
     path = folder / CONFIGURATION

@@ -34,11 +34,13 @@ from ghosttune.models.starting import has_start, in_order, keep_base, save_joine
 from ghosttune.models.upstream import (
     faults_of,
     gives_up,
+    import_peft,
     refusing_in_words,
     targets_as_named,
     unusable_tokenizer,
     without_upstream_reports,
     without_upstream_warnings,
+    without_videos,
 )
 from ghosttune.registry import METHODS
 
@@ -60,7 +62,7 @@ HUB_SECONDS = 15
 
 
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
-    """The model's own tokenizer; ModelError when there is none to be had.
+    """The model's own tokenizer, with the chat template that the settings name; ModelError when it cannot be had.
 
     AutoTokenizer imports torch and half of Transformers to find out which class a model's tokenizer has; of a built-in
     model that is known, so that a preview does without.
@@ -75,6 +77,8 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
             from transformers import AutoTokenizer
 
             tokenizer = AutoTokenizer.from_pretrained(place, **arguments)
+        if settings.chat_template is not None:
+            tokenizer.chat_template = settings.chat_template
         return refusing_in_words(tokenizer, settings.name)
 
 
@@ -87,11 +91,25 @@ def load_processor(settings: ModelSettings) -> Any:
     from transformers import AutoProcessor
 
     place, arguments = located(settings)
-    with explained(settings, "image processor"):
-        processor = AutoProcessor.from_pretrained(place, backend="pil", **arguments)  # whatever else is installed
+    with explained(settings, "image processor"), without_videos() as besides:
+        processor = AutoProcessor.from_pretrained(place, backend="pil", **arguments, **besides)  # whatever is installed
     if not hasattr(processor, "image_processor"):
         raise ModelError(f"the model {settings.name} does not see: rows with images need one such as LLaVA 1.5")
     return processor
+
+
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+
+
+def processor_files(settings: ModelSettings) -> list[Path]:
+    """The files that say what makes images the model's inputs; none for a model of text alone."""
+    from transformers.utils.hub import cached_file
+
+    place, arguments = located(settings)
+    known = {name: value for name, value in arguments.items() if name in ("revision", "local_files_only")}
+    missing: Any = {"_raise_exceptions_for_missing_entries": False}
+    found = (cached_file(place, name, **known, **missing) for name in PROCESSOR_FILES)
+    return [Path(file) for file in found if file is not None]
 
 
 def load_model(settings: ModelSettings, seed: int, kind: ModelKind = CAUSAL_LM) -> PreTrainedModel:
@@ -146,6 +164,13 @@ def load_model(settings: ModelSettings, seed: int, kind: ModelKind = CAUSAL_LM) 
         model.config.use_cache = False  # nothing is written that could go on from it
     model.load_again = partial(load_model, settings, seed, kind)
     return model.requires_grad_(False)
+
+
+def sees(model: Any) -> bool:
+    """Whether it takes images beside text."""
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    return type(model.config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
 def loader_of(kind: ModelKind, config: Any) -> Any:
@@ -223,6 +248,7 @@ def add_adapter(model: Any, settings: MethodSettings, seed: int, kind: ModelKind
 
     from ghosttune.models.direct import DirectModel
 
+    import_peft()
     _require_tokens(model, getattr(settings, "trainable_token_indices", None) or [])
     heads = head_modules(model) if kind.new_head else []
     targets = targets_in(model, getattr(settings, "target_modules", None), heads)
@@ -288,9 +314,18 @@ def save_adapter(model: Any, folder: Path) -> None:
         save_joined(model, folder)
         return
     configuration = getattr(model, "peft_config", {}).get("default")
-    with _every_rank(configuration), in_order(configuration):
+    with _every_rank(configuration), in_order(configuration), _without_card(model):
         model.save_pretrained(str(folder), safe_serialization=True)
-    (folder / "README.md").unlink(missing_ok=True)  # a model card nobody wrote
+
+
+@contextmanager
+def _without_card(model: Any) -> Iterator[None]:
+    """PEFT would fill in a model card that says nothing, which takes longer than all else that it writes."""
+    model.create_or_update_model_card = lambda output_dir: None
+    try:
+        yield
+    finally:
+        del model.create_or_update_model_card
 
 
 @contextmanager

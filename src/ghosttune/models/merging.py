@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ghosttune.errors import GhosttuneError, ModelError
 from ghosttune.models.prompting import prompt_length
+from ghosttune.models.rotations import repeat_rotations
 from ghosttune.models.weights import errors_of_the_disk
 
 if TYPE_CHECKING:
@@ -74,11 +77,21 @@ def merged(model: Any) -> Any:
         raise ModelError(f"the adapter cannot be merged: {error}") from error
 
 
-def write_merged(model: Any, tokenizer: Any, answering: Answering, folder: Path) -> None:
-    """The model, its tokenizer and how it is asked, for `transformers` alone to load."""
+def write_plain(model: Any, tokenizer: Any, folder: Path, processor: Sequence[Path] = ()) -> None:
+    """The model, its tokenizer and the files of its processor, for `transformers` alone to load."""
     with errors_of_the_disk():
         model.save_pretrained(folder)
+    repeat_rotations(folder / "config.json")
     tokenizer.save_pretrained(folder)
+    for file in processor:
+        shutil.copyfile(file, folder / file.name)
+
+
+def write_merged(
+    model: Any, tokenizer: Any, answering: Answering, folder: Path, processor: Sequence[Path] = ()
+) -> None:
+    """`write_plain`, and how the model is asked."""
+    write_plain(model, tokenizer, folder, processor)
     (folder / ANSWERING).write_text(json.dumps(asdict(answering), indent=2) + "\n", encoding="utf-8")
 
 

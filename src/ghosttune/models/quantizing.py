@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ghosttune.config.sections import ModelSettings
 from ghosttune.errors import ModelError, listed
 from ghosttune.models.modules import head_modules
+from ghosttune.models.upstream import tell_peft_of_bitsandbytes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,6 +33,7 @@ def quantized_loading(settings: ModelSettings, build: Callable[[], Any] | None) 
     import torch
     from transformers import BitsAndBytesConfig
 
+    tell_peft_of_bitsandbytes()
     heads = None
     if build is not None:
         with torch.device("meta"):

@@ -53,6 +53,57 @@ def without_upstream_warnings() -> Iterator[None]:
         yield
 
 
+def import_peft() -> None:
+    """Imports PEFT, and bitsandbytes only where a base of this process is quantized by it.
+
+    PEFT asks for it before it adapts any layer, and importing it takes as long as importing torch. So PEFT is told that
+    it is not installed, until `tell_peft_of_bitsandbytes`.
+    """
+    if "peft" in sys.modules or "bitsandbytes" in sys.modules:
+        return
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # what Python takes for not installed
+    try:
+        from peft import import_utils
+
+        import_utils.is_bnb_available()  # which remembers its answer, as the other does
+        import_utils.is_bnb_4bit_available()
+    finally:
+        del sys.modules["bitsandbytes"]
+
+
+def tell_peft_of_bitsandbytes() -> None:
+    """Lets PEFT look for bitsandbytes again."""
+    from peft import import_utils
+
+    import_utils.is_bnb_available.cache_clear()
+    import_utils.is_bnb_4bit_available.cache_clear()
+
+
+@contextmanager
+def without_videos() -> Iterator[dict[str, Any]]:
+    """While inside, processors are made without the part for videos where torchvision, which that needs, is missing.
+
+    Gives what such a processor is to be told besides.
+    """
+    from importlib.util import find_spec
+
+    from transformers import ProcessorMixin
+
+    if find_spec("torchvision") is not None:
+        yield {}
+        return
+    before: Any = ProcessorMixin.__dict__["get_attributes"]
+
+    def others(cls: type) -> list[str]:
+        return [name for name in before.__func__(cls) if "video" not in name]
+
+    ProcessorMixin.get_attributes = classmethod(others)  # type: ignore[method-assign]
+    try:
+        yield {"video_processor": None}
+    finally:
+        ProcessorMixin.get_attributes = before
+
+
 @contextmanager
 def targets_as_named() -> Iterator[None]:
     """While inside, LoRA goes to the modules it is told to.
@@ -61,6 +112,7 @@ def targets_as_named() -> Iterator[None]:
     Transformers 4, drops the modules that are called so now (shared experts, dense layers) and adapts the fused experts
     instead, which nobody named.
     """
+    import_peft()
     from peft.utils import transformers_weight_conversion as conversion
 
     before = conversion.convert_peft_config_for_transformers

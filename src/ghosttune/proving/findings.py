@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ghosttune.workflows.runs import Run
+    from ghosttune.stages.runs import Run
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 from ghosttune.config.loading import load_config
 from ghosttune.data.sources import BUILTIN_ROWS, open_source
+from ghosttune.stages.runs import Run
 from ghosttune.workflows.quickstart import PROFILE
-from ghosttune.workflows.runs import Run
 from ghosttune.workflows.train import train
 
 Row = dict[str, Any]

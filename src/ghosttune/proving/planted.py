@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ghosttune.choosing.opened import OpenedRun
 from ghosttune.metrics.intervals import Interval
 from ghosttune.metrics.ranking import auroc, separation
 from ghosttune.proving.findings import Bench, Finding, at_least, beside, equal
 from ghosttune.proving.learned import shipped_rows, taught
+from ghosttune.stages.runs import Run
 from ghosttune.training.checkpoints import restore_adapter
 from ghosttune.training.guide import GuideRows, guide_losses
-from ghosttune.workflows.opened import OpenedRun
-from ghosttune.workflows.runs import Run
 
 SEPARATION = {False: 0.9, True: 0.8}
 """Of all of the training; of two thirds of it, which is what is quick."""

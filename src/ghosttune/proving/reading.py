@@ -14,7 +14,7 @@ import torch
 from ghosttune.data.records import Record, Turn
 from ghosttune.models.loading import load_model
 from ghosttune.proving.specimens import short_run, write_model
-from ghosttune.workflows.prepare import prepare
+from ghosttune.stages.prepare import prepare
 
 Row = dict[str, Any]
 

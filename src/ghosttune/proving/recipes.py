@@ -16,8 +16,8 @@ from ghostgrad.crediting import Clip
 from ghosttune.config.loading import load_config
 from ghosttune.config.schema import RunConfig
 from ghosttune.training.guide import evaluating, guide_losses
+from ghosttune.training.instruments import instrument_of
 from ghosttune.training.ledger import Ledger
-from ghosttune.training.measuring import instrument_of
 from ghosttune.training.trainer import RunTrainer
 from ghosttune.workflows import train as training
 from ghosttune.workflows.quickstart import PROFILE

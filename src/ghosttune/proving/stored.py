@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from ghostgrad.influence import scores
+from ghosttune.choosing.index import index
+from ghosttune.choosing.opened import OpenedRun
 from ghosttune.proving.findings import Bench, Finding, at_least, beside, every
 from ghosttune.proving.learned import SPELT, Row, brief_questions, questions, shipped_rows, spelling, write
-from ghosttune.workflows.index import index
-from ghosttune.workflows.opened import OpenedRun
-from ghosttune.workflows.runs import Run
+from ghosttune.stages.runs import Run
 
 AT_ONCE = 16
 NEAR, RELEVANT = 0.9, 0.75

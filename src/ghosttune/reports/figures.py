@@ -15,14 +15,16 @@ from ghosttune.reports.drawing import Pictures, View, pictures_of
 from ghosttune.run.directory import write_csv, write_file
 
 SECTIONS = {
+    "forgetting": "Forgetting",
     "rewards": "Rewards",
     "loss": "Loss",
     "moved": "What moved: gradients by module",
     "helped": "What lowered the held-out loss",
     "rows": "Which training rows helped, which hurt",
+    "samples": "How the answers changed",
     "evaluation": "Evaluation",
 }
-"""Sections of the page that hold figures, in order, with their headings."""
+"""Sections of the page that say what the run did, in order, with their headings."""
 
 INTRODUCTIONS = {
     "moved": "Effective norms are those of the gradients of the adapted weights: how much the loss asks a module to "

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 COLOURS = ("blue", "orange", "green", "purple", "gold", "soft")
 """Of the sources, in their order."""
 
-SIGNALS = {"guide": "what its targets did to the guide loss (value per target)", "odm": "its training loss per target"}
+SIGNALS = {
+    "guide": "what its targets did to the guide loss (value per target)",
+    "odm": "its training loss per target",
+    "doremi": "how far its training loss per target is above the reference's",
+}
 
 Lines = Mapping[str, Sequence[tuple[int, float]]]
 """Source -> (step, number)."""
@@ -54,23 +58,26 @@ def mixture_weights(numbers: RunNumbers) -> Figure | None:
         "weight",
         lines,
         "share of rows",
-        steps=True,
+        until=max((event["step"] for event in numbers.events), default=0),
     )
 
 
-def _figure(title: str, caption: str, column: str, lines: Lines, unit: str, steps: bool = False) -> Figure | None:
+def _figure(title: str, caption: str, column: str, lines: Lines, unit: str, until: int | None = None) -> Figure | None:
+    """`until`: the step to which each number holds on after its own; None where they are points of a curve."""
     if not lines:
         return None
     rows = [(step, name, number) for name, own in lines.items() for step, number in own]
-    return Figure(title, caption, ("step", "source", column), rows, {"linear": partial(_draw, lines, unit, steps)})
+    return Figure(title, caption, ("step", "source", column), rows, {"linear": partial(_draw, lines, unit, until)})
 
 
-def _draw(lines: Lines, unit: str, steps: bool, narrow: bool) -> Drawing:
+def _draw(lines: Lines, unit: str, until: int | None, narrow: bool) -> Drawing:
     drawing, (ax,) = panels(narrow, [unit], height=200, head=head_of(len(lines), narrow))
     drawn = {}
     for place, (name, own) in enumerate(lines.items()):
         colour, dashes = LIGHT[COLOURS[place % len(COLOURS)]], ("-", "--", ":")[place // len(COLOURS) % 3]
-        style: dict[str, Any] = {"drawstyle": "steps-post"} if steps else {"marker": "o", "markersize": 4.5}
+        style: dict[str, Any] = {"marker": "o", "markersize": 4.5}
+        if until is not None:
+            own, style = [*own, (until, own[-1][1])], {"drawstyle": "steps-post"}
         (drawn[label(name, 24)],) = ax.plot(*zip(*own, strict=True), color=colour, linestyle=dashes, **style)
     ax.set_ylim(bottom=0)
     count_steps(ax)

@@ -12,8 +12,10 @@ from ghosttune.reports.drawing import PALETTE, Pictures, collecting_later
 from ghosttune.reports.evaluation import splits_of
 from ghosttune.reports.examples import Shades, Texts, answers, extreme_rows
 from ghosttune.reports.figures import INTRODUCTIONS, SECTIONS, Figure, draw, picture_name, write_figure
+from ghosttune.reports.forgotten import changes
 from ghosttune.reports.markup import Markup, joined, table, tag
 from ghosttune.reports.reading import RunNumbers
+from ghosttune.reports.samples import sampled_answers
 from ghosttune.reports.verdict import interval, is_share, verdict
 from ghosttune.run.directory import RunDir, write_folder, write_json, write_text
 
@@ -61,10 +63,14 @@ def page(
     """The HTML."""
     blocks = {section: _figures(figures, drawn, section) for section in SECTIONS}
     beside = {
+        "forgetting": changes(numbers),
         "loss": joined([_sets(numbers), _phases(numbers)]),
         "moved": _statistics(numbers),
         "rows": joined([_columns(numbers), extreme_rows(numbers, texts, why_no_texts, shades)]),
-        "evaluation": joined([_scores(numbers), *(answers(numbers, split) for split in splits_of(numbers))]),
+        "samples": sampled_answers(numbers),
+        "evaluation": joined(
+            [_scores(numbers), _contamination(numbers), *(answers(numbers, split) for split in splits_of(numbers))]
+        ),
     }
     contents = {section: joined([block, beside.get(section, "")]) for section, block in blocks.items()}
     titles = {**SECTIONS, "cost": "Cost", "configuration": "Configuration, and where each setting came from"}
@@ -103,14 +109,19 @@ def page(
     )
 
 
-def _style(views: int) -> str:
-    """The style sheet: the palette twice, what switches between views, and the rest."""
+def style_sheet() -> str:
+    """The palette twice, for light and dark, and what all pages have in common."""
     light, dark = ("".join(f"--{name}:{pair[theme]};" for name, pair in PALETTE.items()) for theme in (0, 1))
     themes = f":root{{{light}}}@media screen and (prefers-color-scheme: dark){{:root{{{dark}}}}}"
+    return f"{themes}\n{STYLE.read_text(encoding='utf-8')}"
+
+
+def _style(views: int) -> str:
+    """The style sheet of a report: what switches between views behind the rest."""
     switches = ",".join(
         f".views > input:nth-of-type({n}):checked ~ .view:nth-of-type({n})" for n in range(1, views + 1)
     )
-    return f"{themes}\n{STYLE.read_text(encoding='utf-8')}\n{switches} {{ display: block; }}"
+    return f"{style_sheet()}\n{switches} {{ display: block; }}"
 
 
 def _subtitle(numbers: RunNumbers) -> str:
@@ -220,6 +231,16 @@ def _columns(numbers: RunNumbers) -> Markup:
     note = "AUROC is the chance that such a row stands lower than another; 0.5 is no difference."
     heading = tag("h3", "Do rows of a kind stand lower than the others?")
     return joined([heading, tag("p", note), table(["column", "rows", "verdict", "AUROC (95 % interval)"], rows)])
+
+
+def _contamination(numbers: RunNumbers) -> Markup:
+    named = (numbers.record.get("contamination") or {}).get("named")
+    if not named:
+        return Markup("")
+    heads = ["split", "row", "the same", "training row", "share of its words"]
+    rows = [[one[name] for name in ("split", "example_id", "kind", "train_example_id", "share")] for one in named]
+    note = f"The first {len(named)}; tables/contamination.csv has all. Scores on such rows reward memory."
+    return joined([tag("h3", "Rows that judge and were trained on"), tag("p", note), table(heads, rows)])
 
 
 def _scores(numbers: RunNumbers) -> Markup:

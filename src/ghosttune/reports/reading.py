@@ -130,6 +130,12 @@ class RunNumbers:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     @cached_property
+    def forgetting(self) -> dict[str, Any] | None:
+        """How a run that forgets rows was judged; None where it forgets none."""
+        path = self.run.forgetting_result
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    @cached_property
     def spans(self) -> list[Span]:
         """The phases, from the events of their beginnings; the last ends where the run stands."""
         begun = [(event["step"], event["trains"]) for event in self.events if event["event"] == "phase"]

@@ -42,7 +42,10 @@ def _draw(found: Sequence[Reward], spans: Sequence[Span], narrow: bool) -> Drawi
         steps, values = zip(*((step, value) for step, own, value, _ in found if own == kind), strict=True)
         colour, marker = ("blue", "") if kind == "drawn" else ("orange", "o")
         (lines[kind],) = ax.plot(steps, values, color=LIGHT[colour], marker=marker)
-    ax.set_ylim(bottom=min(0, *(value for _, _, value, _ in found)))
+    values = [value for _, _, value, _ in found]
+    ax.set_ylim(bottom=min(0, *values))
+    if not any(values):
+        ax.set_ylim(-0.05, 1)  # nothing was earned: a line on the edge of an axis of hundredths would not say so
     count_steps(ax)
     ax.margins(x=0.01)
     shade_phases([ax], spans)

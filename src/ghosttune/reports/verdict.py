@@ -121,6 +121,19 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
+def trained_on(record: Mapping[str, Any]) -> list[str]:
+    """What of the rows that judge was trained on, a sentence per split."""
+    notes = []
+    for split, found in ((record.get("contamination") or {}).get("splits") or {}).items():
+        if count := sum(found["trained"].values()):
+            kinds = ", ".join(f"{number:,} {kind}" for kind, number in found["trained"].items())
+            notes.append(
+                f"{count:,} of {found['rows']:,} {split} rows were trained on, and scores on them reward memory "
+                f"({kinds}): tables/contamination.csv names them."
+            )
+    return notes
+
+
 def reservations(numbers: RunNumbers) -> list[str]:
     """What the figures of this run do not say, or say less surely than it looks."""
     record, account = numbers.record, numbers.ledger
@@ -128,7 +141,7 @@ def reservations(numbers: RunNumbers) -> list[str]:
     notes = ["One run, one seed: the intervals are over rows, and say nothing of another seed."]
     if judged.get("note"):
         notes.append(f"{judged['note']}.")
-    if judged.get("best_step") is not None:
+    if judged.get("best_step") is not None and "forgets" not in record:  # which keeps its newest adapter
         notes.append(
             f"The dev rows also chose the checkpoint (step {judged['best_step']}), which flatters the adapter."
         )
@@ -148,6 +161,7 @@ def reservations(numbers: RunNumbers) -> list[str]:
         notes += trusting.found(account)
         if account["unscored_rows"]:
             notes.append(f"{account['unscored_rows']} visits of rows have no value.")
+    notes += trained_on(record)
     for split in splits_of(numbers):
         for who, alarm in numbers.evaluation[split].get("degenerate", {}).items():
             if alarm["alarm"]:

@@ -1,1 +1,4 @@
-"""Run directories: the interface between commands."""
+"""Run directories: the interface between commands.
+
+In reading order: directory, contents, tables, recording; around it: family, scratch, git, versions.
+"""

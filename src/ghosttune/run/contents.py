@@ -157,6 +157,31 @@ class WithoutRule(Contents):
     measured: str = ""
 
 
+class Exposed(Contents):
+    """Rows of a split that judge, and how many of them were trained on, by kind."""
+
+    rows: NonNegativeInt
+    short: NonNegativeInt
+    trained: dict[str, NonNegativeInt]
+
+
+class Overlap(Contents):
+    """One of them."""
+
+    split: str
+    example_id: str
+    kind: str
+    train_example_id: str
+    share: float
+
+
+class Overlaps(Contents):
+    """Which rows that judge were trained on."""
+
+    splits: dict[str, Exposed]
+    named: list[Overlap] = []
+
+
 class Record(Contents):
     """run.json."""
 
@@ -170,6 +195,7 @@ class Record(Contents):
     model: Trained
     data: Rows
     left_out: dict[str, int]
+    contamination: Overlaps | None = None
     configuration: str
     origins: dict[str, str]
     environment: Environment
@@ -197,6 +223,21 @@ class Record(Contents):
         return self
 
 
+class Asked(Contents):
+    """A dev prompt that is answered at every evaluation."""
+
+    example_id: str
+    prompt: str = ""
+    references: list[str] = []
+
+
+class Sampled(Contents):
+    """The answer to it at one of them."""
+
+    example_id: str
+    output: Any
+
+
 class Event(Contents):
     """A line of metrics.jsonl."""
 
@@ -207,11 +248,14 @@ class Event(Contents):
     split: str | None = None
     trains: str | None = None
     sources: dict[str, float] = {}
+    asked: list[Asked] = []
+    answers: list[Sampled] = []
 
     @model_validator(mode="after")
     def _whole(self) -> Event:
-        lacks = {"eval": ("split", self.split), "phase": ("trains", self.trains)}.get(self.event)
-        if lacks and lacks[1] is None:
+        needed = {"eval": ("split", self.split), "phase": ("trains", self.trains), "samples": ("answers", self.answers)}
+        lacks = needed.get(self.event)
+        if lacks and not lacks[1]:
             raise ValueError(f"{lacks[0]} is missing")
         return self
 

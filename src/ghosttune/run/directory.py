@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 LOCK = ".lock"
 
-WRITTEN_FIRST = {LOCK, "checkpoints", "config.yaml", "forgetting", "splits.csv"}
+WRITTEN_FIRST = {LOCK, "checkpoints", "config.yaml", "forgetting", "splits.csv", "tables"}
 """What a run directory holds before run.json, with which the run begins."""
 
 NAMES = {
@@ -40,6 +40,7 @@ NAMES = {
     "metrics.jsonl",
     "predictions",
     "report",
+    "rows.patch.jsonl",
     "run.json",
     "splits.csv",
     "store",
@@ -98,6 +99,11 @@ class RunDir:
     def report(self) -> Path:
         """The page of the run and the numbers behind its figures."""
         return self.path / "report"
+
+    @property
+    def patch(self) -> Path:
+        """Changes to the rows of this run that somebody has noted, for the next one (`data.train.patch`)."""
+        return self.path / "rows.patch.jsonl"
 
     @property
     def validation(self) -> Path:

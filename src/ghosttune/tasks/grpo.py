@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from ghosttune.config.setting import Count, Names, TaskSettings, setting, task_name
-from ghosttune.errors import InputError, listed
+from ghosttune.errors import listed, nearest
 from ghosttune.own_code import is_own_code
 from ghosttune.registry import METRICS, TASKS
 from ghosttune.tasks.causal import CausalTask, only_positions
@@ -127,15 +127,18 @@ class GrpoSettings(TaskSettings):
 def _not_a_reward(name: str) -> Iterator[tuple[str, str]]:
     if is_own_code(name):  # looked at by what runs it: a run is opened without its rewards
         return
-    try:
-        metric = METRICS[name].settings
-    except InputError as error:
-        yield "task.rewards", str(error)
-        return
-    if metric.scale != VERIFIED or metric.needs != "answers" or metric.lower_is_better:
-        known = [e.name for e in METRICS if e.settings.scale == VERIFIED and e.settings.needs == "answers"]
+    known = [entry.name for entry in METRICS if _calls_right(entry.settings)]
+    if name not in METRICS.names():
+        message = f"no reward is called {name!r}{nearest(name, known)} ({listed(known, 10)}, or path.py:function)"
+        yield "task.rewards", message
+    elif name not in known:
         message = f"{name} does not call an answer right or wrong; {listed(known, 10)} do, or a function of your own"
         yield "task.rewards", message
+
+
+def _calls_right(metric: Any) -> bool:
+    """Whether the metric says of an answer that it is right, 1, or wrong, 0."""
+    return metric.scale == VERIFIED and metric.needs == "answers" and not metric.lower_is_better
 
 
 @TASKS.register("grpo", GrpoSettings)

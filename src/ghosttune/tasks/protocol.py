@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ghosttune.data.encoding import SHOWN
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -90,15 +92,17 @@ class PredictingTask:
 
 
 def model_inputs(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The entries of a batch that the model reads; segments only where it has learned to tell them apart.
+    """The entries of a batch that the model reads, what its processor makes of images among them.
 
-    Packed rows are told apart by their positions, which Transformers looks at where there is no mask.
+    Segments only where it has learned to tell them apart. Packed rows are told apart by their positions, which
+    Transformers looks at where there is no mask.
     """
     rows = "position_ids" if "position_ids" in batch else "attention_mask"
-    names = ["input_ids", rows, *(name for name in ("pixel_values",) if name in batch)]
+    names = ["input_ids", rows]
     if "token_type_ids" in batch and getattr(unwrapped(model).config, "type_vocab_size", 0) > 1:
         names.append("token_type_ids")
-    return {name: batch[name] for name in names}
+    shown = {name.removeprefix(SHOWN): batch[name] for name in batch if name.startswith(SHOWN)}
+    return {name: batch[name] for name in names} | shown
 
 
 def unwrapped(model: Any) -> Any:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from transformers import TrainingArguments
 
 from ghosttune.config.schema import RunConfig
+from ghosttune.training.optimizers import MUON
 from ghosttune.training.processes import processes
 
 
@@ -18,6 +20,7 @@ def training_arguments(config: RunConfig, folder: str, resuming: bool) -> Traini
         os.environ["ACCELERATE_TORCH_DEVICE"] = device
     arguments = TrainingArguments(
         output_dir=folder,
+        run_name=Path(folder).name,
         max_steps=train.max_steps or 0,
         per_device_train_batch_size=train.per_device_train_batch_size,
         per_device_eval_batch_size=train.per_device_eval_batch_size,
@@ -30,7 +33,7 @@ def training_arguments(config: RunConfig, folder: str, resuming: bool) -> Traini
         adam_beta2=train.adam_beta2,
         adam_epsilon=train.adam_epsilon,
         max_grad_norm=train.max_grad_norm,
-        optim=train.optim,
+        optim="adamw_torch" if train.optim == MUON else train.optim,  # which the Trainer does not know, nor makes
         seed=train.seed,
         logging_steps=train.logging_steps or 1,
         logging_nan_inf_filter=False,
@@ -46,7 +49,7 @@ def training_arguments(config: RunConfig, folder: str, resuming: bool) -> Traini
         ddp_backend="gloo" if device == "cpu" and processes() > 1 else None,
         remove_unused_columns=False,
         dataloader_pin_memory=device != "cpu",
-        report_to=list(config.run.trackers),
+        report_to=[],
         disable_tqdm=True,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several visible devices must not switch DataParallel on

@@ -38,7 +38,7 @@ def write_values(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    totals = _totals(run)
+    totals = totals_of(run)
     names = list(dict.fromkeys(name for _, row in rows for name in row))
     never: tuple[None, None, None, int] = (None, None, None, 0)
     value, credit, standing, seen = zip(*(totals.get(example_id, never) for example_id, _ in rows), strict=True)
@@ -73,7 +73,7 @@ def _columns(rows: Sequence[tuple[str, Mapping[str, Any]]], names: Sequence[str]
         yield from some.items()
 
 
-def _totals(run: RunDir) -> dict[str, tuple[float | None, float | None, float | None, int]]:
+def totals_of(run: RunDir) -> dict[str, tuple[float | None, float | None, float | None, int]]:
     """(value, credit, standing, steps seen) by row: the ledger's entries added up, in the order of the steps."""
     table = read_table(run, "ledger", ["step", "example_id", "value", "credit"])
     ids = table["example_id"].combine_chunks().dictionary_encode()

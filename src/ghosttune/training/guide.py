@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ghosttune.data.encoding import RowFeatures
+from ghosttune.training.freed import give_back
 from ghosttune.training.processes import processes, rank, total
 
 Batch = Mapping[str, Any]
@@ -69,6 +70,8 @@ def guide_gradient(
                 if gradient is not None:
                     sums[name] += gradient
             nats += loss.detach().double()
+            del loss, gradients
+            give_back()
     for tensor in (*sums.values(), nats):
         total(tensor)
     return float(nats), sums

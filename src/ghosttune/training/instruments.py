@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ghostgrad import GradientEngine, NotFinite
-from ghosttune.errors import GhosttuneError
+from ghosttune.errors import NotANumber
 from ghosttune.run.tables import Table
 
 
@@ -79,12 +79,12 @@ class MicroBatch:
 
     @contextmanager
     def named(self) -> Iterator[None]:
-        """GhosttuneError with the ids of the rows of which the gradient is not finite."""
+        """NotANumber with the ids of the rows of which the gradient is not finite."""
         try:
             yield
         except NotFinite as error:
             which = ", ".join(dict.fromkeys(self.example_ids[row] for row in error.rows)) or "unknown"
-            raise GhosttuneError(
+            raise NotANumber(
                 f"the loss is not a number (rows {which}), so that these rows have no gradient; look at them with "
                 "`ghosttune preview`, and at the weights if it is so for all rows"
             ) from error
@@ -236,3 +236,8 @@ class Measurement(TrainerCallback):
         for instrument in self.instruments:
             instrument.close(self.model)
         self.flush()
+
+
+def instrument_of(measurement: Measurement, kind: type[Instrument]) -> Any:
+    """The instrument of a kind; None when it is off."""
+    return next((one for one in measurement.instruments if isinstance(one, kind)), None)

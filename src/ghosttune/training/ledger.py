@@ -303,6 +303,12 @@ class Ledger(Instrument):
             )
         )
 
+    @property
+    def totals(self) -> dict[str, float]:
+        """What the account holds so far, in nats per target; `guide_loss` is of the last guide pass."""
+        found = {"modules": self.modules, "rows": self.rows, "weight_decay": self.decay}
+        return found | {"guide_loss": self.loss_before}
+
     def counters(self) -> dict[str, Any]:
         rotation = {"rotation": self.rotation.totals} if self.rotation else {}
         credits = gathered(self.credits.counters()) if self.credits else []

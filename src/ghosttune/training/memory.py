@@ -149,13 +149,21 @@ def _in_settings(change: dict[str, Any], config: RunConfig) -> str:
 def free_memory(device: str) -> int:
     """Bytes that are free on the device now, within what a container may use."""
     import psutil
-    import torch
 
     if device != "cpu":
+        import torch
+
         return torch.cuda.mem_get_info(torch.device(device))[0]
     free = psutil.virtual_memory().available
     limit, used = (_number(CGROUP / name) for name in ("memory.max", "memory.current"))
     return free if limit is None or used is None else min(free, limit - used)
+
+
+def own_memory(device: str) -> int:
+    """Bytes of the device that this process has now, where that is the machine's own memory; 0 of a GPU."""
+    import psutil
+
+    return psutil.Process().memory_info().rss if device == "cpu" else 0
 
 
 def _number(file: Path) -> int | None:

@@ -2,7 +2,8 @@
 
 After every window of updates, what the rows of each source did in it says how the next window's rows are drawn. By
 `guide` that is their value per target (first order, as the ledger has it: what they did to the guide loss), by `odm`
-their loss per target. All of it is recorded, and the order of rows follows from the seed and the recorded shares.
+their loss per target, by `doremi` what of it is above a reference's. All of it is recorded, and the order of rows
+follows from the seed and the recorded shares.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -73,6 +75,29 @@ class Exponentiated:
         self.gained, self.windows = np.array(state["gained"]), state["windows"]
 
 
+class Excess:
+    """DoReMi (Xie et al. 2023, arXiv 2305.10429): exponentiated gradient on a source's loss above a reference's.
+
+    The rate is 1 and the weights are mixed with equal ones, as published; `floor` says how much. What is clipped at 0
+    is a row's excess, where DoReMi clips that of each token. A window without a row of a source leaves it as it was.
+    """
+
+    def __init__(self, first: Sequence[float], floor: float):
+        self.first, self.floor = np.array(first), floor
+        self.gained = np.zeros(len(first))
+
+    def learn(self, signals: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """The next weights; `signals` of the window that had these weights, NaN for a source that had no row."""
+        self.gained = self.gained + np.nan_to_num(signals)
+        return _above(self.first * np.exp(self.gained - self.gained.max()), self.floor / len(self.first))
+
+    def state(self) -> dict[str, Any]:
+        return {"gained": self.gained.tolist()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.gained = np.array(state["gained"])
+
+
 class Bandit:
     """Online data mixing (Albalak et al. 2023, arXiv 2312.02406): EXP3 with a source's loss as its reward.
 
@@ -124,7 +149,8 @@ class Mixture(Instrument):
         settings: from what, how often and how far the weights are learnt.
         device: of the model.
         table: of MIXTURE_COLUMNS; one entry per window and source.
-        ledger: that tells what rows do; for `odm` it is not asked.
+        ledger: that tells what rows do; only `guide` asks it.
+        reference: the nats of each row under the reference of `doremi`.
     """
 
     def __init__(
@@ -135,21 +161,23 @@ class Mixture(Instrument):
         device: torch.device,
         table: Table,
         ledger: Ledger | None = None,
+        reference: Sequence[float] | None = None,
     ):
         self.order, self.by, self.every = order, settings.by, settings.every
         self.ledger = ledger if settings.by == "guide" else None
         self.table, self.tables = table, (table,)
         first = [share / WHOLE for share in order.shares[0]]
-        self.learner = (
-            Exponentiated(first, settings.floor)
-            if settings.by == "guide"
-            else Bandit(first, settings.floor, settings.every * order.rows_per_step)
-        )
+        self.learner = {
+            "guide": partial(Exponentiated, first, settings.floor),
+            "odm": partial(Bandit, first, settings.floor, settings.every * order.rows_per_step),
+            "doremi": partial(Excess, first, settings.floor),
+        }[settings.by or ""]()
         self.place = {name: place for place, name in enumerate(order.sources)}
         self.source_of = torch.tensor([self.place[source_of_row(row.example_id)] for row in rows], device=device)
         self.targets_of = torch.tensor([row.targets for row in rows], dtype=torch.float64, device=device)
+        self.reference = None if reference is None else torch.tensor(reference, dtype=torch.float64, device=device)
         self.sums = torch.zeros(3, len(first), dtype=torch.float64, device=device)
-        """[rows, targets and nats, sources] of this process in the window under way."""
+        """[rows, targets and nats (above the reference), sources] of this process in the window under way."""
         self.values = torch.zeros(len(first), dtype=torch.float64)
         """The same of what its rows did to the guide loss."""
         self.ids: list[str] = []
@@ -198,7 +226,9 @@ class Mixture(Instrument):
         """Takes the rows of a micro-batch that trains, by their positions, and the nats of each."""
         with self._timed():
             targets = self.targets_of[positions]
-            told = torch.stack([torch.ones_like(targets), targets, nats.detach().double()])
+            loss = nats.detach().double()
+            told = loss if self.reference is None else (loss - self.reference[positions]).clamp(min=0)
+            told = torch.stack([torch.ones_like(targets), targets, told])
             self.sums.index_add_(1, self.source_of[positions], told)
 
     @contextmanager
@@ -225,6 +255,9 @@ class Mixture(Instrument):
         weights = {
             name: {"first": float(first[place]), "last": float(last[place])} for name, place in self.place.items()
         }
+        if self.by == "doremi":
+            for name, mean in zip(weights, np.mean(self.order.shares, axis=0) / WHOLE, strict=True):
+                weights[name]["mean"] = float(mean)  # what DoReMi recommends for the next run
         return {"by": self.by, "changes": len(self.order.shares) - 1, "weights": weights}
 
     def counters(self) -> dict[str, Any]:

@@ -72,6 +72,8 @@ class Norms(Instrument):
         self.facts, self.table, self.every, self.by_module = facts, table, every, by_module
         self.tables = (table,)
         self.before: list[Tensor] = []
+        self.latest: dict[str, float] = {}
+        """The newest norm of each group that trains, before clipping."""
 
     def after_backward(self, gradient: StepGradient) -> None:
         if is_due(gradient.step, self.every):
@@ -93,6 +95,7 @@ class Norms(Instrument):
             for place, (name, parameter) in enumerate(self.parameters.items())
         ]
         self._append(step, rows if self.by_module else _by_group(rows), Clip(length, self.gradient.limit).factor)
+        self.latest = {row[0].group: row[2] for row in _by_group(rows) if row[1]}
         self.before = []
 
     def _append(self, step: int, rows: list[Any], clip: float) -> None:

@@ -22,19 +22,22 @@ from transformers.trainer_callback import PrinterCallback
 from ghosttune.config.schema import RunConfig
 from ghosttune.data.encoding import Encoded, RowFeatures
 from ghosttune.data.mixing import source_of_row
-from ghosttune.errors import GhosttuneError
+from ghosttune.errors import NotANumber
 from ghosttune.run.directory import RunDir
 from ghosttune.training import checkpoints
 from ghosttune.training.arguments import training_arguments
 from ghosttune.training.candidates import Candidates
-from ghosttune.training.instruments import Measurement, MicroBatch
-from ghosttune.training.measuring import instrument_of
+from ghosttune.training.freed import give_back
+from ghosttune.training.instruments import Measurement, MicroBatch, instrument_of
 from ghosttune.training.mixture import Mixture
+from ghosttune.training.optimizers import made_here
 from ghosttune.training.order import MicroBatches, RowOrder
 from ghosttune.training.packed import packing_of
 from ghosttune.training.phasing import Phasing
 from ghosttune.training.processes import gathered
 from ghosttune.training.rollouts import Rollouts
+from ghosttune.training.samples import Samples
+from ghosttune.training.tracking import Trackers
 from ghosttune.training.unlearning import Unlearning
 from ghosttune.training.watching import OF_SOURCE, Watch
 
@@ -73,6 +76,8 @@ class RunTrainer(Trainer):
         resuming: bool,
         by_source: bool = False,
         unlearning: Unlearning | None = None,
+        samples: Samples | None = None,
+        trackers: Trackers | None = None,
     ):
         self.config, self.run, self.task, self.watch, self.measurement = config, run, task, watch, measurement
         self.by_source = by_source
@@ -81,7 +86,7 @@ class RunTrainer(Trainer):
         self.rollouts: Rollouts | None = instrument_of(measurement, Rollouts)
         self.mixture: Mixture | None = instrument_of(measurement, Mixture)
         self.train_rows, self.dev_rows, self.order = train.features, dev.features, order
-        self.unlearning = unlearning
+        self.unlearning, self.samples, self.trackers = unlearning, samples, trackers
         self.collate_rows = packing_of(collator, model) if config.train.packing else collator
         if unlearning is not None:
             self.collate_rows = unlearning.beside(collator)
@@ -95,10 +100,22 @@ class RunTrainer(Trainer):
             data_collator=collator,
             train_dataset=rows,
             eval_dataset=judges,
-            callbacks=[watch, measurement, *([phasing] if phasing else [])],  # what ends a phase sees it first
+            optimizer_cls_and_kwargs=made_here(config),
+            callbacks=[
+                watch,
+                measurement,
+                *([phasing] if phasing else []),
+                *([trackers] if trackers else []),
+            ],  # what ends a phase sees it first
         )
         self.remove_callback(PrinterCallback)
         watch.trainer = self
+
+    def train(self, *args: Any, **options: Any) -> Any:
+        """To the last step, with the weights that answer."""
+        output = super().train(*args, **options)
+        self.optimizer.eval()
+        return output
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """This process's micro-batches; the steps are the same however many processes share them."""
@@ -111,6 +128,7 @@ class RunTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """The micro-batches of the next step and its targets: as they come, chosen among candidates, or drawn."""
+        self.optimizer.train()  # some optimizers have other weights for answers
         if self.rollouts is not None:
             drawn = self.rollouts.batches(self.state.global_step + 1, list(islice(epoch_iterator, num_batches)))
             return drawn, self._get_num_items_in_batch(drawn, device)
@@ -124,7 +142,7 @@ class RunTrainer(Trainer):
         return batches, self._get_num_items_in_batch(batches, device)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW; where B learns faster than A (LoRA+), with groups of their own for B."""
+        """As `train.optim` says; where B learns faster than A (LoRA+), with groups of their own for B."""
         optimizer = super().create_optimizer(model)
         ratio = getattr(self.config.method, "loraplus_lr_ratio", 1.0)
         if ratio != 1:
@@ -153,7 +171,7 @@ class RunTrainer(Trainer):
         if self.unlearning is not None:
             losses = self.unlearning.loss(losses, inputs)
         if not torch.isfinite(losses).all():
-            raise GhosttuneError(self._not_finite(losses, inputs["example_index"]))
+            raise NotANumber(self._not_finite(losses, inputs["example_index"]))
         if self.mixture is not None:
             self.mixture.saw(inputs["example_index"], losses)
         used = inputs["row_of_position"] >= 0 if "row_of_position" in inputs else inputs["attention_mask"] > 0
@@ -181,8 +199,10 @@ class RunTrainer(Trainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Dev loss in nats per target over all dev rows; the value does not depend on the batch size.
 
-        And that of the rows that are forgotten, where there are any; and what greedy answers to dev prompts earn.
+        And that of the rows that are forgotten, where there are any; and what greedy answers to dev prompts earn. The
+        answers to sampled dev prompts are recorded besides.
         """
+        self.optimizer.eval()
         losses = gathered(self.example_losses(self.dev_rows))[0]  # one number decides in all processes
         targets = sum(row.targets for row in self.dev_rows)
         metrics = {"eval_loss": float(losses.sum()) / targets}
@@ -194,7 +214,17 @@ class RunTrainer(Trainer):
         if self.rollouts is not None:
             metrics |= {f"eval_{name}": value for name, value in self.rollouts.answers.on_dev_rows().items()}
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if self.samples is not None:
+            self._record_samples(self.samples)
         return metrics
+
+    def _record_samples(self, samples: Samples) -> None:
+        """What is asked stands in the first record alone."""
+        step, answers = self.state.global_step, samples.answers()
+        asked = {"asked": samples.asked} if step == 0 else {}
+        self.watch.record({"step": step, "event": "samples", "split": "dev", **asked, "answers": answers})
+        if self.trackers is not None:
+            self.trackers.answers(step, samples.asked, answers)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Tells the callbacks, with what the answers since the last log are worth."""
@@ -213,6 +243,7 @@ class RunTrainer(Trainer):
             batch = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
             total[positions] = self.task.example_loss(self.model, batch).double().cpu()
         self.model.train(was_training)
+        give_back()
         return total
 
     def _eval_batches(self, rows: Sequence[RowFeatures]) -> Iterator[list[int]]:
@@ -227,6 +258,7 @@ class RunTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
         step = self.state.global_step
+        self.optimizer.eval()  # a checkpoint's weights answer
         self.measurement.flush()
         checkpoints.write_checkpoint(
             self.run.checkpoint(step),

@@ -12,7 +12,7 @@ import torch
 from transformers import TrainerCallback
 
 from ghosttune.config.sections import TrainSettings
-from ghosttune.errors import GhosttuneError
+from ghosttune.errors import NotANumber
 from ghosttune.run.directory import RunDir
 from ghosttune.run.family import handling
 from ghosttune.training.processes import any_of, gathered, processes, rank
@@ -27,7 +27,8 @@ EARNED = ("reward", "success")
 """What answers to dev prompts earn, where they are rewarded; the reward then decides which evaluation is the best."""
 
 Listener = Callable[[dict[str, Any]], None]
-"""Called with every event and, between them, with {"event": "step", "step", "max_steps"}."""
+"""Called with every event and, between them, with {"event": "step", "step", "max_steps", "tokens"} (tokens of all steps
+since this process began, about so many where several share the work) and {"event": "stage", "stage"}."""
 
 
 def ignore(event: dict[str, Any]) -> None:
@@ -117,7 +118,8 @@ class Watch(TrainerCallback):
         self.trainer._globalstep_last_logged = self.logged_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.listen({"event": "step", "step": state.global_step, "max_steps": state.max_steps})
+        tokens = int(self.trainer.counted[0]) * processes()  # they share a step's rows: what others had is alike
+        self.listen({"event": "step", "step": state.global_step, "max_steps": state.max_steps, "tokens": tokens})
         if state.global_step >= state.max_steps:
             self.complete = True
             control.should_log = control.should_evaluate = control.should_save = True
@@ -137,7 +139,7 @@ class Watch(TrainerCallback):
     ) -> None:
         loss, step = (metrics or {})["eval_loss"], state.global_step
         if not math.isfinite(loss):
-            raise GhosttuneError(
+            raise NotANumber(
                 f"the dev loss is not a number at step {step}; lower train.learning_rate"
                 if step
                 else "the untouched base gives a dev loss that is not a number; look at its weights and model.dtype"

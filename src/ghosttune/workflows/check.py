@@ -20,6 +20,7 @@ from ghosttune.data.hub import is_hub_id
 from ghosttune.data.images import ImageEncoder
 from ghosttune.data.inspecting import ROWS, Inspected, repeated_rows
 from ghosttune.errors import ConfigError, DataError, InputError, Problem, TooFewRows, listed
+from ghosttune.judging.asking import to_answer
 from ghosttune.metrics.intervals import FEWEST_ROWS
 from ghosttune.models.loading import load_model, load_tokenizer, longest_input
 from ghosttune.models.modules import head_modules, targets_in
@@ -27,6 +28,12 @@ from ghosttune.models.sizing import width_of
 from ghosttune.run.directory import RunDir
 from ghosttune.run.recording import RECORDED_PACKAGES
 from ghosttune.run.versions import changed_versions, installed, unmet_requirements
+from ghosttune.stages.instruments import measurement_of
+from ghosttune.stages.model import Adapted, adapted_model, initialisation_of, longest_row, phasing_of
+from ghosttune.stages.ordering import by_place, scores_of
+from ghosttune.stages.prepare import Prepared, prepare, require_same_data, task_of
+from ghosttune.stages.start import require_same_configuration
+from ghosttune.stages.trying import MODEL, Tried, before_loading, on_real_rows
 from ghosttune.training import checkpoints
 from ghosttune.training.engines import without_rule
 from ghosttune.training.order import WHOLE, MicroBatches
@@ -34,20 +41,7 @@ from ghosttune.training.packed import packing_of, padding_shares
 from ghosttune.training.phasing import Phasing
 from ghosttune.training.processes import processes
 from ghosttune.training.sketching import predicted
-from ghosttune.workflows.asking import to_answer
 from ghosttune.workflows.fixing import require_fixable, write_usable
-from ghosttune.workflows.ordering import by_place, scores_of
-from ghosttune.workflows.prepare import Prepared, prepare, require_same_data, task_of
-from ghosttune.workflows.train import (
-    Adapted,
-    adapted_model,
-    initialisation_of,
-    longest_row,
-    measurement_of,
-    phasing_of,
-    require_same_configuration,
-)
-from ghosttune.workflows.trying import MODEL, Tried, before_loading, on_real_rows
 
 SIGNALS = {"effective": "chosen by effective norms", "ledger": "chosen by the ledger's shares"}
 
@@ -245,6 +239,8 @@ def _look_at_the_model(config: RunConfig, report: Report) -> None:
 
 def _look_at_the_rows(prepared: Prepared, report: Report) -> None:
     """Judges rows that training would accept; those that spoil it count as unusable."""
+    if prepared.stream is not None:
+        report.not_checked.append(f"rows of the stream behind the first {len(prepared.train_records):,}")
     spoiled: dict[str, str] = {}
     for check, finding in ROWS.found(inspected(prepared)):
         report.findings.append(finding)
@@ -261,7 +257,8 @@ def _look_at_the_run(prepared: Prepared, report: Report, whole: bool) -> None:
     if not _loads(tried, report):
         return
     adapted = adapted_model(prepared, report.refuse)
-    planned = Planned(config, len(prepared.train), len(prepared.dev), FEWEST_ROWS, width_of(adapted.model))
+    rows = len(prepared.train) if prepared.stream is None else prepared.rows_in_an_epoch
+    planned = Planned(config, rows, len(prepared.dev), FEWEST_ROWS, width_of(adapted.model))
     report.findings += SETTINGS.findings(planned)
     if longest_row(prepared) <= (longest_input(adapted.model) or math.inf):
         tried = on_real_rows(tried, prepared, adapted, whole)
@@ -332,7 +329,7 @@ def _plan(prepared: Prepared, counts: dict[str, int], phasing: Phasing | None) -
         **({"template": config.data.template} if prepared.template is not None else {}),
         "metadata_columns": ", ".join(prepared.metadata_columns) or "none",
         "rows": {
-            "train": len(prepared.train_records),
+            "train": len(prepared.train_records if prepared.stream is None else prepared.stream),
             "dev": len(prepared.dev_records),
             "guide": len(prepared.guide_records),
             "repeated": len(repeated_rows(prepared.train_records)),
@@ -355,7 +352,8 @@ def _plan(prepared: Prepared, counts: dict[str, int], phasing: Phasing | None) -
             if prepared.train.without_reasoning
             else {}
         ),
-        "steps": {"total": steps, "per_epoch": per_epoch, "epochs": round(steps / per_epoch, 2)},
+        "steps": {"total": steps}
+        | ({"per_epoch": per_epoch, "epochs": round(steps / per_epoch, 2)} if prepared.stream is None else {}),
         **(
             {"chosen_per_step": {"rows": rows, "of": min(rows * selection.offered, len(prepared.train))}}
             if selection.by
@@ -403,6 +401,8 @@ def _padding(prepared: Prepared, adapted: Adapted) -> dict[str, Any]:
 
 def _store(prepared: Prepared, adapted: Adapted) -> dict[str, Any] | str:
     """What `ghosttune index` would keep of the training rows, per checkpoint; or why it cannot."""
+    if prepared.stream is not None:
+        return "cannot be had of streamed rows; index files of them with --data"
     try:
         rows, unsupported = len(prepared.train_records), prepared.config.measure.unsupported
         return predicted(adapted.model, adapted.facts, rows, unsupported)

@@ -13,7 +13,7 @@ from ghosttune.config.rendering import inline
 from ghosttune.config.schema import KINDS
 from ghosttune.config.wording import accepted
 from ghosttune.errors import InputError
-from ghosttune.workflows.runs import Run, open_run
+from ghosttune.stages.runs import Run, open_run
 
 Record = dict[str, Any]
 

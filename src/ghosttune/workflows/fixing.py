@@ -22,6 +22,8 @@ def require_fixable(config: RunConfig, out: Path) -> None:
             f"--fix sorts the rows of one source, and data.train.sources mixes {listed(train.sources)}; give them one "
             "by one, with --set data.train.path"
         )
+    if train.streaming:
+        raise InputError("--fix sorts all rows of a file, and these are streamed; give it one shard, not streamed")
     if train.name is not None or train.path in (None, BUILTIN_ROWS):
         raise InputError(f"--fix sorts rows of your own (data.train.path), and these are {train.name or train.path}")
     if out.suffix != ".jsonl":

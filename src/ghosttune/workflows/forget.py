@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ghosttune.choosing.opened import OpenedRun
 from ghosttune.config.loading import load_config
 from ghosttune.config.rendering import inline
 from ghosttune.config.schema import RunConfig
@@ -17,14 +18,13 @@ from ghosttune.data.splitting import sampled
 from ghosttune.errors import InputError, RunError
 from ghosttune.metrics.intervals import FEWEST_ROWS, Interval, mean_ratio, verdict
 from ghosttune.run.directory import RunDir, write_json, write_jsonl
+from ghosttune.stages.prepare import Prepared, prepare
+from ghosttune.stages.runs import Run, open_run
+from ghosttune.stages.unlearning import best_checkpoint
 from ghosttune.tasks.protocol import row_nats
 from ghosttune.training import checkpoints
 from ghosttune.training.watching import Listener, ignore
-from ghosttune.workflows.opened import OpenedRun
-from ghosttune.workflows.prepare import Prepared, prepare
-from ghosttune.workflows.runs import Run, open_run
 from ghosttune.workflows.train import resume, train
-from ghosttune.workflows.unlearning import best_checkpoint
 
 STEPS = 60
 
@@ -132,6 +132,7 @@ def _configured(run: Run, steps: int, given: Mapping[str, Any], overrides: Seque
         "measure.norms.layers": True,
         "run.name": None,
         "run.trackers": [],
+        "alerts": None,
     }
     if run.config.measure.ledger.guide_every is not None:
         changes["measure.ledger.guide_every"] = steps
@@ -147,7 +148,12 @@ def _retrained(source: Run, opened: OpenedRun, folder: RunDir, config: RunConfig
         write_jsonl(folder.retrained_rows, kept)
         if again.exists:
             return resume(again.path, listen=listen, trust_remote_code=source.trust_remote_code)
-        changes = {"data.train.keep": str(folder.retrained_rows.absolute()), "run.name": None, "run.trackers": []}
+        changes = {
+            "data.train.keep": str(folder.retrained_rows.absolute()),
+            "run.name": None,
+            "run.trackers": [],
+            "alerts": None,
+        }
         texts = [f"{setting}={inline(value)}" for setting, value in changes.items()]
         recipe = load_config(source.folder.config, overrides=texts, trust_remote_code=source.trust_remote_code)
         return train(recipe, again.path, listen=listen)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -11,8 +13,11 @@ from typing import Any
 
 from ghosttune.data.columns import RowFault, list_of, text_of
 from ghosttune.data.files import fingerprint, shown
+from ghosttune.data.images import opened
 from ghosttune.data.labelled import LABELLED_COLUMNS, SAID
 from ghosttune.data.records import ID_COLUMNS, prompt_of
+from ghosttune.data.showing import image_root
+from ghosttune.data.turns import images_of
 from ghosttune.errors import DataError, InputError, ModelError, RunError, listed
 from ghosttune.foreign import open_file, read_json
 from ghosttune.inference.pipeline import Pipeline, record_of
@@ -54,10 +59,11 @@ def infer(
     trust_remote_code: bool = False,
     progress: Callable[[int, int], None] = lambda done, rows: None,
 ) -> Inferred:
-    """Writes one line per row of `source` (JSONL) to `output`: `example_id`, `output`, `tokens`, `stopped`; or `error`.
+    """Writes one line per row of `source` to `output`: `example_id`, `output`, `tokens`, `stopped`; or `error`.
 
-    A row asks with `prompt`, `messages` or `instruction` (and `input`), or with the columns of the run's task but the
-    label; `output` is then what is predicted, and further entries say how sure. An unfinished output is continued, to
+    A row of JSONL or CSV asks with `prompt`, `messages` or `instruction` (and `input`), and shows what `image` or
+    `images` name; or it asks with the columns of the run's task but the label: `output` is then what is predicted, and
+    further entries say how sure. An unfinished output is continued, to
     the bytes it would have had, when input, weights and settings are the same, else RunError; a row that cannot be
     answered costs no other.
     """
@@ -83,7 +89,7 @@ def infer(
             block = rows[start : start + ROWS_TOGETHER]
             drawn = Sampling(**{**asdict(sampling), "seed": sampling.seed + start})
             if pipeline.writes:
-                _append(output, _answered(pipeline, block, max_new_tokens, drawn))
+                _append(output, _answered(pipeline, block, image_root(source), max_new_tokens, drawn))
             else:
                 _append(output, _predicted(pipeline, block))
             progress(start + len(block), len(rows))
@@ -93,17 +99,38 @@ def infer(
 
 
 def _read(source: Path) -> Iterator[_Asked]:
-    """Every line that is not blank, as a question or as what is wrong with it."""
+    """Every line that is not blank, or row of a table, as a question or as what is wrong with it."""
     try:
         with open_file(source) as file:
-            lines = file.read().splitlines()
+            whole = file.read()
     except OSError as error:
-        raise DataError(f"{source} cannot be read: {error.strerror}; --input takes a JSONL file") from error
+        raise DataError(f"{source} cannot be read: {error.strerror}; --input takes a JSONL or CSV file") from error
+    if source.suffix.lower() == ".csv":
+        yield from _of_table(whole, source)
+        return
+    lines = whole.splitlines()
     if not any(line.strip() for line in lines):
         raise DataError(f"{source} holds no rows")
     for number, line in enumerate(lines, start=1):
         if line.strip():
             yield _asked(line, f"{source.name}:{number}")
+
+
+def _of_table(whole: bytes, source: Path) -> Iterator[_Asked]:
+    """The rows of a CSV file below its header; empty cells are as if they were not there."""
+    try:
+        table = list(csv.DictReader(io.StringIO(whole.decode("utf-8-sig"), newline=""), strict=True))
+    except (ValueError, csv.Error) as error:
+        raise DataError(f"{source} is not CSV in UTF-8: {error}") from error
+    if not table:
+        raise DataError(f"{source} holds no rows below its header")
+    for number, cells in enumerate(table, start=1):
+        place = f"{source.name}[{number}]"
+        if None in cells or None in cells.values():
+            yield _Asked(place, {}, "has more or fewer cells than the header")
+            continue
+        fields = {name: value for name, value in cells.items() if value}
+        yield _Asked(next((fields[name] for name in ID_COLUMNS if name in fields), place), fields)
 
 
 def _asked(line: bytes, place: str) -> _Asked:
@@ -118,16 +145,22 @@ def _asked(line: bytes, place: str) -> _Asked:
 
 
 def _answered(
-    pipeline: Pipeline, rows: list[_Asked], max_new_tokens: int | None, sampling: Sampling
+    pipeline: Pipeline, rows: list[_Asked], root: Path, max_new_tokens: int | None, sampling: Sampling
 ) -> list[dict[str, Any]]:
-    """The lines of a block: rows whose prompt cannot be made are set aside before the others are asked together."""
+    """The lines of a block: rows whose prompt cannot be made are set aside before the others are asked together.
+
+    Images lie below `root`.
+    """
     lines: list[dict[str, Any]] = []
     prompts: dict[int, list[int]] = {}
     for place, row in enumerate(rows):
         fault = row.fault
         if not fault:
             try:
-                prompts[place] = pipeline.prompt_ids(prompt_of(row.fields), max_new_tokens)
+                turns = prompt_of(row.fields, root)
+                for image in images_of(turns):
+                    opened(image)  # one that is cut short must not cost the others their answers
+                prompts[place] = pipeline.prompt_ids(turns, max_new_tokens)
             except (RowFault, DataError, ModelError) as error:
                 fault = str(error)
         lines.append({"example_id": row.example_id, "error": fault})

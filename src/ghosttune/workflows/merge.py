@@ -9,7 +9,7 @@ from ghosttune.config.loading import load_config
 from ghosttune.config.sections import ModelSettings
 from ghosttune.errors import RunError
 from ghosttune.inference.pipeline import Pipeline
-from ghosttune.models.loading import load_model
+from ghosttune.models.loading import load_model, processor_files, sees
 from ghosttune.models.merging import (
     TOLERANCES,
     Answering,
@@ -46,7 +46,7 @@ def merge(run: str | Path, out: str | Path, *, trust_remote_code: bool = False) 
     moved: list[float] = []
 
     def fill(partial: Path) -> None:
-        write_merged(model, tokenizer, answering, partial)
+        write_merged(model, tokenizer, answering, partial, processor_files(settings) if sees(model) else ())
         place, trusted = str(partial.resolve()), settings.trust_remote_code
         written = load_model(
             ModelSettings(name=place, dtype=settings.dtype, trust_remote_code=trusted), config.train.seed

@@ -11,8 +11,9 @@ from ghosttune.config.schema import RunConfig
 from ghosttune.data.encoding import Encoder, RowFeatures
 from ghosttune.data.mixing import source_of_row
 from ghosttune.data.records import Record
-from ghosttune.workflows.ordering import by_place, needs_the_model, scores_of
-from ghosttune.workflows.prepare import Prepared, prepare
+from ghosttune.data.token_texts import token_texts
+from ghosttune.stages.ordering import by_place, needs_the_model, scores_of
+from ghosttune.stages.prepare import Prepared, prepare
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def preview(config: RunConfig, rows: int = 3) -> list[PreviewedRow]:
 
 
 def _base(prepared: Prepared) -> Any:
-    from ghosttune.workflows.train import adapted_model
+    from ghosttune.stages.model import adapted_model
 
     return adapted_model(prepared).model
 
@@ -98,14 +99,3 @@ def _first(prepared: Prepared, rows: int) -> list[RowFeatures]:
 def _by_score(prepared: Prepared, scores: dict[str, float], rows: int) -> list[RowFeatures]:
     order = replace(prepared, scores=by_place(prepared, scores)).order()
     return [prepared.train.features[place] for place in islice(order, rows)]
-
-
-def token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
-    """The text each token adds; a character spread over several tokens is shown by the last of them."""
-    texts: list[str] = []
-    done = ""
-    for end in range(1, len(ids) + 1):
-        text = tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False)
-        texts.append(text[len(done) :] if text.startswith(done) and not text.endswith("\ufffd") else "")
-        done = text if not text.endswith("\ufffd") else done
-    return texts

@@ -8,6 +8,7 @@ from typing import Any
 
 from ghosttune.config.loading import load_config
 from ghosttune.config.schema import RunConfig
+from ghosttune.data.files import changed_files
 from ghosttune.data.mixing import open_data
 from ghosttune.data.records import Record
 from ghosttune.data.sources import Source
@@ -37,8 +38,8 @@ def shades_of(run: RunDir, count: int, trust_remote_code: bool = False) -> Shade
     ids = [row["example_id"] for rows in extremes(RunNumbers(run)).values() for row in rows[:count]]
     if not ids:
         raise InputError(f"{run.path} has no values of rows, so that there is nothing to shade (measure.ledger)")
-    from ghosttune.workflows.opened import OpenedRun
-    from ghosttune.workflows.tokens import guide_shares
+    from ghosttune.choosing.opened import OpenedRun
+    from ghosttune.choosing.tokens import guide_shares
 
     found = guide_shares(OpenedRun(run.path, trust_remote_code=trust_remote_code), ids)
     return {name: [(share.text, share.tokens, share.share) for share in shares] for name, shares in found.items()}
@@ -51,12 +52,12 @@ def texts_of(run: RunDir, trust_remote_code: bool = False) -> tuple[Texts, str]:
         return {}, ""
     try:
         config = load_config(run.config, trust_remote_code=trust_remote_code)
+        if config.data.train.streaming:
+            return {}, "The texts of the rows are not shown, because they were streamed: their ids name file and line."
         source = open_data(config.data.train, TASKS[config.task.type].build(config.task).formats)
     except InputError as error:
         return {}, f"The texts of the rows are not shown, because their source cannot be read any more: {error}"
-    recorded = run.read_record()["data"]["fingerprints"]
-    changed = [file for file, digest in source.fingerprints.items() if recorded.get(file) != digest]
-    if changed:
+    if changed := changed_files(run.read_record()["data"]["fingerprints"], source.fingerprints):
         return {}, f"The texts of the rows are not shown, because these files changed since: {', '.join(changed)}"
     return {name: said for name, said in every_text(source, config) if name in wanted}, ""
 

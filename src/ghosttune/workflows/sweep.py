@@ -16,12 +16,12 @@ from typing import Any
 from ghosttune.config.rendering import plain_yaml
 from ghosttune.config.sweeps import Trial, read_sweep
 from ghosttune.errors import GhosttuneError, InputError, RunError, listed
+from ghosttune.judging.arms import named
+from ghosttune.judging.compare import Comparison, comparison_of
 from ghosttune.own_code import consent
 from ghosttune.run.directory import RunDir, require_contained, write_json, write_text
 from ghosttune.run.family import interrupted_by_sigterm, let_go, start_child
-from ghosttune.workflows.arms import named
-from ghosttune.workflows.compare import Comparison, comparison_of
-from ghosttune.workflows.runs import open_run
+from ghosttune.stages.runs import open_run
 
 NAMES = {"configs", "logs", "runs", "sweep.json"}
 """What the folder of a sweep holds, besides the files of the comparison."""

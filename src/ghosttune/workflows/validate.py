@@ -15,6 +15,8 @@ from typing import Any, get_args
 
 import numpy as np
 
+from ghosttune.choosing.attribute import By, scored
+from ghosttune.choosing.opened import OpenedRun
 from ghosttune.config.loading import load_config
 from ghosttune.config.rendering import inline
 from ghosttune.config.sweeps import Trial
@@ -22,9 +24,7 @@ from ghosttune.errors import InputError, RunError, listed
 from ghosttune.metrics.agreement import agreement, ceiling
 from ghosttune.metrics.intervals import FEWEST_ROWS, mean_ratio, verdict
 from ghosttune.run.directory import RunDir, require_contained, write_json, write_jsonl
-from ghosttune.workflows.attribute import By, scored
-from ghosttune.workflows.opened import OpenedRun
-from ghosttune.workflows.runs import Run, open_run
+from ghosttune.stages.runs import Run, open_run
 from ghosttune.workflows.sweep import NAMES, Listener, Sweep, SweepDir, claim, train_all
 
 ALL, HALF = "all", "half-{:03}"
@@ -167,6 +167,7 @@ def _trials(run: Run, folder: SweepDir, arms: Arms, seeds: int) -> list[Trial]:
                 "measure.ledger.guide_every": config.train.max_steps,
                 "evaluate.limit": 0,
                 "run.trackers": [],
+                "alerts": None,
             }
             overrides = [f"{setting}={inline(value)}" for setting, value in changes.items()]
             again = load_config(run.folder.config, overrides=overrides, trust_remote_code=run.trust_remote_code)

@@ -45,11 +45,26 @@ def dev_sets(**sources: dict[str, Any]) -> Any:
 
 
 NO_LEDGER = {"measure.ledger.guide_every": None}
+STREAM = {"data.train.streaming": True, "data.dev.path": "dev.jsonl", "data.guide.path": "guide.jsonl"}
 CHAT, QUESTIONS = {"path": "chat.jsonl"}, {"path": "questions.jsonl"}
 MIXED = {"data.train": mixture(chat=CHAT, questions=QUESTIONS)}
 SETS = {"data.dev": dev_sets(chat={"path": "chat-dev.jsonl"})}
 
 CASES = {
+    "_an_average_instead_of_a_schedule": [
+        (
+            {"train.optim": "schedule_free_adamw"} | NO_LEDGER,
+            "train.lr_scheduler_type",
+            {"train.lr_scheduler_type": "constant_with_warmup"},
+        ),
+        (
+            {"train.optim": "schedule_free_adamw", "train.lr_scheduler_type": "constant_with_warmup"}
+            | {"phases": PHASES, "train.max_steps": 400}
+            | NO_LEDGER,
+            "phases.strategy",
+            {"train.optim": "adamw_torch"},
+        ),
+    ],
     "_one_run_length": [
         ({"train.num_train_epochs": 2.0}, "train.num_train_epochs", {"train.max_steps": None}),
         ({"train.max_steps": None}, "train.max_steps", {"train.num_train_epochs": 2.0}),
@@ -200,6 +215,14 @@ CASES = {
             {"train.eval_steps": 100},
         ),
     ],
+    "_what_a_stream_can_do": [
+        ({"data.train.shuffle_buffer": 9}, "data.train.shuffle_buffer", {"data.train.shuffle_buffer": 10_000}),
+        (STREAM | {"data.dev.path": None}, "data.dev.path", STREAM),
+        (STREAM | {"data.guide.path": None}, "data.guide.path", STREAM),
+        (STREAM | {"data.guide.path": None}, "data.guide.path", {"data.guide.path": None} | NO_LEDGER),
+        (STREAM | {"train.group_by_length": True}, "train.group_by_length", {"train.group_by_length": False}),
+        (STREAM | {"task": grpo()}, "data.train.streaming", {"task": CAUSAL}),
+    ],
     "_one_dev_source": [
         ({"data.dev.fraction": 0.1, "data.dev.split": "dev"}, "data.dev.split", {"data.dev.fraction": None}),
         ({"data.dev.path": "x", "data.dev.split": "dev"}, "data.dev.path", {"data.dev.split": None}),
@@ -240,6 +263,8 @@ CASES = {
     "_one_guide_source": [
         ({"data.guide.fraction": 0.1, "data.guide.split": "x"}, "data.guide.split", {"data.guide.fraction": None}),
         ({"data.guide.fraction": 0.1, "data.guide.rows": 9}, "data.guide.rows", {"data.guide.rows": None}),
+        ({"data.guide.fraction": 0.1, "data.guide.path": "x"}, "data.guide.path", {"data.guide.fraction": None}),
+        ({"data.guide.split": "guide", "data.guide.path": "x"}, "data.guide.path", {"data.guide.split": None}),
     ],
     "_guide_rows_of_their_own": [
         ({"data.guide.split": "train"}, "data.guide.split", {"data.guide.split": "guide"}),
@@ -343,6 +368,15 @@ CASES = {
     "_evaluation_at_all": [
         ({"evaluate.limit": 0, "evaluate.metrics": ["bleu"]}, "evaluate.metrics", {"evaluate.limit": 1}),
         ({"evaluate.limit": 0, "evaluate.tables": "t"}, "evaluate.tables", {"evaluate.tables": None}),
+        ({"evaluate.limit": 0, "evaluate.shots": 2}, "evaluate.shots", {"evaluate.shots": 0}),
+    ],
+    "_examples_in_prompts": [
+        ({"evaluate.shots": 2, "data.train.streaming": True}, "evaluate.shots", {"data.train.streaming": False}),
+        (
+            {"evaluate.shots": 2, "task": section_class("task", "seq2seq_lm")()},
+            "evaluate.shots",
+            {"task": CAUSAL},
+        ),
     ],
     "_each_column_once": [
         (
@@ -382,6 +416,15 @@ CASES = {
         ({"task": grpo(rewards=["exact"])}, "task.rewards", {"task": GRPO}),
         ({"task": grpo(rewards=["exact_match"] * 2)}, "task.rewards", {"task": GRPO}),
         ({"task": grpo(rewards=["sql_execution"])}, "evaluate.tables", {"evaluate.tables": "tables"}),
+    ],
+    "_somebody_to_tell": [
+        ({"alerts.on": ["nan"]}, "alerts.on", {"alerts.webhook": "HOOK"}),
+        (
+            {"alerts.on": ["nan"], "alerts.webhook": "HOOK", "alerts.patience": 9},
+            "alerts.patience",
+            {"alerts.on": ["nan", "plateau"]},
+        ),
+        ({"alerts.webhook": "HOOK"}, "alerts.webhook", {"alerts.on": ["nan"]}),
     ],
     "_revision_of_a_hub_id": [
         ({"model.revision": "main"}, "model.revision", {"model.name": "org/model"}),

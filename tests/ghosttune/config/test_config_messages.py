@@ -81,7 +81,11 @@ def test_an_unknown_group_is_one_problem_however_much_it_holds(problems):
         ("method.target_modules", "[]", "must be a list with at least 1 entry (got [])"),
         ("method.target_modules", "[1]", "must be text (got 1)"),
         ("run.trackers", "wandb", 'must be a list (got "wandb")'),
-        ("run.trackers", "[wandbb]", 'must be one of tensorboard, wandb (got "wandbb"); did you mean wandb?'),
+        (
+            "run.trackers",
+            "[wandbb]",
+            'must be one of tensorboard, wandb, trackio, mlflow, swanlab, comet_ml (got "wandbb"); did you mean wandb?',
+        ),
         ("run.name", "../elsewhere", "must be a name without slashes"),
         ("run.name", "'..'", "must be a name without slashes"),
         ("evaluate.limit", "-1", "must be at least 0 (got -1)"),
@@ -115,7 +119,7 @@ def test_a_group_within_a_section_likewise(write):
         load_config(write("data:\n  train: rows.jsonl\n"))
     (found,) = map(str, caught.value.problems)
     assert found.startswith(
-        "data.train: must hold settings (name, path, format, columns, limit, keep, sources, temperature)"
+        "data.train: must hold settings (name, path, format, columns, limit, keep, patch, sources, temperature, "
     )
 
 

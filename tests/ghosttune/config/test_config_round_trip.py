@@ -14,6 +14,7 @@ from ghosttune.config.notation import parse_value, to_yaml
 from ghosttune.config.rendering import commented_yaml, plain_yaml
 from ghosttune.config.schema import ALTERNATIVES, DEPENDENT, INSTEAD, RunConfig, leaf_fields
 from ghosttune.config.sections import ADAMW
+from ghosttune.config.streams import ALL_ROWS
 from ghosttune.errors import ConfigError
 
 ODD = [
@@ -47,6 +48,7 @@ TEXT = st.one_of(
         lambda text: text.strip() != ""
     ),
 )
+LINES = st.text(st.characters(exclude_categories=("Cc", "Cs"), include_characters="\n\t\r"), max_size=20)
 FILE_NAME = TEXT.filter(lambda text: not set(text) & set("/\\") and text.strip(" .\u2028\u2029") != "")
 COUNT = st.integers(1, 10**6)
 FEW = st.integers(1, 100)
@@ -66,6 +68,7 @@ VALUES: dict[str, st.SearchStrategy] = {
     "model.quantization": st.sampled_from(["none", "int8", "nf4"]),
     "model.device": st.sampled_from(["auto", "cpu", "cuda", "cuda:3"]),
     "model.attention": st.sampled_from(["eager", "sdpa", "flash_attention_2", "flex_attention"]),
+    "model.chat_template": st.builds("{}{{{{ x }}}}{}".format, LINES, LINES),
     "model.trust_remote_code": st.booleans(),
     "method.type": st.just("lora"),
     "method.r": COUNT,
@@ -86,8 +89,11 @@ VALUES: dict[str, st.SearchStrategy] = {
     "data.train.columns": COLUMNS,
     "data.train.limit": COUNT,
     "data.train.keep": TEXT,
+    "data.train.patch": TEXT,
     "data.train.sources": st.dictionaries(FILE_NAME, st.fixed_dictionaries({"path": TEXT}), min_size=1, max_size=1),
     "data.train.temperature": st.floats(1e-3, 1e6),
+    "data.train.streaming": st.booleans(),
+    "data.train.shuffle_buffer": COUNT,
     "data.dev.fraction": SHARE,
     "data.dev.split": TEXT,
     "data.dev.path": TEXT,
@@ -127,6 +133,7 @@ VALUES: dict[str, st.SearchStrategy] = {
     "data.guide.fraction": SHARE,
     "data.guide.split": TEXT,
     "data.guide.rows": COUNT,
+    "data.guide.path": TEXT,
     "forget.run": TEXT,
     "forget.rows": TEXT,
     "forget.loss": st.sampled_from(["npo", "gradient_ascent"]),
@@ -143,9 +150,10 @@ VALUES: dict[str, st.SearchStrategy] = {
     "measure.ledger.values": st.sampled_from(["adamw", "sgd"]),
     "measure.unsupported": st.sampled_from(["exact", "leave_out", "refuse"]),
     "phases.strategy": st.sampled_from(["none", "plan", "early->late", "top-down"]),
-    "data.mixture.by": st.sampled_from([None, "guide", "odm"]),
+    "data.mixture.by": st.sampled_from([None, "guide", "odm", "doremi"]),
     "data.mixture.every": st.integers(1, 9),
     "data.mixture.floor": st.floats(0.01, 1),
+    "data.mixture.reference_losses": TEXT,
     "data.online_selection.by": st.sampled_from([None, "value", "loss", "gradient_norm", "random"]),
     "data.online_selection.candidates": st.integers(2, 10**6),
     "data.online_selection.lowest": st.booleans(),
@@ -155,9 +163,15 @@ VALUES: dict[str, st.SearchStrategy] = {
     "evaluate.general_text": TEXT,
     "evaluate.limit": st.one_of(st.none(), st.integers(0, 10**6)),
     "evaluate.max_new_tokens": COUNT,
+    "evaluate.samples": st.integers(0, 10**6),
+    "evaluate.shots": st.integers(0, 9),
     "run.name": FILE_NAME,
     "run.root": TEXT,
-    "run.trackers": st.lists(st.sampled_from(["tensorboard", "wandb"]), max_size=2),
+    "run.trackers": st.lists(st.sampled_from(["tensorboard", "mlflow"]), max_size=2),
+    "alerts.on": st.just(["plateau", "nan"]),
+    "alerts.webhook": st.just("ALERTS_GO_TO"),
+    "alerts.command": TEXT,
+    "alerts.patience": st.integers(1, 9),
 }
 
 
@@ -166,6 +180,10 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
     """Nested mappings of some settings, in any order, whose combination is possible."""
     chosen = draw(st.lists(st.sampled_from(sorted(VALUES)), unique=True, max_size=12))
     flat = {path: draw(VALUES[path]) for path in chosen}
+    if flat.get("data.train.streaming"):
+        flat = streamed(flat)
+    else:
+        flat.pop("data.train.shuffle_buffer", None)
     for group in ALTERNATIVES:
         for extra in [path for path in chosen if path in group][1:]:
             flat.pop(extra, None)
@@ -208,6 +226,10 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
         flat.pop("train.order_scores", None)
     elif flat["train.order"] == "value":
         flat.setdefault("train.order_scores", "run")
+    if any(path.startswith("alerts.") for path in flat):
+        flat.setdefault("alerts.on", ["plateau", "worse"])
+        if "alerts.webhook" not in flat:
+            flat.setdefault("alerts.command", "notify")
     if "forget.run" in flat:
         flat.setdefault("forget.rows", "gone.txt")
         for other in ("train.packing", "train.early_stopping_patience", "train.early_stopping_threshold"):
@@ -226,14 +248,27 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
         flat["data.online_selection.by"] = "loss"
     if flat.get("measure.ledger.guide_every", 10) is None and flat.get("data.mixture.by") == "guide":
         flat["data.mixture.by"] = "odm"
+    if flat.get("data.mixture.by") == "doremi":
+        flat.setdefault("data.mixture.reference_losses", "losses.jsonl")
+    else:
+        flat.pop("data.mixture.reference_losses", None)
     if flat.get("measure.norms.every", 1) is None:
         flat.pop("measure.norms.layers", None)
     if flat.get("evaluate.limit") == 0:
         flat.pop("evaluate.metrics", None)
+        flat.pop("evaluate.shots", None)
     if flat.get("evaluate.metrics", "auto") != "auto" or flat.get("evaluate.limit") == 0:
         for needed in ("evaluate.synonyms", "evaluate.tables"):
             flat.pop(needed, None)
     return nested(flat)
+
+
+def streamed(flat: dict[str, Any]) -> dict[str, Any]:
+    """The settings without those that need all rows, and with the files that stand for what is set aside."""
+    gone = (*ALL_ROWS, "data.train.sources", "data.train.name", "forget.", "data.mixture.", "data.dev.", "train.order")
+    gone += ("evaluate.shots",)
+    kept = {path: value for path, value in flat.items() if not path.startswith(gone)}
+    return kept | {"data.dev.path": "dev.jsonl", "data.guide.path": "guide.jsonl"}
 
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:

@@ -48,11 +48,16 @@ def world(tmp_path_factory) -> Path:
     _write(folder / "rows.jsonl", rows)
     _write(folder / "fewer.jsonl", rows[:30])
     _write(folder / "named.jsonl", [{**row, "id": f"row {n}"} for n, row in enumerate(rows)])
+    others = [{**row, "prompt": f"another {row['prompt']}", "id": f"row {n}"} for n, row in enumerate(rows)]
+    _write(folder / "others.jsonl", others)
     for name, sign in (("a", 1), ("b", -1)):
         _write(folder / f"scores-{name}.jsonl", [{"example_id": f"row {n}", "score": sign * n} for n in range(40)])
+        losses = [{"example_id": f"{source}/row {n}", "score": sign} for source in ("one", "other") for n in range(40)]
+        _write(folder / f"losses-{name}.jsonl", losses)
     (folder / "gone.txt").write_text("row 3\nrow 8\n")
     (folder / "others.txt").write_text("row 4\nrow 9\n")
     _write(folder / "kept.jsonl", [{"example_id": f"row {n}"} for n in range(20)])
+    _write(folder / "patch.jsonl", [{"example_id": f"row {n}", "drop": True} for n in range(20)])
     labels = ["yes" if len(row["prompt"]) % 2 else "no" for row in rows]
     _write(
         folder / "labelled.jsonl",
@@ -65,6 +70,7 @@ def world(tmp_path_factory) -> Path:
     _write(folder / "asked.jsonl", [{"question": "which fox", "context": text, "answers": answers} for text in texts])
     _write(folder / "marked.jsonl", [{"text": row["text"]} for row in rows])
     _write(folder / "dev.jsonl", [{**row, "prompt": f"another {row['prompt']}"} for row in rows[:5]])
+    _write(folder / "guided.jsonl", [{**row, "prompt": f"a third {row['prompt']}"} for row in rows[:5]])
     splits = ["dev" if n % 20 == 0 else "test" if n % 20 == 1 else "train" for n in range(40)]
     judges = ["guide" if n % 20 == 3 else split for n, split in enumerate(splits)]
     _write(folder / "guide.jsonl", [{**row, "split": split} for row, split in zip(rows, judges, strict=True)])
@@ -142,14 +148,14 @@ SOURCES = {
 
 def shares(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
     """How many rows of each source of a mixture an epoch has."""
-    from ghosttune.workflows.prepare import prepare
+    from ghosttune.stages.prepare import prepare
 
     return {name: counts["epoch"] for name, counts in prepare(config).sources.items()}
 
 
 def rows(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
     """Ids, tokens and targets of all splits; or why there are none."""
-    from ghosttune.workflows.prepare import prepare
+    from ghosttune.stages.prepare import prepare
 
     try:
         prepared = prepare(config)
@@ -228,8 +234,8 @@ def adapter(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
 
 def first_factors(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
     """What training rows make of A before the first update."""
-    from ghosttune.workflows.prepare import prepare
-    from ghosttune.workflows.train import adapted_model, initialise
+    from ghosttune.stages.model import adapted_model, initialise
+    from ghosttune.stages.prepare import prepare
 
     prepared = prepare(config)
     adapted = adapted_model(prepared)
@@ -260,7 +266,13 @@ def kept(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
     patch.setattr(trainer.checkpoints, "write_checkpoint", lambda path, *rest: path.mkdir(parents=True))
     patch.setattr(trainer, "_state_as_json", lambda state: "")
     nothing = SimpleNamespace(
-        optimizer=None, state_dict=dict, counters=dict, tensors=dict, flush=lambda: None, best_step=None
+        optimizer=None,
+        eval=lambda: None,
+        state_dict=dict,
+        counters=dict,
+        tensors=dict,
+        flush=lambda: None,
+        best_step=None,
     )
     for step in range(1, 6):
         trainer.RunTrainer._save_checkpoint(
@@ -283,16 +295,22 @@ def kept(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
 def answers(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
     """How many dev prompts are answered at the end, how long an answer may be, and every number made of them."""
     from ghosttune.inference.generating import Answer
+    from ghosttune.judging import evaluate, forgetting
     from ghosttune.run.directory import RunDir
-    from ghosttune.workflows import evaluate, forgetting
-    from ghosttune.workflows.prepare import prepare
+    from ghosttune.stages.prepare import prepare
 
     asked: list[Any] = []
 
     class FakePipeline:
         def __init__(self, model: Any, encoder: Any, max_new_tokens: int, task: Any):
-            self.model, self.encoder, self.task = model, encoder, task
+            self.model, self.encoder, self.task, self.max_new_tokens = model, encoder, task, max_new_tokens
             asked.append(max_new_tokens)
+
+        def room(self, wanted: int) -> int:
+            return 0
+
+        def encoder_of(self, turns: Any) -> Any:
+            return self.encoder
 
         def generate(self, prompts: Any, adapter: bool = True) -> list[Answer]:
             asked.append(len(prompts))
@@ -303,6 +321,16 @@ def answers(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
     run = RunDir(folder)
     evaluate.evaluate_dev_rows(run, prepare(config), None, lambda event: None)
     return asked, json.loads(run.evaluation.read_text())
+
+
+def sampled(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
+    """Which dev prompts are answered at every evaluation."""
+    from ghosttune.judging import sampled
+    from ghosttune.stages.prepare import prepare
+
+    patch.setattr(sampled, "Pipeline", lambda *_: SimpleNamespace(prompt_ids=lambda prompt: prompt))
+    found = sampled.samples_of(prepare(config), None)
+    return found and found.asked
 
 
 def measured(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
@@ -345,9 +373,32 @@ def optimizer_groups(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch)
     return [group["initial_lr"] for group in json.loads((checkpoint / checkpoints.STATE).read_text())["groups"]]
 
 
+def tracked(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
+    """Which of Transformers' integrations are told."""
+    from ghosttune.training.tracking import Trackers
+
+    nothing: Any = SimpleNamespace(instruments=[])
+    return [tracker.integration for tracker in Trackers(config.run.trackers, nothing, print).kinds.values()]
+
+
+def alerts(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
+    """What is sent of a run whose dev loss stops falling and whose verdict is worse."""
+    from ghosttune.training import alerting
+
+    sent: list[Any] = []
+    patch.setattr(alerting, "_post", lambda *message: sent.append(("posted", *message)))
+    patch.setattr(alerting, "_run", lambda *message: sent.append(("run", *message)))
+    watching = alerting.Alerts(config.alerts, "run", lambda event: None)
+    for step in range(1, 6):
+        watching.hear({"event": "eval", "split": "dev", "step": step, "loss": 1.0})
+    verdict = {"verdict": "worse", "dev_loss_base": 1.0, "dev_loss": 2.0, "best_step": 1}
+    watching.hear({"event": "end", "verdict": verdict})
+    return sent
+
+
 def run_folder(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
     """Where a run without --out goes."""
-    from ghosttune.workflows.prepare import default_run_folder
+    from ghosttune.stages.prepare import default_run_folder
 
     return default_run_folder(config, "20260101-000000")
 
@@ -389,11 +440,11 @@ def preference_losses(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch
 def drawn_answers(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
     """The answers to two rows, their loss beside other policies', what a right number earns, and which rows train."""
     from ghosttune.run.directory import RunDir
+    from ghosttune.stages.model import adapted_model
+    from ghosttune.stages.prepare import prepare
+    from ghosttune.stages.rewarding import rollouts_of
     from ghosttune.training.order import rows_of_steps
     from ghosttune.training.rollouts import Drawn
-    from ghosttune.workflows.prepare import prepare
-    from ghosttune.workflows.rewarding import rollouts_of
-    from ghosttune.workflows.train import adapted_model
 
     prepared = prepare(config)
     model = adapted_model(prepared).model
@@ -435,9 +486,10 @@ def forgotten(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any
 
 def started(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
     """The adapter that a run begins with that forgets rows of another, which is trained here."""
-    from ghosttune.workflows.prepare import prepare
-    from ghosttune.workflows.train import adapted_model, train
-    from ghosttune.workflows.unlearning import start_from
+    from ghosttune.stages.model import adapted_model
+    from ghosttune.stages.prepare import prepare
+    from ghosttune.stages.unlearning import start_from
+    from ghosttune.workflows.train import train
 
     source = Path(str(config.forget.run))
     if not source.exists():
@@ -472,7 +524,14 @@ BRIEF = {
     "evaluate.limit": 0,
 }
 
+FILES = {"data.dev.path": "@dev.jsonl", "data.guide.path": "@guided.jsonl"}
+
 LEARNT = BRIEF | SOURCES | {"data.mixture.by": "guide", "data.mixture.every": 1, "measure.ledger.guide_every": 1}
+REFERRED = LEARNT | {
+    "data.mixture.by": "doremi",
+    "data.mixture.reference_losses": "@losses-a.jsonl",
+    "data.train.sources": {"one": {"path": "@named.jsonl"}, "other": {"path": "@others.jsonl"}},
+}
 
 LINEAR = {"target_modules": ["q_proj"]}
 METHOD_VALUES: dict[str, dict[str, Any]] = {
@@ -570,6 +629,9 @@ CASES: dict[str, Case] = {
     "model.quantization": Case(loading, "nf4"),
     "model.device": Case(device, "cuda:1"),
     "model.attention": Case(loading, "eager"),
+    "model.chat_template": Case(
+        rows, "{{ eos_token.join(messages | map(attribute='content')) }}{{ eos_token }}", {"data.template": "auto"}
+    ),
     "model.trust_remote_code": Case(loading, True),
     **{f"method({name}).type": Case(adapter, "another", {"method.type": name}) for name in METHOD_VALUES},
     "method(bitfit).type": Case(adapter, "another", {"method.type": "bitfit", "model.name": "@biased"}),
@@ -631,11 +693,15 @@ CASES: dict[str, Case] = {
     "data.train.columns": Case(rows, {"prompt": "question"}),
     "data.train.limit": Case(rows, 7),
     "data.train.keep": Case(rows, "@kept.jsonl", {"data.train.path": "@named.jsonl"}),
+    "data.train.patch": Case(rows, "@patch.jsonl", {"data.train.path": "@named.jsonl"}),
     "data.train.sources": Case(rows, {"two": {"path": "@rows.jsonl"}}, SOURCES),
     "data.train.temperature": Case(shares, 9.0, SOURCES),
+    "data.train.streaming": Case(rows, True, FILES),
+    "data.train.shuffle_buffer": Case(rows, 5, FILES | {"data.train.streaming": True}),
     "data.mixture.by": Case(measured, "odm", LEARNT | {"data.mixture.by": "guide"}),
     "data.mixture.every": Case(measured, 3, LEARNT),
     "data.mixture.floor": Case(measured, 0.9, LEARNT),
+    "data.mixture.reference_losses": Case(measured, "@losses-b.jsonl", REFERRED),
     "data.dev.sources": Case(rows, {"set": {"path": "@dev.jsonl"}}),
     "data.dev.fraction": Case(rows, 0.4),
     "data.dev.split": Case(rows, "test", {"data.train.path": "@split.jsonl"}),
@@ -644,6 +710,7 @@ CASES: dict[str, Case] = {
     "data.guide.fraction": Case(rows, 0.4),
     "data.guide.split": Case(rows, "dev", {"data.train.path": "@guide.jsonl", "data.dev.fraction": 0.3}),
     "data.guide.rows": Case(rows, 9),
+    "data.guide.path": Case(rows, "@guided.jsonl"),
     "data.online_selection.by": Case(measured, "random", BRIEF | {"data.online_selection.by": "loss"}),
     "data.online_selection.candidates": Case(measured, 3, BRIEF | {"data.online_selection.by": "random"}),
     "data.online_selection.lowest": Case(measured, True, BRIEF | {"data.online_selection.by": "loss"}),
@@ -702,9 +769,15 @@ CASES: dict[str, Case] = {
     "evaluate.general_text": Case(answers, "@dev.jsonl"),
     "evaluate.limit": Case(answers, 2),
     "evaluate.max_new_tokens": Case(answers, 9),
+    "evaluate.samples": Case(sampled, 2),
+    "evaluate.shots": Case(answers, 2),
     "run.name": Case(run_folder, "mine"),
     "run.root": Case(run_folder, "@elsewhere"),
-    "run.trackers": Case(arguments, ["tensorboard"]),
+    "run.trackers": Case(tracked, ["tensorboard"]),
+    "alerts.on": Case(alerts, ["worse"], {"alerts.on": ["plateau"], "alerts.command": "true"}),
+    "alerts.webhook": Case(alerts, "ALERTS_GO_TO", {"alerts.on": ["worse"], "alerts.command": "true"}),
+    "alerts.command": Case(alerts, "true", {"alerts.on": ["worse"], "alerts.webhook": "ALERTS_GO_TO"}),
+    "alerts.patience": Case(alerts, 1, {"alerts.on": ["plateau"], "alerts.command": "true"}),
 }
 
 
@@ -721,15 +794,29 @@ def assert_changes(name: str, case: Case, world: Path, folder: Path, patch: pyte
     """The case shows a difference, and the same configuration twice does not."""
     section, _, rest = name.partition(".")
     path = f"{section.partition('(')[0]}.{rest}"
-    settings = [case.beside, case.beside, case.beside | {path: case.value}]
-    seen = []
-    for number, given in enumerate(settings):
-        own = folder / str(number) / "x"
-        own.mkdir(parents=True)
-        with patch.context() as local:
-            seen.append(_without(case.observed(configured(world, given), own, local), str(own)))
-    assert seen[0] == seen[1], f"{name}: what is compared changes by itself"
-    assert seen[0] != seen[2], f"{name} changes nothing"
+    first, again = _before(case, world, folder, patch)
+    assert first == again, f"{name}: what is compared changes by itself"
+    changed = _seen(case.observed, case.beside | {path: case.value}, world, folder / "changed", patch)
+    assert first != changed, f"{name} changes nothing"
+
+
+_BEFORE: dict[tuple[Observed, str], tuple[Any, Any]] = {}
+
+
+def _before(case: Case, world: Path, folder: Path, patch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+    """What is observed without the change, twice; once for all cases that observe the same."""
+    key = case.observed, json.dumps(case.beside, sort_keys=True)
+    if key not in _BEFORE:
+        one, two = (_seen(case.observed, case.beside, world, folder / name, patch) for name in ("first", "again"))
+        _BEFORE[key] = one, two
+    return _BEFORE[key]
+
+
+def _seen(observed: Observed, settings: dict[str, Any], world: Path, folder: Path, patch: pytest.MonkeyPatch) -> Any:
+    own = folder / "x"
+    own.mkdir(parents=True)
+    with patch.context() as local:
+        return _without(observed(configured(world, settings), own, local), str(own))
 
 
 def _without(observed: Any, folder: str) -> Any:
@@ -793,7 +880,7 @@ RESOLVED = [
 def test_the_resolved_configuration_prepares_the_same_rows(given, world, tmp_path):
     """What a run directory keeps trains again: nothing in it depends on how it was decided the first time."""
     from ghosttune.config.notation import to_yaml
-    from ghosttune.workflows.prepare import prepare
+    from ghosttune.stages.prepare import prepare
 
     first = prepare(configured(world, given))
     (tmp_path / "config.yaml").write_text(to_yaml(first.config.model_dump()))

@@ -14,6 +14,7 @@ from ghosttune.config.loading import load_config, shipped
 from ghosttune.config.resolve import Facts, resolve_sources, resolve_steps
 from ghosttune.errors import ConfigError
 
+CHOICES = {"model.dtype": "float32", "model.init": "random", "task.loss": "kto", "data.mixture.by": "guide"}
 PRESETS, PROFILES = shipped("preset"), shipped("profile")
 OWN = {"data": {"train": {"path": "builtin:rows"}}}
 
@@ -21,6 +22,7 @@ OWN = {"data": {"train": {"path": "builtin:rows"}}}
 def test_the_promised_ones_are_there():
     assert {"qwen2-1.5b-chat", "tinyllama-module-study", "gpt2-pile-values"} <= set(PRESETS)
     assert {"classification", "generation", "qa", "prefix_tuning", "prompt_tuning"} <= set(PRESETS)
+    assert {"preference", "grpo", "tools", "mixture"} <= set(PRESETS)
     arms = ("attention", "mlp", "attn-mlp-both", "both-mlp-attn", "both-mlp-both", "early-late")
     assert {f"{data}_{arm}" for data in ("e2e", "samsum") for arm in arms} <= set(PRESETS)
     assert {"cpu@1", "gpu-24gb@1", "quick@1", "standard@1", "intensive@1"} <= set(PROFILES)
@@ -58,7 +60,7 @@ def test_a_preset_says_how_to_run_it_and_what_to_change(name):
     header = PRESETS[name].read_text(encoding="utf-8").split("\nmodel:")[0]
     assert f"ghosttune train --preset {name}" in header and "The key to change is" in header
     for key in re.findall(r"--set (\S+)=", header):
-        value = {"model.dtype": "float32", "model.init": "random"}.get(key, "elsewhere")
+        value = CHOICES.get(key, "elsewhere")
         load_config(preset=name, overrides=[f"{key}={value}"])
 
 

@@ -162,7 +162,7 @@ def test_a_folder_that_is_no_corpus_is_refused(tmp_path: Path) -> None:
 def test_a_corpus_is_prepared_as_training_sees_it(tmp_path: Path) -> None:
     """Real texts, in the order and the shapes of a run."""
     from ghosttune.config.loading import load_config
-    from ghosttune.workflows.prepare import prepare
+    from ghosttune.stages.prepare import prepare
 
     text = gzip.decompress(shared("data", "lm", "wizard_of_oz.txt.gz").read_bytes()).decode()[:20_000]
     (tmp_path / "oz.txt").write_text(text)

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from ghosttune.data.files import Placed, fingerprint, kind_of, read_file
+from ghosttune.config.sections import RowsSettings
+from ghosttune.data.files import Placed, changed_files, fingerprint, kind_of, read_file
 from ghosttune.data.sources import settings_of_file, source_files
 from ghosttune.errors import DataError
 
@@ -291,7 +292,7 @@ def test_names_that_no_file_can_have(tmp_path: Path) -> None:
         source_files(tmp_path / ("x" * 300 + ".jsonl"))
     for name in ("a\nb.jsonl", "\udcff.jsonl", "a\0.jsonl"):
         with pytest.raises(DataError, match="needs a name of UTF-8"):
-            settings_of_file(tmp_path / name, None)
+            settings_of_file(tmp_path / name, RowsSettings())
 
 
 def test_unknown_kinds_are_refused_with_what_is_readable(tmp_path: Path) -> None:
@@ -321,3 +322,11 @@ def test_a_very_long_row(tmp_path: Path) -> None:
 def test_the_fingerprint_is_of_the_bytes_as_stored(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert fingerprint(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_file_that_was_moved_is_the_same_and_one_whose_bytes_changed_is_not():
+    recorded = {"/old/rows.jsonl": "a", "/old/dev.jsonl": "b"}
+    assert changed_files(recorded, {"/new/rows.jsonl": "a", "/old/dev.jsonl": "b"}) == []
+    assert changed_files(recorded, {"/new/rows.jsonl": "c"}) == ["/new/rows.jsonl"]
+    swapped = {"/old/rows.jsonl": "b", "/old/dev.jsonl": "a"}
+    assert changed_files(recorded, swapped) == list(swapped), "each has the bytes of the other"

@@ -10,7 +10,7 @@ import pytest
 
 from ghosttune.config.loading import load_config
 from ghosttune.errors import ConfigError, DataError
-from ghosttune.workflows.prepare import Prepared, prepare
+from ghosttune.stages.prepare import Prepared, prepare
 
 
 @pytest.fixture

@@ -243,7 +243,7 @@ def test_the_tables_of_wikisql_are_those_of_its_questions() -> None:
 
 def test_a_file_of_dev_rows_is_read_as_the_dataset_is() -> None:
     from ghosttune.config.loading import load_config
-    from ghosttune.workflows.prepare import prepare
+    from ghosttune.stages.prepare import prepare
 
     files = {split: shared("data", "sst2", f"{split}.tsv.gz") for split in ("train", "test")}
     chosen = [f"data.train.path={files['train']}", f"data.dev.path={files['test']}", "data.train.name=sst2"]

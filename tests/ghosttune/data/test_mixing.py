@@ -19,7 +19,7 @@ from ghosttune.data.records import Record, Records
 from ghosttune.data.sources import open_source
 from ghosttune.data.splitting import split_off, split_off_each
 from ghosttune.errors import ConfigError, DataError, TooFewRows
-from ghosttune.workflows.prepare import prepare
+from ghosttune.stages.prepare import prepare
 
 
 def written(path: Path, rows: list[dict[str, Any]]) -> str:

@@ -20,7 +20,7 @@ from ghosttune.data.encoding import Features
 from ghosttune.data.records import Record, Records, Turn
 from ghosttune.data.stored import Each, Stored, key_of
 from ghosttune.errors import DataError
-from ghosttune.workflows.prepare import Prepared, prepare
+from ghosttune.stages.prepare import Prepared, prepare
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

@@ -15,7 +15,7 @@ from ghosttune.config.schema import section_class
 from ghosttune.config.sections import ModelSettings
 from ghosttune.data.encoding import Collator, Encoder, Features
 from ghosttune.data.inspecting import Inspected
-from ghosttune.data.records import IMAGE, Record, Records, Turn
+from ghosttune.data.records import Record, Records, Turn
 from ghosttune.data.templates import Template
 from ghosttune.models.loading import load_tokenizer
 
@@ -41,6 +41,7 @@ def record(prompt: str, completion: str, example_id: str = "") -> Record:
 
 
 RECORDS = [record(row["prompt"], row["completion"]) for row in usable(8)]
+OTHERS = [record(row["prompt"], row["completion"]) for row in usable(10)[8:]]
 
 
 @functools.cache
@@ -60,7 +61,7 @@ def inspected(train: list[Record] | None = None, chat_template: str | None = Non
     encoder = Encoder(template, 128, "completion")
     seen = {
         "train": Records.of(train),
-        "dev": RECORDS[:2],
+        "dev": OTHERS,
         "test": Records.of([]),
         "features": encoder.encode(train).features,
         "collate": encoder.collator(),
@@ -107,7 +108,9 @@ def shows(is_image: bool) -> Inspected:
     new("RGB", (2, 2)).save(path)
     if not is_image:
         path.write_text("no image")
-    return inspected(dev=[replace(RECORDS[0], columns={IMAGE: str(path)})])
+    asked, *others = OTHERS[0].turns
+    shown = replace(asked, content=f"<image>{asked.content}", images=(str(path),))
+    return inspected(dev=[replace(OTHERS[0], turns=(shown, *others))])
 
 
 ROW_CASES: dict[str, tuple[Callable[[], Inspected], Callable[[], Inspected], str]] = {
@@ -152,9 +155,14 @@ ROW_CASES: dict[str, tuple[Callable[[], Inspected], Callable[[], Inspected], str
         lambda: inspected(test=Records.of([record("Say green and number 100.", "green 1")])),
         "1 of 8 training rows ask the same as a test row: Say green and number 1. green 1",
     ),
+    "evaluation rows trained": (
+        lambda: inspected(dev=[*OTHERS, record("say  RED and number 0.", "red 0", "shouted")]),
+        lambda: inspected(dev=[*OTHERS, record("Say red and number 00.", "red 0")]),
+        "1 of 3 dev rows were trained on (1 prompt and answer): shouted as Say red and number 0. red 0",
+    ),
     "answers longer than evaluation allows": (
-        lambda: inspected(dev=[*RECORDS[:2], record("Say much.", "much " * 20, "long")]),
-        lambda: inspected(dev=[*RECORDS[:2], record("Say much.", "much " * 20)], max_new_tokens=None),
+        lambda: inspected(dev=[*OTHERS, record("Say much.", "much " * 20, "long")]),
+        lambda: inspected(dev=[*OTHERS, record("Say much.", "much " * 20)], max_new_tokens=None),
         "1 of 3 dev answers are longer than evaluate.max_new_tokens 16: long",
     ),
 }

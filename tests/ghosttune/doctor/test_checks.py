@@ -13,8 +13,8 @@ from ghosttune.config.loading import load_config
 from ghosttune.config.resolve import Facts, resolve_sources
 from ghosttune.data.inspecting import ROWS
 from ghosttune.errors import ConfigError
+from ghosttune.stages.trying import MODEL
 from ghosttune.workflows.check import ENVIRONMENT, RESUMING
-from ghosttune.workflows.trying import MODEL
 
 
 def names(checks: Checks) -> list[str]:
@@ -48,7 +48,7 @@ def test_every_check_has_a_case_and_says_why():
 def test_the_page_names_every_check():
     page = (Path(__file__).parents[3] / "docs" / "checking.md").read_text(encoding="utf-8")
     every = [check.name for checks in (ROWS, SETTINGS, MODEL, ENVIRONMENT, RESUMING) for check in checks]
-    assert len(every) == 23 and [name for name in every if name not in page] == []
+    assert len(every) == 24 and [name for name in every if name not in page] == []
 
 
 def test_precision_that_the_device_does_not_have_is_refused():

@@ -12,7 +12,8 @@ from small_llama import small_llama
 from ghosttune.config.loading import read_config, shipped
 from ghosttune.workflows.check import check
 
-PRESETS = [name for name in shipped("preset") if name not in ("classification", "qa", "gpt2-pile-values")]
+OTHERS = ("classification", "qa", "gpt2-pile-values", "preference", "grpo", "tools", "mixture")
+PRESETS = [name for name in shipped("preset") if name not in OTHERS]
 """Those of causal models on rows of sentences."""
 
 ROWS = 400

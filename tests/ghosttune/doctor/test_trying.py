@@ -16,14 +16,15 @@ from torch.profiler import ProfilerActivity, profile
 
 from ghosttune.config.facts import CAUSAL_LM
 from ghosttune.models.loading import load_model
+from ghosttune.stages.model import adapted_model
+from ghosttune.stages.prepare import prepare
+from ghosttune.stages.timing import Pace, seconds_of, span
+from ghosttune.stages.trying import MODEL, Tried, before_loading, on_real_rows
 from ghosttune.training import memory, probing
 from ghosttune.training.memory import Sizes, plan_of, predicted, weight_bytes
 from ghosttune.training.order import rows_of_steps
 from ghosttune.training.probing import PART, Probe, kept, last_trained
-from ghosttune.workflows.prepare import prepare
-from ghosttune.workflows.timing import Pace, seconds_of, span
-from ghosttune.workflows.train import adapted_model, train
-from ghosttune.workflows.trying import MODEL, Tried, before_loading, on_real_rows
+from ghosttune.workflows.train import train
 
 GB = 10**9
 

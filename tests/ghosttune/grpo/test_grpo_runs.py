@@ -14,21 +14,23 @@ from interrupting import interrupt_at
 from small_llama import small_llama
 
 from ghosttune import own_code
+from ghosttune.choosing.index import index
 from ghosttune.config.loading import load_config
 from ghosttune.config.resolve import steps_per_epoch
 from ghosttune.config.schema import RunConfig
 from ghosttune.errors import ConfigError
+from ghosttune.judging.evaluate import evaluate
 from ghosttune.proving.freezing import differences
 from ghosttune.run.tables import read_table
+from ghosttune.stages.finish import tokens_of_steps
+from ghosttune.stages.model import adapted_model
+from ghosttune.stages.prepare import prepare
+from ghosttune.stages.rewarding import Rewarded
+from ghosttune.stages.runs import Run
 from ghosttune.training.order import MicroBatches, RowOrder
 from ghosttune.workflows.check import check
-from ghosttune.workflows.evaluate import evaluate
-from ghosttune.workflows.index import index
-from ghosttune.workflows.prepare import prepare
 from ghosttune.workflows.report import report
-from ghosttune.workflows.rewarding import Rewarded
-from ghosttune.workflows.runs import Run
-from ghosttune.workflows.train import Stopped, _tokens_of_steps, adapted_model, resume, train
+from ghosttune.workflows.train import Stopped, resume, train
 
 # PEFT 0.21 asks Transformers 5.23 by a name that Transformers is about to drop
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -198,7 +200,7 @@ def test_own_rewards_run_under_consent_only(folder, configured, tmp_path, monkey
 def test_tokens_of_a_phase_are_those_of_the_answers(run, drawn) -> None:
     """With their prompts, at both updates that they train."""
     prepared = prepare(run.config)
-    tokens = _tokens_of_steps(run.folder, prepared, prepared.order(), 8)
+    tokens = tokens_of_steps(run.folder, prepared, prepared.order(), 8)
     own = {step: 0 for step in (1, 3, 5, 7)}
     for row in drawn:
         own[row["step"]] += row["prompt_tokens"] + row["tokens"]
@@ -215,7 +217,7 @@ def test_full_steps_are_repeated_and_every_row_comes(configured) -> None:
 
 
 def test_several_processes_are_refused(configured, monkeypatch) -> None:
-    monkeypatch.setattr("ghosttune.workflows.prepare.processes", lambda: 2)
+    monkeypatch.setattr("ghosttune.stages.prepare.processes", lambda: 2)
     with pytest.raises(ConfigError, match=r"task\.type: is grpo, which draws its answers in one process, not in 2"):
         prepare(configured())
 

@@ -9,8 +9,8 @@ import pytest
 from ghosttune.errors import RunError
 from ghosttune.reports.reading import RunNumbers
 from ghosttune.run.directory import RunDir
+from ghosttune.stages.runs import open_run
 from ghosttune.workflows.report import report
-from ghosttune.workflows.runs import open_run
 
 DEEP = b"[" * 100_000
 RAW = {

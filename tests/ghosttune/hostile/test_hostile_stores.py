@@ -9,11 +9,11 @@ import pytest
 from spoiling import changed_json
 
 from ghostgrad.store import SEALED, _digest
+from ghosttune.choosing.attribute import attribute
+from ghosttune.choosing.index import index
+from ghosttune.choosing.neighbours import dedupe
+from ghosttune.choosing.opened import OpenedRun
 from ghosttune.errors import RunError
-from ghosttune.workflows.attribute import attribute
-from ghosttune.workflows.index import index
-from ghosttune.workflows.neighbours import dedupe
-from ghosttune.workflows.opened import OpenedRun
 
 DEEP = "[" * 100_000
 

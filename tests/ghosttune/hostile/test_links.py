@@ -9,14 +9,15 @@ import shutil
 import pytest
 
 import ghosttune
+from ghosttune.choosing.index import index
+from ghosttune.choosing.opened import OpenedRun
 from ghosttune.errors import RunError
 from ghosttune.inference.pipeline import Pipeline
+from ghosttune.judging.evaluate import evaluate
 from ghosttune.reports.plots import summary_report
 from ghosttune.run.directory import NAMES, RunDir
-from ghosttune.workflows.evaluate import evaluate
-from ghosttune.workflows.index import index
+from ghosttune.workflows.export import export
 from ghosttune.workflows.merge import merge
-from ghosttune.workflows.opened import OpenedRun
 from ghosttune.workflows.sweep import sweep
 from ghosttune.workflows.train import resume
 
@@ -29,6 +30,7 @@ WAYS_IN = {
     "OpenedRun": OpenedRun,
     "Pipeline": Pipeline.open,
     "merge": lambda run: merge(run, run.parent / "merged"),
+    "export": lambda run: export(run, "hub", run.parent / "exported"),
     "summary_report": lambda run: summary_report([run]),
     "lock": lambda run: RunDir(run).locked().__enter__(),
 }

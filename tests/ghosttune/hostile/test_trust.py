@@ -12,19 +12,20 @@ from click.testing import CliRunner
 from typer.main import get_command
 
 import ghosttune
+from ghosttune.choosing.attribute import attribute
+from ghosttune.choosing.clustering import cluster
+from ghosttune.choosing.index import index
+from ghosttune.choosing.neighbours import dedupe, similar
+from ghosttune.choosing.opened import OpenedRun
+from ghosttune.choosing.select import select
 from ghosttune.cli.main import app
 from ghosttune.errors import ConfigError, InputError, ModelError
 from ghosttune.inference.pipeline import Pipeline
-from ghosttune.workflows.attribute import attribute
-from ghosttune.workflows.clustering import cluster
-from ghosttune.workflows.evaluate import evaluate
-from ghosttune.workflows.index import index
+from ghosttune.judging.evaluate import evaluate
+from ghosttune.workflows.export import export
 from ghosttune.workflows.infer import infer
 from ghosttune.workflows.merge import merge
-from ghosttune.workflows.neighbours import dedupe, similar
-from ghosttune.workflows.opened import OpenedRun
 from ghosttune.workflows.report import texts_of
-from ghosttune.workflows.select import select
 from ghosttune.workflows.sweep import SweepDir, _start
 from ghosttune.workflows.train import resume
 
@@ -47,6 +48,7 @@ COMMANDS = {
     "evaluate": ["{run}"],
     "infer": ["{run}", "--input", "{rows}", "--output", "{out}"],
     "merge": ["{run}", "--out", "{out}"],
+    "export": ["{run}", "--to", "hub", "--out", "{out}"],
     "index": ["{run}"],
     "attribute": ["{run}", "--prompt", "a", "--completion", "b"],
     "similar": ["{run}", "1"],
@@ -65,6 +67,7 @@ FUNCTIONS = {
     "evaluate": evaluate,
     "index": index,
     "merge": lambda run: merge(run, run.parent / "out"),
+    "export": lambda run: export(run, "gguf", run.parent / "out"),
     "infer": lambda run: infer(str(run), run.parent / "rows.jsonl", run.parent / "answers.jsonl"),
     "attribute": lambda run: attribute(run, prompt="a", completion="b"),
     "similar": lambda run: similar(run, "1"),

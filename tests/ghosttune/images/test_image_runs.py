@@ -15,19 +15,20 @@ from seeing import COLOURS, llava, write_album, write_rows
 from transformers import AutoProcessor
 
 from ghostgrad.store import GradientStore
-from ghosttune.data.images import image_of
-from ghosttune.errors import ConfigError, DataError, InputError
+from ghosttune.choosing.index import index
+from ghosttune.data.turns import images_of
+from ghosttune.errors import ConfigError, InputError
+from ghosttune.judging.evaluate import evaluate
 from ghosttune.run.tables import read_table
+from ghosttune.stages.model import adapted_model
+from ghosttune.stages.prepare import Prepared, prepare
+from ghosttune.stages.runs import Run
 from ghosttune.training import checkpoints
 from ghosttune.training.guide import evaluating
 from ghosttune.training.order import RowOrder, rows_of_steps
 from ghosttune.workflows.check import check
-from ghosttune.workflows.evaluate import evaluate
-from ghosttune.workflows.index import index
-from ghosttune.workflows.prepare import Prepared, prepare
 from ghosttune.workflows.preview import preview
-from ghosttune.workflows.runs import Run
-from ghosttune.workflows.train import adapted_model, train
+from ghosttune.workflows.train import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 
@@ -45,8 +46,8 @@ def own_loss(model: Any, prepared: Prepared, row: Any) -> torch.Tensor:
     record = next(record for record in all_records(prepared) if record.example_id == row.example_id)
     processor = AutoProcessor.from_pretrained(prepared.config.model.name)
     text = "".join(part.text for part in prepared.template.render(record.turns))  # type: ignore[union-attr]
-    image = image_of(record)
-    shown = {"images": Image.open(image)} if image else {}
+    images = [Image.open(image) for image in images_of(record.turns)]
+    shown = {"images": images} if images else {}
     inputs = processor(text=text, add_special_tokens=False, return_tensors="pt", **shown)
     labels = inputs["input_ids"].masked_fill(~torch.from_numpy(row.trained), -100)
     return model(**inputs, labels=labels).loss * row.targets
@@ -73,7 +74,7 @@ def test_the_loss_of_a_batch_is_that_of_the_model_on_each_row(measured):
     _, prepared = measured
     model = adapted_model(prepared).model.eval()
     rows = prepared.train.features
-    assert {row.image is None for row in rows} == {True, False}  # type: ignore[attr-defined]
+    assert {not row.images for row in rows} == {True, False}  # type: ignore[attr-defined]
     with torch.no_grad():
         together = prepared.task.example_loss(model, prepared.collator(rows))
         alone = torch.stack([own_loss(model, prepared, row) for row in rows])
@@ -99,8 +100,6 @@ def test_dev_rows_are_judged_by_their_loss(measured):
     assert not run.evaluation and not run.predictions
     with pytest.raises(InputError, match=r"evaluate\.limit: 0"):
         evaluate(run.path, device="cpu")
-    with pytest.raises(DataError, match="answers to images are not generated"):
-        evaluate(run.path, overrides=["evaluate.limit=9"], device="cpu")
 
 
 def test_row_values_are_those_of_one_backward_per_row(measured):
@@ -162,12 +161,12 @@ def test_four_rows_are_learned_by_looking(image_config, tmp_path):
     prepared = prepare(run.config)
     model = adapted_model(prepared).model.eval()
     seen: Any = prepared.train.features
-    assert len({row.image for row in seen}) == len(COLOURS)
+    assert len({row.images for row in seen}) == len(COLOURS)
     with torch.no_grad():
         before = prepared.task.example_loss(model, prepared.collator(seen))
         checkpoints.restore_adapter(run.folder.checkpoint(60), model)
         after = prepared.task.example_loss(model, prepared.collator(seen))
-        others = [replace(row, image=other.image) for row, other in zip(seen, [*seen[1:], seen[0]], strict=True)]
+        others = [replace(row, images=other.images) for row, other in zip(seen, [*seen[1:], seen[0]], strict=True)]
         blind = prepared.task.example_loss(model, prepared.collator(others))
     assert float(before.min()) > 10 and float(after.max()) < 0.1
     assert float(blind.min()) > 1, "with the images of other rows"
@@ -185,12 +184,6 @@ def test_check_and_preview_read_such_a_run(image_config, tmp_path):
     shown = preview(config, rows=20)
     assert any("<image>" in text for row in shown for text, _ in row.tokens)
     assert not any(is_trained and "<image>" in text for row in shown for text, is_trained in row.tokens)
-
-
-def test_answers_are_refused_before_training(image_config, tmp_path):
-    config = image_config(write_album(tmp_path, 8), evaluate__limit=5)
-    with pytest.raises(ConfigError, match=r"evaluate\.limit: must be 0: 1 of 1 dev rows show an image"):
-        prepare(config)
 
 
 def test_the_part_that_sees_is_no_target(image_config, tmp_path):

@@ -22,11 +22,12 @@ from ghosttune.models.builtin import builtin_model_folder
 from ghosttune.models.loading import add_adapter, load_model
 from ghosttune.models.upstream import without_upstream_warnings
 from ghosttune.run.tables import read_table
+from ghosttune.stages.model import adapted_model, initialisation_of
+from ghosttune.stages.prepare import prepare
 from ghosttune.training import initialising
 from ghosttune.training.initialising import WAYS, Initialisation, leading
 from ghosttune.workflows.check import check
-from ghosttune.workflows.prepare import prepare
-from ghosttune.workflows.train import Stopped, adapted_model, initialisation_of, resume, train
+from ghosttune.workflows.train import Stopped, resume, train
 
 R = 3
 

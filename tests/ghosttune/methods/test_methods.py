@@ -9,8 +9,8 @@ from method_cases import CASES, Case
 from ghosttune import train
 from ghosttune.models.loading import add_adapter, load_adapter, load_model, save_adapter
 from ghosttune.registry import METHODS, TASKS
+from ghosttune.stages.prepare import prepare
 from ghosttune.workflows.check import check
-from ghosttune.workflows.prepare import prepare
 
 IDS = torch.tensor([[5, 9, 300, 17, 40, 8, 77]])
 

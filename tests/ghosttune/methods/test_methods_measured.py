@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 from ghostgrad.store import GradientStore
 from ghostgrad.testing import compare
 from ghosttune import train
+from ghosttune.choosing.index import index
+from ghosttune.choosing.opened import OpenedRun
 from ghosttune.config.facts import ParameterFacts
 from ghosttune.errors import ConfigError, InputError
 from ghosttune.run.tables import read_table
 from ghosttune.training.instruments import MicroBatch, StepGradient
 from ghosttune.training.norms import EffectiveNorms
 from ghosttune.workflows.check import check
-from ghosttune.workflows.index import index
-from ghosttune.workflows.opened import OpenedRun
 
 MEASURED = {
     "measure__norms": {"every": 2, "effective": 3},
@@ -62,8 +62,8 @@ def test_the_account_closes_and_norms_are_recorded(case: Case, measured_config, 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_gradients_of_rows_can_be_stored(case: Case, method_config, tmp_path):
-    """At the run's checkpoint, as one backward per row gives them."""
-    run = train(method_config(case), tmp_path / "run")
+    """At the run's checkpoint, away from its start, as one backward per row gives them."""
+    run = train(method_config(case, train__max_steps=6, train__eval_steps=6), tmp_path / "run")
     (indexed,) = index(run.path, device="cpu")
     store = GradientStore.read_sealed(indexed.folder)
     assert len(store) == 4 and indexed.exact

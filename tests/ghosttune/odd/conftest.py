@@ -51,4 +51,4 @@ def odd_settings(tiny_model, tmp_path_factory) -> list[str]:
 def odd(said, odd_settings, tmp_path_factory) -> tuple[Path, str]:
     """(the finished run, what `train` printed)."""
     folder = tmp_path_factory.mktemp("odd-run") / "run"
-    return folder, said("train", *odd_settings, "--out", folder)
+    return folder, said("train", *odd_settings, "--verbose", "--out", folder)

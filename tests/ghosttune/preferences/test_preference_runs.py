@@ -14,22 +14,23 @@ import torch
 from interrupting import interrupt_at
 from small_llama import small_llama
 
-from ghosttune.cli.display import _extras
+from ghosttune.choosing.attribute import attribute
+from ghosttune.choosing.index import index
+from ghosttune.cli.summary import extras
 from ghosttune.config.loading import load_config
 from ghosttune.config.schema import RunConfig
 from ghosttune.errors import ConfigError, InputError
+from ghosttune.judging.evaluate import evaluate
 from ghosttune.proving.freezing import differences
 from ghosttune.run.tables import read_table
+from ghosttune.stages.model import adapted_model
+from ghosttune.stages.prepare import prepare
+from ghosttune.stages.runs import Run
 from ghosttune.training.guide import evaluating
-from ghosttune.workflows.attribute import attribute
 from ghosttune.workflows.check import check
-from ghosttune.workflows.evaluate import evaluate
-from ghosttune.workflows.index import index
 from ghosttune.workflows.infer import infer
-from ghosttune.workflows.prepare import prepare
 from ghosttune.workflows.preview import preview
-from ghosttune.workflows.runs import Run
-from ghosttune.workflows.train import Stopped, adapted_model, resume, train
+from ghosttune.workflows.train import Stopped, resume, train
 
 # PEFT 0.21 asks Transformers 5.23 by a name that Transformers is about to drop
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -138,7 +139,7 @@ def test_parts_of_values_are_no_columns_of_the_rows(run) -> None:
     """A row is shown with what came with it, and its value by its answers is not that."""
     (row,) = run.lowest_rows(1)
     assert {"value_chosen", "credit_rejected"} <= row.keys()
-    assert _extras(row) in (f" (tokens: {row['tokens']}, odd: True)", f" (tokens: {row['tokens']})")
+    assert extras(row) in (f" (tokens: {row['tokens']}, odd: True)", f" (tokens: {row['tokens']})")
 
 
 def test_what_the_base_says_was_kept(run) -> None:

@@ -33,7 +33,7 @@ WITHOUT = {
 }
 """What a run lacks -> the figures that are then missing."""
 
-USUAL = set(FIGURES.names()) - {"rewards", "dev_loss_by_set", "mixture_weights"}
+USUAL = set(FIGURES.names()) - {"rewards", "dev_loss_by_set", "mixture_weights", "forgetting"}
 """Figures of runs that are not rewarded (tests/ghosttune/grpo has one that is), nor mixed (test_learnt_weights.py)."""
 
 

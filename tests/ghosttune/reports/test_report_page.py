@@ -17,6 +17,8 @@ from hostile_rows import HOSTILE
 from typer.testing import CliRunner
 
 from ghosttune import report
+from ghosttune.choosing.opened import OpenedRun
+from ghosttune.choosing.tokens import guide_shares
 from ghosttune.cli.main import app
 from ghosttune.data.records import Record, Records, Turn
 from ghosttune.data.sources import Source
@@ -27,9 +29,7 @@ from ghosttune.reports.page import figures_of
 from ghosttune.reports.page import page as page_of
 from ghosttune.reports.reading import RunNumbers
 from ghosttune.run.directory import RunDir
-from ghosttune.workflows.opened import OpenedRun
 from ghosttune.workflows.report import every_text, shades_of, texts_of
-from ghosttune.workflows.tokens import guide_shares
 
 
 class Page(HTMLParser):
@@ -177,6 +177,7 @@ def test_a_run_that_did_not_finish(copied, status):
     figures = figures_of(numbers)
     assert set(FIGURES.names()) - set(figures) == {
         "rewards",
+        "forgetting",
         "ledger_account",
         "value_distribution",
         "values_by_column",

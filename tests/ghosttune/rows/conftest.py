@@ -67,7 +67,7 @@ def trained(tiny_model, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def indexed(trained, tmp_path_factory) -> Path:
     """The same run with whole gradients at both checkpoints; never changed."""
-    from ghosttune.workflows.index import index
+    from ghosttune.choosing.index import index
 
     run = tmp_path_factory.mktemp("indexed") / "run"
     shutil.copytree(trained, run)
@@ -91,7 +91,7 @@ def own_indexed(indexed, tmp_path) -> Path:
 
 @pytest.fixture(scope="session")
 def opened(indexed) -> Any:
-    from ghosttune.workflows.opened import OpenedRun
+    from ghosttune.choosing.opened import OpenedRun
 
     return OpenedRun(indexed, "cpu")
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ghosttune.choosing.attribute import attribute, scored, why
 from ghosttune.data.records import Turn
 from ghosttune.errors import InputError
-from ghosttune.workflows.attribute import attribute, scored, why
 
 STEPS = (3, 6)
 
@@ -22,12 +22,12 @@ def rates(indexed) -> dict[int, float]:
     return {event["step"]: event["learning_rate"] for event in events if event["event"] == "log"}
 
 
-def solved(rows, query):
-    """The query over the rows' mean squares in the eigenvectors of both sides, damped by a tenth of their mean."""
+def solved(rows, query, added):
+    """The query over the rows' mean squares in the eigenvectors of both sides, and the damping."""
     outer = torch.linalg.eigh(torch.einsum("noi,npi->op", rows, rows)).eigenvectors
     inner = torch.linalg.eigh(torch.einsum("noi,noj->ij", rows, rows)).eigenvectors
     squares = (outer.mT @ rows @ inner).square().mean(0)
-    return outer @ (outer.mT @ query @ inner / (squares + 0.1 * squares.mean())) @ inner.mT
+    return outer @ (outer.mT @ query @ inner / (squares + added)) @ inner.mT
 
 
 def expected(opened, slow_row, by, step):
@@ -45,7 +45,9 @@ def expected(opened, slow_row, by, step):
         parameters = [parameter for _, parameter in sorted(opened.parameters.items())]
         sizes = [parameter.numel() for parameter in parameters]
         parts = zip(parameters, rows.split(sizes, 1), query.split(sizes), strict=True)
-        query = torch.cat([solved(own.unflatten(1, p.shape), asked.view(p.shape)).flatten() for p, own, asked in parts])
+        added = 0.3 * rows.square().mean()
+        solutions = [solved(own.unflatten(1, p.shape), asked.view(p.shape), added) for p, own, asked in parts]
+        query = torch.cat([solution.flatten() for solution in solutions])
     if by == "cosine":
         return torch.cosine_similarity(rows, query.unsqueeze(0))
     return rows @ query
@@ -64,6 +66,13 @@ def test_several_checkpoints_are_weighted_by_their_learning_rate(opened, slow_ro
     found = scored(opened, opened.train, opened.prepared.guide.features, list(STEPS), by)
     total = sum(rates[step] for step in STEPS)
     exact = sum(rates[step] / total * expected(opened, slow_row, by, step) for step in STEPS)
+    torch.testing.assert_close(found.scores.double(), exact, rtol=2e-3, atol=1e-4 * float(exact.abs().max()))
+
+
+def test_of_preconditioned_all_checkpoints_count_alike(opened, slow_row):
+    """Also one at which the learning rate had come to 0, as at the end of training."""
+    found = scored(opened, opened.train, opened.prepared.guide.features, list(STEPS), "preconditioned")
+    exact = sum(expected(opened, slow_row, "preconditioned", step) for step in STEPS) / len(STEPS)
     torch.testing.assert_close(found.scores.double(), exact, rtol=2e-3, atol=1e-4 * float(exact.abs().max()))
 
 

@@ -11,13 +11,13 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 
 from ghostgrad.store import GradientStore
+from ghosttune.choosing.clustering import cluster
+from ghosttune.choosing.index import index
+from ghosttune.choosing.opened import OpenedRun
 from ghosttune.config.loading import load_config
 from ghosttune.data.sources import builtin_rows
 from ghosttune.errors import DataError, InputError, RunError
 from ghosttune.proving.learned import SPELT, spelling, write
-from ghosttune.workflows.clustering import cluster
-from ghosttune.workflows.index import index
-from ghosttune.workflows.opened import OpenedRun
 from ghosttune.workflows.train import train
 
 

@@ -16,12 +16,12 @@ import pytest
 import torch
 
 from ghostgrad.store import GradientStore
+from ghosttune.choosing.attribute import attribute
+from ghosttune.choosing.index import index, sketch_changes
+from ghosttune.choosing.opened import OpenedRun
 from ghosttune.config.loading import load_config
 from ghosttune.errors import ConfigError, InputError, RunError
-from ghosttune.workflows.attribute import attribute
 from ghosttune.workflows.check import check
-from ghosttune.workflows.index import index, sketch_changes
-from ghosttune.workflows.opened import OpenedRun
 from processes import limited
 
 

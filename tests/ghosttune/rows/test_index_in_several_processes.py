@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from ghostgrad.store import GradientStore
+from ghosttune.choosing.index import index
 from ghosttune.errors import GhosttuneError, RunError
 from ghosttune.run.directory import RunDir
 from ghosttune.training.dealing import dealt_sketches, send_sketches
 from ghosttune.training.processes import meet, rank
-from ghosttune.workflows.index import index
 from processes import limited, run_group
 
 BATCH, KIND = 2, "compact@1"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ghosttune.choosing.neighbours import _connected, dedupe, similar
 from ghosttune.errors import InputError
-from ghosttune.workflows.neighbours import _connected, dedupe, similar
 
 
 @pytest.mark.parametrize("checkpoints", [["best"], ["all"]])

@@ -8,12 +8,12 @@ import statistics
 import pytest
 import torch
 
+from ghosttune.choosing.attribute import scored
+from ghosttune.choosing.select import select
 from ghosttune.config.loading import load_config
 from ghosttune.errors import InputError
 from ghosttune.run.tables import read_table
-from ghosttune.workflows.attribute import scored
-from ghosttune.workflows.prepare import prepare
-from ghosttune.workflows.select import select
+from ghosttune.stages.prepare import prepare
 
 
 def lines(path) -> list[dict]:

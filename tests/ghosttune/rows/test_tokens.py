@@ -14,14 +14,14 @@ from safetensors.torch import load_file
 from test_attribute import solved
 from typer.testing import CliRunner
 
+from ghosttune.choosing import tokens
+from ghosttune.choosing.attribute import attribute, by_token, scored, why
+from ghosttune.choosing.index import index
+from ghosttune.choosing.opened import OpenedRun
 from ghosttune.cli.main import app
 from ghosttune.data.encoding import Features, RowFeatures
 from ghosttune.data.records import Turn
 from ghosttune.errors import InputError
-from ghosttune.workflows import tokens
-from ghosttune.workflows.attribute import attribute, by_token, scored, why
-from ghosttune.workflows.index import index
-from ghosttune.workflows.opened import OpenedRun
 
 BYS = ["cosine", "dot", "adamw", "preconditioned"]
 ASKED: dict[str, Any] = {"prompt": "Say red number 7", "completion": "red red 7"}
@@ -71,8 +71,9 @@ def towards(opened, answer, step, by):
     if by == "preconditioned":
         rows = torch.stack([one_backward_per_token(opened, row, step).sum(0) for row in opened.train.features])
         parts = zip(parameters, rows.split(sizes, 1), found.split(sizes, 1), strict=True)
+        added = 0.3 * rows.square().mean()
         solutions = [
-            torch.stack([solved(own.unflatten(1, p.shape), one.view(p.shape)).flatten() for one in asked])
+            torch.stack([solved(own.unflatten(1, p.shape), one.view(p.shape), added).flatten() for one in asked])
             for p, own, asked in parts
         ]
         found = torch.cat(solutions, 1)

@@ -69,7 +69,11 @@ DATASETS: dict[str, Callable[[Path], None]] = {
 }
 
 
-@pytest.mark.parametrize("preset", shipped("preset"))
+OF_TASKS = ("preference", "grpo", "tools", "mixture")
+"""Tried in test_presets_of_tasks.py, on rows of their own kinds."""
+
+
+@pytest.mark.parametrize("preset", [name for name in shipped("preset") if name not in OF_TASKS])
 def test_a_preset_trains_saves_and_opens_again(preset, tmp_path, tiny_model, families):
     config = load_config(preset=preset)
     encoder = config.task.type != "causal_lm"

@@ -14,8 +14,8 @@ from ghosttune.models.merging import merged
 from ghosttune.models.modules import head_modules
 from ghosttune.models.prompting import prompt_length
 from ghosttune.run.tables import read_table
+from ghosttune.stages.prepare import Prepared, prepare
 from ghosttune.training.guide import evaluating
-from ghosttune.workflows.prepare import Prepared, prepare
 from ghosttune.workflows.train import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")

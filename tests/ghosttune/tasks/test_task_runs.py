@@ -12,19 +12,20 @@ from measured import MEASURED
 from task_cases import CASES, MATRIX
 
 from ghostgrad.store import GradientStore
+from ghosttune.choosing.index import index
 from ghosttune.data.labelled import SAID
 from ghosttune.errors import InputError, RunError
+from ghosttune.judging.evaluate import evaluate
 from ghosttune.models.loading import load_adapter, load_model
 from ghosttune.run.tables import read_table
+from ghosttune.stages.model import adapted_model
+from ghosttune.stages.prepare import Prepared, prepare
+from ghosttune.stages.runs import Run
 from ghosttune.training import checkpoints
 from ghosttune.training.guide import evaluating
 from ghosttune.training.order import RowOrder, rows_of_steps
-from ghosttune.workflows.evaluate import evaluate
-from ghosttune.workflows.index import index
 from ghosttune.workflows.infer import infer
-from ghosttune.workflows.prepare import Prepared, prepare
-from ghosttune.workflows.runs import Run
-from ghosttune.workflows.train import Stopped, adapted_model, resume, train
+from ghosttune.workflows.train import Stopped, resume, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 

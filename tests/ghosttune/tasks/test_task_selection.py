@@ -9,7 +9,7 @@ from measured import MEASURED
 from task_cases import CASES
 
 from ghosttune.run.tables import read_table
-from ghosttune.workflows.prepare import prepare
+from ghosttune.stages.prepare import prepare
 from ghosttune.workflows.train import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")

@@ -1,7 +1,8 @@
 """Conversations about images in LLaVA's layout (Liu et al. 2023, arXiv 2304.08485).
 
-A row has `conversations` and, where it shows one, `image`: a path below the folder `images` beside its file, or below
-the file's own folder where there is none. The row's text says `<image>` where the image stands.
+A row has `conversations` and, where it shows some, `image` or `images`: paths below the folder `images` beside its
+file, or below the file's own folder where there is none. The row's text says `<image>` where an image stands, or has a
+part of the type `image` there, as the rows of TRL do.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from pathlib import Path
 
 from ghosttune.data.columns import RowFault
 from ghosttune.data.dataset import KnownDataset, without_judges
-from ghosttune.data.files import Fields, Placed, fingerprint, read_file, shown, unusable
-from ghosttune.data.records import IMAGE, IMAGE_MARK, Record, Records, records_of
+from ghosttune.data.files import Fields, Placed, fingerprint, read_file, unusable
+from ghosttune.data.messages import role_of
+from ghosttune.data.records import Record, Records, records_of
+from ghosttune.data.showing import IMAGE, image_root, showing, with_marks
 from ghosttune.data.sources import Source, example_id, refuse_repeated, source_files, with_split
 from ghosttune.data.stored import Each, Stored
-from ghosttune.errors import DataError
+from ghosttune.data.turns import Turn, images_of
+from ghosttune.errors import DataError, listed
 from ghosttune.registry import DATASETS
-
-IMAGES = "images"
-"""Folder beside a file of rows that holds what they show."""
 
 IMAGE_TEXT = KnownDataset(
     title="Conversations about images, in the layout of LLaVA-Instruct-150K",
@@ -34,14 +35,14 @@ IMAGE_TEXT = KnownDataset(
     files={},
     columns=("conversations",),
     kept=(IMAGE,),
-    group="the image where a row shows one, else the prompt",
+    group="the images where a row shows some, else the prompt",
     prompt="{conversations}",
     completion="{answers}",
     wording={
         "conversations": "turns of human and gpt; <image> becomes as many tokens as the model's processor says",
         "answers": "every turn of gpt",
     },
-    metrics=("perplexity",),
+    metrics=("exact_match", "chrf", "perplexity"),
     anchor="none",
 )
 
@@ -66,7 +67,7 @@ def image_text(path: str | None) -> Source:
         record for split, file, placed in rows for record in _records(file, placed, [next(left) for _ in placed], split)
     )
     fingerprints = {str(file): fingerprint(file) for file in files.values()}
-    found = sorted({record.columns[IMAGE] for record in records if IMAGE in record.columns})
+    found = sorted({image for record in records for image in images_of(record.turns)})
     kept, dropped = without_judges(records)
     return Source(kept, "messages", fingerprints | _fingerprint_of(path, found), dict(dropped))
 
@@ -82,62 +83,66 @@ def _distinct(ids: Sequence[str]) -> list[str]:
 
 
 def _records(file: Path, rows: Sequence[Placed], ids: list[str], split: str | None) -> Iterator[Record]:
-    """The rows of a file; DataError lists those that cannot be used, and those whose image is not there."""
-    folder = file.parent.absolute()
-    root = folder / IMAGES if (folder / IMAGES).is_dir() else folder
+    """The rows of a file; DataError lists those that cannot be used, and those whose images are not there."""
+    root = image_root(file)
     faults: list[str] = []
-    images: list[Path | None] = []
+    images: list[list[str]] = []
     for place, fields in rows:
         try:
-            images.append(_image(fields, root))
+            images.append(_images(fields))
         except RowFault as fault:
             faults.append(f"{place}: {fault}")
     if faults:
         raise unusable(f"{file}: {len(faults)} of {len(rows)} rows cannot be used", faults)
     _require_there(rows, images, root)
-    talks = Each(rows, lambda row: (row[0], {name: value for name, value in row[1].items() if name != IMAGE}))
+    talks = Each(rows, lambda row: (row[0], with_marks(row[1])[0]))
     records = records_of(with_split(talks, split), "messages", ids)
-    return (_showing(record, image, root) for record, image in zip(records, images, strict=True))
+    return (_showing(record, names, root) for record, names in zip(records, images, strict=True))
 
 
-def _image(fields: Fields, root: Path) -> Path | None:
-    """The file that a row shows; RowFault when its text does not show it once, or shows one that the row has not."""
-    name, talk = fields.get(IMAGE), fields.get("messages", fields.get("conversations"))
-    if name is not None and (not isinstance(name, str) or not name.strip()):
-        raise RowFault(f"{IMAGE} must be the path of one image, is {shown(name)}")
-    turns = [turn for turn in talk if isinstance(turn, dict)] if isinstance(talk, list) else []
-    said = [str(turn.get("value", turn.get("content"))).count(IMAGE_MARK) for turn in turns]
-    asked = [turn.get("from", turn.get("role")) in ("human", "user") for turn in turns]
-    if name is None and sum(said):
-        raise RowFault(f"says {IMAGE_MARK} and names no {IMAGE}")
-    if name is not None and sum(said) != 1:
-        raise RowFault(f"names the {IMAGE} {shown(name)} and says {IMAGE_MARK} {sum(said)} times; it must once")
-    if any(count and not human for count, human in zip(said, asked, strict=True)):
-        raise RowFault(f"says {IMAGE_MARK} where gpt speaks; only the human shows images")
-    return None if name is None else root / normpath(name)
+def _images(fields: Fields) -> list[str]:
+    """The images that a row names; RowFault when its words do not show each once."""
+    row, names = with_marks(fields)
+    talk = row.get("messages", row.get("conversations"))
+    turns = [
+        Turn(str(role_of(message)), _words(message))
+        for message in (talk if isinstance(talk, list) else ())
+        if isinstance(message, dict)
+    ]
+    showing(turns, names)
+    return names
 
 
-def _require_there(rows: Sequence[Placed], images: Sequence[Path | None], root: Path) -> None:
+def _words(message: Fields) -> str:
+    """All that is said, whatever it is: what else may be wrong with it is found where it is read."""
+    said = message.get("content", message.get("value"))
+    parts = said if isinstance(said, list) else [said]
+    return "".join(str(part.get("text", part.get("value"))) if isinstance(part, dict) else str(part) for part in parts)
+
+
+def _require_there(rows: Sequence[Placed], images: Sequence[Sequence[str]], root: Path) -> None:
     """DataError naming every image that is not there, the first ones in full."""
-    there = {image: image.is_file() for image in dict.fromkeys(images) if image is not None}
-    missing = [image for image, is_there in there.items() if not is_there]
+    there = {name: (root / normpath(name)).is_file() for names in images for name in names}
+    missing = [name for name, is_there in there.items() if not is_there]
     if missing:
         lacking = [
-            f"{place}: {fields[IMAGE]} is not there"
-            for (place, fields), image in zip(rows, images, strict=True)
-            if image is not None and not there[image]
+            f"{place}: {listed(name for name in names if not there[name])} is not there"
+            for (place, _), names in zip(rows, images, strict=True)
+            if not all(there[name] for name in names)
         ]
         title = f"{len(missing)} of {len(there)} images, which {len(lacking)} rows show, are not below {root}"
         raise unusable(title, lacking)
 
 
-def _showing(record: Record, image: Path | None, root: Path) -> Record:
-    """The row with its image; rows that show the same one stay together, and draws are the same wherever it lies."""
-    if image is None:
+def _showing(record: Record, names: Sequence[str], root: Path) -> Record:
+    """The row with its images; rows that show the same ones stay together, and draws are the same wherever they lie."""
+    if not names:
         return record
-    name = str(image.relative_to(root)) if image.is_relative_to(root) else str(image)
-    group = f"{IMAGE} {name} {image.stat().st_size}"
-    return replace(record, columns={IMAGE: str(image)}, metadata=record.metadata | {IMAGE: name}, group=group)
+    paths = [root / normpath(name) for name in names]
+    known = [str(path.relative_to(root)) if path.is_relative_to(root) else str(path) for path in paths]
+    group = f"{IMAGE} " + " ".join(f"{name} {path.stat().st_size}" for name, path in zip(known, paths, strict=True))
+    turns = showing(record.turns, [str(path) for path in paths])
+    return replace(record, turns=turns, metadata=record.metadata | {IMAGE: listed(known, len(known))}, group=group)
 
 
 def _fingerprint_of(path: str, images: Sequence[str]) -> dict[str, str]:

@@ -1,0 +1,2 @@
+module prompts
+go 1.21
