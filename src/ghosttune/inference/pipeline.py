@@ -24,6 +24,7 @@ from ghosttune.inference.sampling import GREEDY, Sampling
 from ghosttune.inference.streaming import Reply, Tell, Wanted, Writing, written
 from ghosttune.models.loading import load_adapter, load_processor, load_tokenizer, longest_input, sees
 from ghosttune.models.merging import answering_of
+from ghosttune.models.weights import digest
 from ghosttune.registry import TASKS
 from ghosttune.run.directory import RunDir
 from ghosttune.tasks.protocol import PredictingTask, Prediction
@@ -54,6 +55,14 @@ class Pipeline:
         self.max_new_tokens = max_new_tokens
         self.task = task
         """What predicts, and so judges rows; None where it only writes."""
+
+    engine = "transformers"
+    """What writes its answers."""
+
+    @cached_property
+    def digest(self) -> str:
+        """What its weights are, base and adapter."""
+        return digest(self.model)
 
     @property
     def writes(self) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ghosttune.config.loading import load_config
 from ghosttune.config.schema import RunConfig
-from ghosttune.config.sections import RowsSettings
+from ghosttune.config.sections import EvaluateSettings, RowsSettings
 from ghosttune.data.contamination import contamination
 from ghosttune.data.questions import Question, questions_of
 from ghosttune.data.records import Record, Records
@@ -21,10 +21,11 @@ from ghosttune.data.turns import Turn, images_of
 from ghosttune.errors import DataError, InputError, RunError, listed
 from ghosttune.inference.pipeline import Pipeline, predicting
 from ghosttune.judging.answering import Answered, System, answered
+from ghosttune.judging.engines import open_pipeline
 from ghosttune.judging.forgetting import forgetting
 from ghosttune.judging.predicting import judged_predictions
 from ghosttune.metrics.degenerate import alarm
-from ghosttune.metrics.judging import CONSTANT, constant, for_constant, judged, scores_of
+from ghosttune.metrics.judging import CONSTANT, constant, for_constant, judged, needs, scores_of
 from ghosttune.models.loading import load_tokenizer
 from ghosttune.registry import DATASETS
 from ghosttune.run.directory import RunDir, write_json, write_jsonl
@@ -92,6 +93,7 @@ def evaluate(
     baseline: str | None = None,
     overrides: Iterable[str] = (),
     out: str | Path | None = None,
+    engine: str = "transformers",
     device: str = "auto",
     trust_remote_code: bool = False,
 ) -> Evaluation:
@@ -100,12 +102,12 @@ def evaluate(
     `data` is a file, a folder or a known dataset; left out, it is the data of the run, of which `split` defaults to the
     dev rows. `baseline` is another run or model, or `base`, the untouched base, which is a run's default. `overrides`
     are settings of the `evaluate` section, such as `evaluate.limit=500`. A run's results are written into the run
-    unless `out` names another folder; a model's only there. Code that comes with a model runs under
-    `trust_remote_code` only. Raises InputError when any of this cannot be had.
+    unless `out` names another folder; a model's only there. `engine` is what writes the answers: transformers, or vllm.
+    Code that comes with a model runs under `trust_remote_code` only. Raises InputError when any of this cannot be had.
     """
     run, config = opened(run_or_model, overrides, trust_remote_code)
     rows = rows_of(run, config, None if data is None else str(data), split)
-    systems = systems_of(run, str(run_or_model), baseline, config, device, trust_remote_code)
+    systems = systems_of(run, str(run_or_model), baseline, config, device, trust_remote_code, engine)
     if config.evaluate.shots:
         systems += _few_shot(systems[0].pipeline, _rows_to_show(run, config), config)
     result, predictions = _evaluated(systems, rows, config)
@@ -149,9 +151,15 @@ def systems_of(
     config: RunConfig,
     device: str,
     trust_remote_code: bool,
+    engine: str = "transformers",
 ) -> list[System]:
     """Who answers: the run or model, then what it is compared with."""
-    pipeline = Pipeline.open(name, device, trust_remote_code)
+    if engine != "transformers" and baseline not in (None, BASE):
+        raise InputError(
+            f"--baseline {baseline}: {engine} holds one model and its base; evaluate each by itself, or leave out "
+            "--engine"
+        )
+    pipeline = open_pipeline(name, engine, device, trust_remote_code)
     pipeline.max_new_tokens = config.evaluate.max_new_tokens
     first = System("adapter" if run else "model", pipeline)
     if baseline == BASE and run is None:
@@ -271,6 +279,7 @@ def _evaluated(systems: Sequence[System], rows: Rows, config: RunConfig) -> tupl
     questions, left_out = questions_of(rows.records, rows.pool, settings.limit, config.train.seed)
     result: Evaluation = {}
     predictions: list[dict[str, Any]] = []
+    _require_weighing(systems[0].pipeline, metrics_of(config, rows.dataset), settings)
     if questions:
         names = metrics_of(config, rows.dataset)
         said = {system.name: answered(system, questions, names, settings) for system in systems}
@@ -280,7 +289,8 @@ def _evaluated(systems: Sequence[System], rows: Rows, config: RunConfig) -> tupl
         result["constant_answer"] = best.items[0].output
         result["degenerate"] = {name: _alarm(found, questions) for name, found in said.items()}
         result |= {"questions": len(questions), "left_out": left_out}
-        result["generation"] = {"decoding": "greedy", "max_new_tokens": settings.max_new_tokens}
+        engine = systems[0].pipeline.engine
+        result["generation"] = {"decoding": "greedy", "max_new_tokens": settings.max_new_tokens, "engine": engine}
         for system in systems:
             if system.shots:
                 fitted = [system.shown(question) for question in questions]
@@ -289,6 +299,16 @@ def _evaluated(systems: Sequence[System], rows: Rows, config: RunConfig) -> tupl
     if settings.general_text is not None:
         result["forgetting"] = forgetting(systems, Path(settings.general_text))
     return result, predictions
+
+
+def _require_weighing(pipeline: Pipeline, names: Sequence[str], settings: EvaluateSettings) -> None:
+    """InputError where a likelihood is asked for, of a pipeline that only answers."""
+    asking = [name for name in names if "likelihood" in " ".join(needs([name]))]
+    asking += ["evaluate.general_text"] if settings.general_text is not None else []
+    if asking and pipeline.engine != "transformers":
+        raise InputError(
+            f"{listed(asking)} asks how likely given text is, and --engine vllm only answers; leave it out"
+        )
 
 
 def _predicted(systems: Sequence[System], rows: Rows, config: RunConfig) -> tuple[Evaluation, list[dict[str, Any]]]:

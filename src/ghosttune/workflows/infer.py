@@ -22,7 +22,7 @@ from ghosttune.errors import DataError, InputError, ModelError, RunError, listed
 from ghosttune.foreign import open_file, read_json
 from ghosttune.inference.pipeline import Pipeline, record_of
 from ghosttune.inference.sampling import GREEDY, Sampling
-from ghosttune.models.weights import digest
+from ghosttune.judging.engines import open_pipeline
 from ghosttune.run.directory import explained, write_json
 
 ROWS_TOGETHER = 256
@@ -55,6 +55,7 @@ def infer(
     *,
     max_new_tokens: int | None = None,
     sampling: Sampling = GREEDY,
+    engine: str = "transformers",
     device: str = "auto",
     trust_remote_code: bool = False,
     progress: Callable[[int, int], None] = lambda done, rows: None,
@@ -65,13 +66,18 @@ def infer(
     `images` name; or it asks with the columns of the run's task but the label: `output` is then what is predicted, and
     further entries say how sure. An unfinished output is continued, to
     the bytes it would have had, when input, weights and settings are the same, else RunError; a row that cannot be
-    answered costs no other.
+    answered costs no other. `engine` is what writes the answers: transformers, or vllm.
     """
     rows = list(_read(source))
-    settings = {"model": run_or_model, "max_new_tokens": max_new_tokens, **asdict(sampling)}
+    settings = {"model": run_or_model, "engine": engine, "max_new_tokens": max_new_tokens, **asdict(sampling)}
     done = _begun(output, {"input": fingerprint(source), "rows": len(rows), **settings})
     if len(done) < len(rows):
-        pipeline = Pipeline.open(run_or_model, device, trust_remote_code)
+        try:
+            pipeline = open_pipeline(run_or_model, engine, device, trust_remote_code)
+        except InputError:
+            if not output.exists():
+                _note(output).unlink()
+            raise
         if not pipeline.writes and (max_new_tokens is not None or sampling != GREEDY):
             _note(output).unlink()
             raise InputError(
@@ -84,7 +90,7 @@ def infer(
                 f"{run_or_model} judges pairs of answers: `ghosttune evaluate {run_or_model} --data FILE` says "
                 "what each is worth"
             )
-        _require_weights(output, run_or_model, digest(pipeline.model))
+        _require_weights(output, run_or_model, pipeline.digest)
         for start in range(len(done), len(rows), ROWS_TOGETHER):
             block = rows[start : start + ROWS_TOGETHER]
             drawn = Sampling(**{**asdict(sampling), "seed": sampling.seed + start})

@@ -273,7 +273,7 @@ def test_a_gradient_that_does_not_arrive_is_found_by_the_name_of_its_module(read
 
 def test_a_loss_that_is_no_number_is_found(read):
     config, _ = read()
-    tried = Tried(config, Sizes(1, 1), GB, ("a", "b"), Probe([1.0, float("nan")], []))
+    tried = Tried(config, Sizes(1, 1), GB, rows=("a", "b"), probe=Probe([1.0, float("nan")], []))
     (found,) = MODEL.findings(tried)
     assert found.check == "loss not a number" and "a loss of nan on rows b" in found.message
     assert MODEL.findings(replace(tried, probe=Probe([1.0, 2.0], []))) == []
