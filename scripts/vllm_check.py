@@ -49,7 +49,7 @@ def settings() -> dict[str, Any]:
         "model": {"name": "builtin:tiny", "device": "cpu"},
         "data": {"train": {"path": "builtin:rows"}},
         "method": {"type": "lora", "r": 8},
-        "train": {"max_steps": 60, "learning_rate": 2e-3},
+        "train": {"max_steps": 90, "learning_rate": 5e-3, "per_device_train_batch_size": 8},
         "measure": {"ledger": None},
     }
 

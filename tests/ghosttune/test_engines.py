@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ from ghosttune.inference.pipeline import Pipeline
 from ghosttune.inference.sampling import Sampling
 from ghosttune.judging.engines import open_pipeline
 from ghosttune.judging.evaluate import evaluate
+from ghosttune.models.upstream import without_upstream_warnings
 from ghosttune.workflows.infer import infer
 from ghosttune.workflows.train import train
 
@@ -38,8 +39,8 @@ class Request:
 class StandIn:
     """vLLM's LLM as far as it is used: one prompt at a time, by Transformers and PEFT alone."""
 
-    opened: list[dict[str, Any]] = []
-    asked: list[Any] = []
+    opened: ClassVar[list[dict[str, Any]]] = []
+    asked: ClassVar[list[Any]] = []
 
     def __init__(self, **how: Any):
         self.opened.append(how)
@@ -53,7 +54,8 @@ class StandIn:
         model: Any = AutoModelForCausalLM.from_pretrained(self.how["model"], dtype=getattr(torch, self.how["dtype"]))
         if lora_request is not None:
             assert self.how["enable_lora"] and self.how["max_lora_rank"] >= 8
-            model = PeftModel.from_pretrained(model, lora_request.lora_path)
+            with without_upstream_warnings():
+                model = PeftModel.from_pretrained(model, lora_request.lora_path)
         found = []
         for prompt, how in zip(prompts, sampling, strict=True):
             ids = torch.tensor([prompt["prompt_token_ids"]])
@@ -126,7 +128,7 @@ def test_infer_and_evaluate_say_who_wrote(vllm, run, tmp_path):
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ({"engine": "vlm"}, "--engine vlm is not known, did you mean vllm"),
+        ({"engine": "vlm"}, "--engine vlm is not known; did you mean vllm"),
         ({"engine": "vllm", "device": "cuda:1"}, "--device cuda:1 says nothing to vLLM"),
     ],
 )
@@ -161,7 +163,7 @@ def test_likelihoods_and_other_baselines_are_refused_by_name(vllm, run, tmp_path
     ],
 )
 def test_adapters_that_vllm_does_not_load_are_refused(vllm, make_config, tmp_path, changes, error, words):
-    run = train(make_config(train__max_steps=1, **changes), tmp_path / "run").path
+    run = train(make_config(train__max_steps=3, **changes), tmp_path / "run").path
     with pytest.raises(error, match=words):
         open_pipeline(run, "vllm")
     with pytest.raises(RunError, match="is neither a run"):

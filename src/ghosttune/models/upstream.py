@@ -53,6 +53,23 @@ def without_upstream_warnings() -> Iterator[None]:
         yield
 
 
+def checkpointing_word() -> str:
+    """What Transformers calls the checkpointing of activations in its names: `gradient` before 5.20."""
+    from transformers import PreTrainedModel
+
+    return "activation" if hasattr(PreTrainedModel, "activation_checkpointing_enable") else "gradient"
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Switches it on as the Trainer does: not reentrant."""
+    getattr(model, f"{checkpointing_word()}_checkpointing_enable")({"use_reentrant": False})
+
+
+def keep_activations(model: Any) -> None:
+    """Switches it off."""
+    getattr(model, f"{checkpointing_word()}_checkpointing_disable")()
+
+
 def import_peft() -> None:
     """Imports PEFT, and bitsandbytes only where a base of this process is quantized by it.
 

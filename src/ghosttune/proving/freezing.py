@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from ghosttune.models.modules import module_facts, parameter_facts
+from ghosttune.models.upstream import checkpoint_activations
 from ghosttune.proving.findings import Bench, Finding, every
 from ghosttune.proving.reference import counting_rows, small_llama
 from ghosttune.proving.specimens import short_run, write_model, write_rows
@@ -126,7 +127,7 @@ def misplaced(name: str, optimizer: str, full: bool = False, checkpointing: bool
     """Tensors that moved and were to be frozen, or stood still and were to be trained, each with its phase."""
     model = small_llama(full)
     if checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model)
         model.train()
     loop = Loop(strategy(name, 6), OPTIMIZERS[optimizer], model)
     found = []

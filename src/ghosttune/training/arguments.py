@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainingArguments
 
 from ghosttune.config.schema import RunConfig
+from ghosttune.models.upstream import checkpointing_word
 from ghosttune.training.optimizers import MUON
 from ghosttune.training.processes import processes
 
@@ -18,6 +20,8 @@ def training_arguments(config: RunConfig, folder: str, resuming: bool) -> Traini
     device = config.model.device
     if device.startswith("cuda:"):
         os.environ["ACCELERATE_TORCH_DEVICE"] = device
+    name = f"{checkpointing_word()}_checkpointing"
+    checkpointing: dict[str, Any] = {name: True, f"{name}_kwargs": {"use_reentrant": False}}
     arguments = TrainingArguments(
         output_dir=folder,
         run_name=Path(folder).name,
@@ -42,8 +46,7 @@ def training_arguments(config: RunConfig, folder: str, resuming: bool) -> Traini
         eval_on_start=not resuming,
         save_strategy="steps",
         save_steps=train.save_steps or 1,
-        activation_checkpointing=train.activation_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False} if train.activation_checkpointing else None,
+        **(checkpointing if train.activation_checkpointing else {}),
         use_cpu=device == "cpu",
         ddp_find_unused_parameters=True if config.phases.strategy != "none" else None,
         ddp_backend="gloo" if device == "cpu" and processes() > 1 else None,

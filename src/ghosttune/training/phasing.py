@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 
 from ghosttune.config.facts import ParameterFacts
 from ghosttune.errors import InputError
+from ghosttune.models.upstream import checkpointing_word
 from ghosttune.schedules.language import read_selection
 from ghosttune.schedules.phases import Phase, Schedule, active_names, names_of
 from ghosttune.schedules.rates import phase_rates
@@ -80,7 +81,7 @@ class Phasing(TrainerCallback):
     ) -> None:
         self.optimizer = getattr(optimizer, "optimizer", optimizer)
         _require_union(self.optimizer, self.parameters)
-        if (args.activation_checkpointing_kwargs or {}).get("use_reentrant"):
+        if (getattr(args, f"{checkpointing_word()}_checkpointing_kwargs") or {}).get("use_reentrant"):
             raise InputError(
                 "phases need non-reentrant checkpointing: a reentrant one dies where no input has a gradient"
             )

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from ghosttune.config.facts import ParameterFacts
 from ghosttune.data.encoding import Features
+from ghosttune.models.upstream import checkpoint_activations, keep_activations
 
 ROUTED = "experts"
 """In the names of modules that two rows need not come by."""
@@ -187,8 +188,8 @@ def _checkpointing(model: Any, wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    checkpoint_activations(model)
     try:
         yield
     finally:
-        model.activation_checkpointing_disable()
+        keep_activations(model)
