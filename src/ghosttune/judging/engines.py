@@ -87,7 +87,7 @@ class VllmPipeline(Pipeline):
         """vLLM with the model, which takes the memory that vLLM's own settings say."""
         for name, value in QUIETLY.items():
             os.environ.setdefault(name, value)
-        from vllm import LLM
+        from vllm import LLM  # pyright: ignore[reportMissingImports]
 
         positions = longest_input(self.model)
         longest = self.encoder.max_length + self.max_new_tokens
@@ -117,8 +117,8 @@ class VllmPipeline(Pipeline):
         sampling: Sampling = GREEDY,
     ) -> list[Answer]:
         """As `Pipeline.generate`; prompt n draws with vLLM's generator seeded with `sampling.seed + n`."""
-        from vllm import SamplingParams, TokensPrompt
-        from vllm.lora.request import LoRARequest
+        from vllm import SamplingParams, TokensPrompt  # pyright: ignore[reportMissingImports]
+        from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
 
         template, wanted = self.encoder.template, max_new_tokens or self.max_new_tokens
         self.max_new_tokens = max(self.max_new_tokens, wanted)
