@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from quick import launch
 
-from ghosttune.config.sections import SourceSettings
+from ghosttune.config.sections.data import SourceSettings
 from ghosttune.data.sources import open_source
 from ghosttune.inference.pipeline import Pipeline
 from ghosttune.models.merging import merged

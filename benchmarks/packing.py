@@ -49,7 +49,7 @@ def rows_of(count: int, samsum: str | None, tokenizer: str | None) -> list[Featu
     if samsum and tokenizer:
         from transformers import GPT2Tokenizer
 
-        from ghosttune.config.sections import SourceSettings
+        from ghosttune.config.sections.data import SourceSettings
         from ghosttune.data.sources import open_source
 
         read = GPT2Tokenizer.from_pretrained(tokenizer)

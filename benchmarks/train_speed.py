@@ -40,7 +40,7 @@ def rows_of(count: int, e2e: str | None, tokenizer: str | None) -> list[tuple[li
     if e2e and tokenizer:
         from transformers import AutoTokenizer
 
-        from ghosttune.config.sections import SourceSettings
+        from ghosttune.config.sections.data import SourceSettings
         from ghosttune.data.sources import open_source
 
         read = AutoTokenizer.from_pretrained(tokenizer)

@@ -12,7 +12,7 @@ from compatible_families import VOCABULARY, Family
 
 from ghosttune.config.facts import ModelKind
 from ghosttune.config.schema import section_class
-from ghosttune.config.sections import ModelSettings
+from ghosttune.config.sections.model import ModelSettings
 from ghosttune.data.encoding import IGNORED
 from ghosttune.models.loading import load_model
 from ghosttune.registry import TASKS

@@ -16,7 +16,7 @@ import pyarrow
 from ghosttune.config.facts import ParameterFacts
 from ghosttune.config.loading import load_config
 from ghosttune.config.rendering import plain_yaml
-from ghosttune.config.sections import SourceSettings
+from ghosttune.config.sections.data import SourceSettings
 from ghosttune.data.content import content
 from ghosttune.data.files import read_file
 from ghosttune.data.labelled import LABELLED_COLUMNS

@@ -15,7 +15,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from ghosttune import own_code, train
-from ghosttune.config.sections import AlertSettings
+from ghosttune.config.sections.run import AlertSettings
 from ghosttune.errors import ConfigError, NotANumber
 from ghosttune.run.directory import RunDir
 from ghosttune.training import alerting

@@ -11,7 +11,7 @@ import transformers
 from small_llama import small_llama
 
 from ghosttune import open_run, train
-from ghosttune.config.sections import ModelSettings
+from ghosttune.config.sections.model import ModelSettings
 from ghosttune.errors import ConfigError
 from ghosttune.models.loading import load_model
 from ghosttune.run.tables import read_table

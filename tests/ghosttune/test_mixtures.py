@@ -18,7 +18,7 @@ from interrupting import interrupt_at
 from ghosttune import train
 from ghosttune.choosing.select import select
 from ghosttune.config.loading import load_config
-from ghosttune.config.sections import SourceSettings
+from ghosttune.config.sections.data import SourceSettings
 from ghosttune.data.mixing import rows_in_an_epoch, source_of_row
 from ghosttune.errors import ConfigError, DataError, InputError
 from ghosttune.judging.evaluate import evaluate

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM
 
 from ghosttune import train
-from ghosttune.config.sections import ModelSettings
+from ghosttune.config.sections.model import ModelSettings
 from ghosttune.errors import ConfigError, ModelError, RunError
 from ghosttune.models.loading import add_adapter, load_model, load_tokenizer
 from ghosttune.models.modules import matched_modules, module_facts, trainable_counts

@@ -15,7 +15,7 @@ from transformers import Adafactor
 from ghosttune import train
 from ghosttune.choosing.attribute import attribute
 from ghosttune.config.loading import load_config
-from ghosttune.config.sections import ADAMW, Optim
+from ghosttune.config.sections.train import ADAMW, Optim
 from ghosttune.errors import ConfigError, RunError
 from ghosttune.proving.freezing import differences
 from ghosttune.stages.model import adapted_model

@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicLayer
 
 from ghosttune.config.facts import CAUSAL_LM
 from ghosttune.config.schema import section_class
-from ghosttune.config.sections import ModelSettings
+from ghosttune.config.sections.model import ModelSettings
 from ghosttune.errors import ConfigError, ModelError
 from ghosttune.inference.generating import generate
 from ghosttune.models.loading import add_adapter, load_model

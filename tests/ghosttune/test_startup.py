@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from ghosttune.config.sections import ModelSettings
+from ghosttune.config.sections.model import ModelSettings
 from ghosttune.models.builtin import builtin_model_folder
 from ghosttune.models.loading import load_tokenizer
 

@@ -263,7 +263,7 @@ def test_packages_that_are_missing_are_named_with_their_extras(make_config, monk
 def test_every_tracker_that_can_be_named_is_one():
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-    from ghosttune.config.sections import RunSettings
+    from ghosttune.config.sections.run import RunSettings
 
     (names,) = RunSettings.model_fields["trackers"].annotation.__args__  # type: ignore[union-attr]
     assert {*names.__args__} == TRACKERS.keys()

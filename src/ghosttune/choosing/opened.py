@@ -16,7 +16,7 @@ from ghostgrad.sketch import ErrorBar
 from ghostgrad.store import GradientStore, StoreError
 from ghosttune.config.facts import ParameterFacts
 from ghosttune.config.loading import load_config
-from ghosttune.config.sections import ADAMW
+from ghosttune.config.sections.train import ADAMW
 from ghosttune.data.encoding import Encoded, RowFeatures
 from ghosttune.data.records import Record, Records
 from ghosttune.data.sources import open_source, read_source, settings_of_file, source_files

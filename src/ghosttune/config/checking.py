@@ -8,15 +8,10 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from ghosttune.config.schema import DEFAULT, DEPENDENT, KINDS, RunConfig, leaf_fields
-from ghosttune.config.sections import (
-    ADAMW,
-    AlertSettings,
-    ForgetSettings,
-    MixedSettings,
-    RowsSettings,
-    SourceSettings,
-    TrainSettings,
-)
+from ghosttune.config.sections.data import MixedSettings, RowsSettings, SourceSettings
+from ghosttune.config.sections.forget import ForgetSettings
+from ghosttune.config.sections.run import AlertSettings
+from ghosttune.config.sections.train import ADAMW, TrainSettings
 from ghosttune.config.streams import what_a_stream_lacks
 from ghosttune.errors import InputError, Problem, listed
 from ghosttune.own_code import is_own_code

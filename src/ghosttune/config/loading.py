@@ -23,7 +23,8 @@ from ghosttune.config.schema import (
     leaf_fields,
     section_class,
 )
-from ghosttune.config.sections import EVALUATION_FILES, RowsSettings
+from ghosttune.config.sections.data import RowsSettings
+from ghosttune.config.sections.evaluate import EVALUATION_FILES
 from ghosttune.config.setting import Section
 from ghosttune.config.templating import with_text
 from ghosttune.config.wording import concerned, explain

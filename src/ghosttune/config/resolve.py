@@ -10,7 +10,7 @@ from typing import Any
 from ghosttune.config.checking import conflicts
 from ghosttune.config.loading import with_values
 from ghosttune.config.schema import RunConfig
-from ghosttune.config.sections import MixedSettings
+from ghosttune.config.sections.data import MixedSettings
 from ghosttune.errors import ConfigError, Problem, listed
 
 DEV_FRACTION, GUIDE_FRACTION = 0.1, 0.05

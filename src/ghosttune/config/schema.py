@@ -13,16 +13,13 @@ from typing import get_args, get_origin
 from pydantic import Field, SerializeAsAny
 from pydantic.fields import FieldInfo
 
-from ghosttune.config.sections import (
-    AlertSettings,
-    DataSettings,
-    EvaluateSettings,
-    ForgetSettings,
-    MeasureSettings,
-    ModelSettings,
-    RunSettings,
-    TrainSettings,
-)
+from ghosttune.config.sections.data import DataSettings
+from ghosttune.config.sections.evaluate import EvaluateSettings
+from ghosttune.config.sections.forget import ForgetSettings
+from ghosttune.config.sections.measure import MeasureSettings
+from ghosttune.config.sections.model import ModelSettings
+from ghosttune.config.sections.run import AlertSettings, RunSettings
+from ghosttune.config.sections.train import TrainSettings
 from ghosttune.config.setting import MethodSettings, PhasesSettings, Section, TaskSettings
 from ghosttune.errors import ConfigError, Problem
 from ghosttune.registry import METHODS, STRATEGIES, TASKS, Registry

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ghosttune.config.schema import RunConfig
-from ghosttune.config.sections import MARKS
+from ghosttune.config.sections.model import MARKS
 from ghosttune.errors import InputError, Problem
 from ghosttune.foreign import read_text
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ghosttune.config.sections import RowsSettings, SourceSettings
+from ghosttune.config.sections.data import RowsSettings, SourceSettings
 from ghosttune.data.records import TURN_FORMATS, Record, Records
 from ghosttune.data.selecting import shares_of
 from ghosttune.data.sources import Source, open_source

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ghosttune.config.sections import ForgetSettings
+from ghosttune.config.sections.forget import ForgetSettings
 from ghosttune.data.records import Records
 from ghosttune.data.selecting import ids_in
 from ghosttune.data.splitting import draw

@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ghosttune.config.sections import RowsSettings
+from ghosttune.config.sections.data import RowsSettings
 from ghosttune.data.files import Fields, Placed, fingerprint, kind_of, read_file, shown, unusable
 from ghosttune.data.hub import hub_rows, is_hub_id
 from ghosttune.data.preferences import PREFERENCE_COLUMNS

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from zlib import crc32
 
-from ghosttune.config.sections import RowsSettings, SourceSettings
+from ghosttune.config.sections.data import RowsSettings, SourceSettings
 from ghosttune.data.files import Placed, each_row, kind_of
 from ghosttune.data.hub import HubStream, is_hub_id
 from ghosttune.data.records import TURN_FORMATS, Records, detect_format, records_of, rename_columns

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ghosttune.config.loading import load_config
-from ghosttune.config.sections import ModelSettings
+from ghosttune.config.sections.model import ModelSettings
 from ghosttune.data.encoding import Encoder, RowEncoder
 from ghosttune.data.images import ImageEncoder, ImageReader
 from ghosttune.data.records import Record, Turn

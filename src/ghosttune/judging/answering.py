@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ghosttune.config.sections import EvaluateSettings
+from ghosttune.config.sections.evaluate import EvaluateSettings
 from ghosttune.data.questions import Question
 from ghosttune.data.turns import Turn
 from ghosttune.inference.generating import Answer

@@ -11,7 +11,8 @@ import numpy as np
 
 from ghosttune.config.loading import load_config
 from ghosttune.config.schema import RunConfig
-from ghosttune.config.sections import EvaluateSettings, RowsSettings
+from ghosttune.config.sections.data import RowsSettings
+from ghosttune.config.sections.evaluate import EvaluateSettings
 from ghosttune.data.contamination import contamination
 from ghosttune.data.questions import Question, questions_of
 from ghosttune.data.records import Record, Records

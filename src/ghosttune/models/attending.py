@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ghosttune.config.sections import ModelSettings
+from ghosttune.config.sections.model import ModelSettings
 from ghosttune.errors import ConfigError, GhosttuneError, Problem
 
 ANYWHERE = ("eager", "sdpa")

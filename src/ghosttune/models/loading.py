@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ghosttune.config.facts import CAUSAL_LM, STARTED_BY_ROWS, ModelKind
-from ghosttune.config.sections import ModelSettings
+from ghosttune.config.sections.model import ModelSettings
 from ghosttune.config.setting import MethodSettings
 from ghosttune.errors import ConfigError, GhosttuneError, ModelError, Problem, listed
 from ghosttune.models.adapter_files import (

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from ghosttune.config.sections import ModelSettings
+from ghosttune.config.sections.model import ModelSettings
 from ghosttune.errors import ModelError, listed
 from ghosttune.models.modules import head_modules
 from ghosttune.models.upstream import tell_peft_of_bitsandbytes

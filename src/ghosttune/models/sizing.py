@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ghosttune.config.facts import ModelKind
-from ghosttune.config.sections import ModelSettings
+from ghosttune.config.sections.model import ModelSettings
 from ghosttune.models.loading import explained, loader_of, located
 from ghosttune.models.modules import module_facts
 

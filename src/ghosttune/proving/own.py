@@ -16,7 +16,7 @@ from ghostgrad import Norms
 from ghosttune.config.facts import ModelKind
 from ghosttune.config.loading import load_config
 from ghosttune.config.schema import RunConfig, section_class
-from ghosttune.config.sections import ModelSettings
+from ghosttune.config.sections.model import ModelSettings
 from ghosttune.errors import InputError, ModelError
 from ghosttune.models.builtin import builtin_model_folder
 from ghosttune.models.loading import explained, load_model, loader_of, located

@@ -17,7 +17,8 @@ import numpy as np
 from ghosttune.config.loading import value_at, with_values
 from ghosttune.config.resolve import Facts, Refuse, refuse, resolve_sources, resolve_steps
 from ghosttune.config.schema import RunConfig
-from ghosttune.config.sections import EVALUATION_FILES, RowsSettings
+from ghosttune.config.sections.data import RowsSettings
+from ghosttune.config.sections.evaluate import EVALUATION_FILES
 from ghosttune.data.contamination import Contamination, contamination
 from ghosttune.data.encoding import Encoded, Encoder, RowEncoder
 from ghosttune.data.files import changed_files, fingerprint

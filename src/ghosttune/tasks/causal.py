@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from ghosttune.config.facts import CAUSAL_LM, ModelKind
-from ghosttune.config.sections import DataSettings
+from ghosttune.config.sections.data import DataSettings
 from ghosttune.config.setting import TaskSettings, task_name
 from ghosttune.data.records import TURN_FORMATS, Record
 from ghosttune.registry import TASKS

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from ghosttune.config.facts import CAUSAL_LM, ModelKind
-from ghosttune.config.sections import DataSettings
+from ghosttune.config.sections.data import DataSettings
 from ghosttune.config.setting import TaskSettings, setting, task_name
 from ghosttune.data.records import Record
 from ghosttune.metrics.scoring import Item

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ghosttune.config.facts import ModelKind
-    from ghosttune.config.sections import DataSettings
+    from ghosttune.config.sections.data import DataSettings
     from ghosttune.data.encoding import RowEncoder, RowFeatures
     from ghosttune.data.records import Record
     from ghosttune.metrics.scoring import Item

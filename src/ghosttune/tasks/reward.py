@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from ghosttune.config.facts import ModelKind
-from ghosttune.config.sections import DataSettings
+from ghosttune.config.sections.data import DataSettings
 from ghosttune.config.setting import TaskSettings, task_name
 from ghosttune.data.records import Record
 from ghosttune.metrics.scoring import Item

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from ghosttune.config.facts import ModelKind
-from ghosttune.config.sections import DataSettings
+from ghosttune.config.sections.data import DataSettings
 from ghosttune.config.setting import Names, TaskSettings, setting, task_name
 from ghosttune.data.columns import label_name, number_of
 from ghosttune.data.records import Record

@@ -14,7 +14,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from ghosttune.config.sections import AlertSettings
+from ghosttune.config.sections.run import AlertSettings
 
 if TYPE_CHECKING:
     from ghosttune.training.watching import Listener

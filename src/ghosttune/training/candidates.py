@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ghostgrad import Dots, Norms, Observer, UnsupportedLayer
-from ghosttune.config.sections import OnlineSelectionSettings
+from ghosttune.config.sections.data import OnlineSelectionSettings
 from ghosttune.data.encoding import RowFeatures
 from ghosttune.data.splitting import draw
 from ghosttune.run.tables import Table

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ghosttune.config.sections import MixtureSettings
+from ghosttune.config.sections.data import MixtureSettings
 from ghosttune.data.encoding import RowFeatures
 from ghosttune.data.mixing import source_of_row
 from ghosttune.data.selecting import shares_of

@@ -10,7 +10,7 @@ from zlib import crc32
 
 import numpy as np
 
-from ghosttune.config.sections import TrainSettings
+from ghosttune.config.sections.train import TrainSettings
 from ghosttune.data.selecting import shares_of
 from ghosttune.data.splitting import draw
 from ghosttune.training.processes import processes

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ghosttune.config.sections import ForgetSettings
+from ghosttune.config.sections.forget import ForgetSettings
 from ghosttune.data.encoding import RowFeatures
 from ghosttune.errors import RunError
 from ghosttune.run.directory import RunDir

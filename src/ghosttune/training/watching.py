@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback
 
-from ghosttune.config.sections import TrainSettings
+from ghosttune.config.sections.train import TrainSettings
 from ghosttune.errors import NotANumber
 from ghosttune.run.directory import RunDir
 from ghosttune.run.family import handling

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ghosttune.config.loading import load_config
-from ghosttune.config.sections import ModelSettings
+from ghosttune.config.sections.model import ModelSettings
 from ghosttune.errors import RunError
 from ghosttune.inference.pipeline import Pipeline
 from ghosttune.models.loading import load_model, processor_files, sees

@@ -9,7 +9,7 @@ import pytest
 from ghosttune.config.checking import RULES, conflicts
 from ghosttune.config.loading import load_config, with_values
 from ghosttune.config.schema import section_class
-from ghosttune.config.sections import DevSettings, SourceSettings
+from ghosttune.config.sections.data import DevSettings, SourceSettings
 from ghosttune.tasks.preference import PreferenceSettings
 
 BASE = load_config({"data": {"train": {"path": "builtin:rows"}}})

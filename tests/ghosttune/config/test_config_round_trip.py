@@ -13,7 +13,7 @@ from ghosttune.config.loading import load_config
 from ghosttune.config.notation import parse_value, to_yaml
 from ghosttune.config.rendering import commented_yaml, plain_yaml
 from ghosttune.config.schema import ALTERNATIVES, DEPENDENT, INSTEAD, RunConfig, leaf_fields
-from ghosttune.config.sections import ADAMW
+from ghosttune.config.sections.train import ADAMW
 from ghosttune.config.streams import ALL_ROWS
 from ghosttune.errors import ConfigError
 

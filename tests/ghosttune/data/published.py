@@ -10,7 +10,7 @@ from typing import Any
 
 from making import shared
 
-from ghosttune.config.sections import SourceSettings
+from ghosttune.config.sections.data import SourceSettings
 from ghosttune.data.sources import Source, open_source
 
 REAL = {

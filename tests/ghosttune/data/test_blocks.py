@@ -13,7 +13,7 @@ import pytest
 from making import CORPUS, encoder_for, shared, tokenizer_called
 from published import write
 
-from ghosttune.config.sections import SourceSettings
+from ghosttune.config.sections.data import SourceSettings
 from ghosttune.data.blocks import Document, in_blocks
 from ghosttune.data.encoding import Collator
 from ghosttune.data.records import Records

@@ -12,7 +12,7 @@ import pytest
 from making import CHATML, byte_level, encoder_for, gpt2, shared
 from tool_templates import LLAMA_3_1, MARKED, QWEN_2_5, QWEN_3
 
-from ghosttune.config.sections import SourceSettings
+from ghosttune.config.sections.data import SourceSettings
 from ghosttune.data.content import content
 from ghosttune.data.encoding import Encoder
 from ghosttune.data.inspecting import repeated_rows

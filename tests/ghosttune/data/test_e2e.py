@@ -15,7 +15,7 @@ import pytest
 from making import encoder_for, shared
 from published import source_of
 
-from ghosttune.config.sections import SourceSettings
+from ghosttune.config.sections.data import SourceSettings
 from ghosttune.data.known.e2e import E2E
 from ghosttune.data.records import Record
 from ghosttune.data.sources import Source, open_source
@@ -96,7 +96,7 @@ MEASURE = """
 import json, sys, time
 begun = time.process_time()
 from making import encoder_for, shared
-from ghosttune.config.sections import SourceSettings
+from ghosttune.config.sections.data import SourceSettings
 from ghosttune.data.sources import open_source
 from ghosttune.run.recording import peak_memory_mb
 imported = time.process_time()

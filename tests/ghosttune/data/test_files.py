@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ghosttune.config.sections import RowsSettings
+from ghosttune.config.sections.data import RowsSettings
 from ghosttune.data.files import Placed, changed_files, fingerprint, kind_of, read_file
 from ghosttune.data.sources import settings_of_file, source_files
 from ghosttune.errors import DataError

@@ -9,7 +9,7 @@ import pytest
 from published import write
 
 from ghosttune.config.loading import load_config
-from ghosttune.config.sections import SourceSettings
+from ghosttune.config.sections.data import SourceSettings
 from ghosttune.data.sources import Source, open_source
 from ghosttune.errors import ConfigError, DataError
 

@@ -10,7 +10,7 @@ import pytest
 from making import REPOSITORY, encoder_for, shared
 from published import folder_of, source_of, write
 
-from ghosttune.config.sections import SourceSettings
+from ghosttune.config.sections.data import SourceSettings
 from ghosttune.data.dataset import KnownDataset
 from ghosttune.data.files import read_file
 from ghosttune.data.records import Record

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ghosttune.config.loading import load_config
 from ghosttune.config.rendering import commented_yaml, plain_yaml
-from ghosttune.config.sections import RowsSettings, SourceSettings
+from ghosttune.config.sections.data import RowsSettings, SourceSettings
 from ghosttune.data.mixing import open_data, source_of_row
 from ghosttune.data.records import Record, Records
 from ghosttune.data.sources import open_source

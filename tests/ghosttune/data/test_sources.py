@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ghosttune.config.sections import SourceSettings
+from ghosttune.config.sections.data import SourceSettings
 from ghosttune.data.records import Record, Turn
 from ghosttune.data.sources import Source, builtin_rows, open_source
 from ghosttune.errors import DataError
@@ -194,7 +194,7 @@ def test_derived_ids_are_the_same_in_another_process(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", {**PAIR, "z": {"b": 1, "a": [2]}}, PAIR)
     code = (
         "import sys; from ghosttune.data.sources import open_source as read\n"
-        "from ghosttune.config.sections import SourceSettings\n"
+        "from ghosttune.config.sections.data import SourceSettings\n"
         "print(*[record.example_id for record in read(SourceSettings(path=sys.argv[1])).records])"
     )
     environment = {"PYTHONPATH": ":".join(sys.path), "PYTHONHASHSEED": "123"}

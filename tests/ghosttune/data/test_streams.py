@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ghosttune.config.sections import SourceSettings
+from ghosttune.config.sections.data import SourceSettings
 from ghosttune.data import streaming
 from ghosttune.data.records import Record
 from ghosttune.data.sources import open_source

@@ -12,7 +12,7 @@ from typing import Any
 from ghosttune.config.advising import Planned
 from ghosttune.config.loading import load_config, with_values
 from ghosttune.config.schema import section_class
-from ghosttune.config.sections import ModelSettings
+from ghosttune.config.sections.model import ModelSettings
 from ghosttune.data.encoding import Collator, Encoder, Features
 from ghosttune.data.inspecting import Inspected
 from ghosttune.data.records import Record, Records, Turn

@@ -9,7 +9,7 @@ import time
 import pytest
 from spoiling import changed_json
 
-from ghosttune.config.sections import ModelSettings
+from ghosttune.config.sections.model import ModelSettings
 from ghosttune.errors import InputError, ModelError
 from ghosttune.inference.pipeline import Pipeline
 from ghosttune.models.loading import load_tokenizer

@@ -14,7 +14,7 @@ from PIL import Image
 from seeing import COLOURS, TOKENS, llava, looked_at, picture, told, write_album, write_rows
 from transformers import AutoProcessor
 
-from ghosttune.config.sections import SourceSettings
+from ghosttune.config.sections.data import SourceSettings
 from ghosttune.data.columns import RowFault
 from ghosttune.data.content import content
 from ghosttune.data.encoding import Encoder

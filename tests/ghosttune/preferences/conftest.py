@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from small_llama import small_adapted_llama
 
-from ghosttune.config.sections import DataSettings
+from ghosttune.config.sections.data import DataSettings
 from ghosttune.data.pairing import PreferenceCollator, PreferenceFeatures
 from ghosttune.registry import TASKS
 

@@ -17,7 +17,7 @@ def texts_of(tokenizer: Any, ids: Any, trained: Any) -> tuple[str, str]:
 
 def builtin_tokenizer() -> Any:
     """That of the built-in model."""
-    from ghosttune.config.sections import ModelSettings
+    from ghosttune.config.sections.model import ModelSettings
     from ghosttune.models.loading import load_tokenizer
 
     return load_tokenizer(ModelSettings())

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from preference_texts import builtin_tokenizer, texts_of
 
-from ghosttune.config.sections import DataSettings, SourceSettings
+from ghosttune.config.sections.data import DataSettings, SourceSettings
 from ghosttune.data.content import content
 from ghosttune.data.pairing import PreferenceEncoder
 from ghosttune.data.records import Records
