@@ -71,4 +71,5 @@ def test_a_package_names_its_files_in_reading_order(package):
     told = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8"))) or ""
     order = " ".join(told.partition("In reading order: ")[2].split()).rstrip(".")
     named = [name.strip() for part in order.split(";") for name in part.split(":")[-1].split(",")]
-    assert sorted(named) == sorted(file.stem for file in package.glob("*.py") if file.stem != "__init__")
+    files = [file.stem for file in package.glob("*.py") if file.stem != "__init__"]
+    assert sorted(named) == sorted([*files, *(inner.parent.name for inner in package.glob("*/__init__.py"))])

@@ -302,6 +302,8 @@ def answers(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
     asked: list[Any] = []
 
     class FakePipeline:
+        engine = "transformers"
+
         def __init__(self, model: Any, encoder: Any, max_new_tokens: int, task: Any):
             self.model, self.encoder, self.task, self.max_new_tokens = model, encoder, task, max_new_tokens
             asked.append(max_new_tokens)
