@@ -114,10 +114,10 @@ class Asked:
         """[queries, size] the stored form of each query's gradient at a checkpoint."""
         store = self.opened.store(self.rows, step)
         sketcher = self.opened.sketcher(store)
-        gradients = self.opened.gradients(step, sketcher)
+        self.opened.at(step)
         found = []
         for row in self.queries.features:
-            direction = gradients.direction([row])
+            direction = self.opened.direction([row], sketcher)
             if by == "adamw":
                 epsilon = self.opened.config.train.adam_epsilon
                 direction = over_second_moments(direction, self.opened.second_moments(step), epsilon)
@@ -125,7 +125,7 @@ class Asked:
         return torch.stack(found)
 
     def scored(self, by: str, steps: Sequence[int]) -> np.ndarray:
-        """[queries, rows] as `workflows.attribute.scored` does for one query, for all of them at once."""
+        """[queries, rows] as `choosing.attribute.scored` does for one query, for all of them at once."""
         rates = [1.0 if by == "preconditioned" else self.opened.learning_rate(step) for step in steps]
         total = np.zeros((len(self.queries.ids), len(self.rows.ids)))
         for step, rate in zip(steps, rates, strict=True):

@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from ghostgrad import Sketcher
 from ghostgrad.curvature import preconditioned
 from ghostgrad.influence import norms, scores
 from ghostgrad.store import GradientStore
@@ -29,7 +30,7 @@ from ghosttune.data.content import content
 from ghosttune.data.encoding import RowFeatures
 from ghosttune.data.records import TURN_FORMATS, Record, Turn
 from ghosttune.errors import DataError, InputError, listed
-from ghosttune.training.sketching import RowGradients, over_second_moments
+from ghosttune.training.sketching import over_second_moments
 
 By = Literal["cosine", "dot", "adamw", "preconditioned"]
 
@@ -104,20 +105,9 @@ def attribute(
     asked = _asked(opened, query, prompt, completion)
     rows, steps = opened.rows(data), opened.steps(checkpoints)
     damping = DAMPING if damping is None else damping
-    found = scored(opened, rows, asked, steps, by, damping)
-    order = torch.argsort(found.scores, descending=True, stable=True).tolist()
-
-    def influence(place: int) -> Influence:
-        record = rows.record(rows.ids[place])
-        score, error = float(found.scores[place]), float(found.errors[place])
-        return Influence(record.example_id, score, error, content(record), record.metadata)
-
-    ranked = [influence(place) for place in dict.fromkeys([*order[:top], *order[::-1][:top]])]
-    helpful = [row for row in ranked if row.score > 0][:top]
-    harmful = sorted((row for row in ranked if row.score < 0), key=lambda row: row.score)[:top]
-    first = [row.example_id for row in (*helpful[:tokens], *harmful[:tokens])]
-    shares = by_token(opened, rows, first, asked, steps, by, damping) if first else []
-    return Attribution(by, steps, len(asked), len(rows.ids), helpful, harmful, shares)
+    found = _ranked(opened, rows, asked, steps, top, by, damping)
+    first = [row.example_id for row in (*found.helpful[:tokens], *found.harmful[:tokens])]
+    return replace(found, tokens=by_token(opened, rows, first, asked, steps, by, damping)) if first else found
 
 
 def why(
@@ -128,11 +118,36 @@ def why(
     With `tokens` the first helpful row is divided among its tokens, against the answer as a whole.
     """
     opened = run if isinstance(run, OpenedRun) else OpenedRun(run)
-    found = attribute(opened, prompt=prompt, completion=completion, top=top)
+    asked, steps = _asked(opened, None, prompt, completion), opened.steps(["best"])
+    found = _ranked(opened, opened.train, asked, steps, top)
     if not tokens:
         return found
-    first, asked = [row.example_id for row in found.helpful[:1]], _asked(opened, None, prompt, completion)
-    return replace(found, tokens=by_token(opened, opened.train, first, asked, found.checkpoints, divide_answer=False))
+    first = [row.example_id for row in found.helpful[:1]]
+    return replace(found, tokens=by_token(opened, opened.train, first, asked, steps, divide_answer=False))
+
+
+def _ranked(
+    opened: OpenedRun,
+    rows: Rows,
+    query: Sequence[RowFeatures],
+    steps: list[int],
+    top: int,
+    by: By = "cosine",
+    damping: float = DAMPING,
+) -> Attribution:
+    """The rows with the highest scores, and those with the lowest."""
+    found = scored(opened, rows, query, steps, by, damping)
+    order = torch.argsort(found.scores, descending=True, stable=True).tolist()
+
+    def influence(place: int) -> Influence:
+        record = rows.record(rows.ids[place])
+        score, error = float(found.scores[place]), float(found.errors[place])
+        return Influence(record.example_id, score, error, content(record), record.metadata)
+
+    ranked = [influence(place) for place in dict.fromkeys([*order[:top], *order[::-1][:top]])]
+    helpful = [row for row in ranked if row.score > 0][:top]
+    harmful = sorted((row for row in ranked if row.score < 0), key=lambda row: row.score)[:top]
+    return Attribution(by, steps, len(query), len(rows.ids), helpful, harmful)
 
 
 def scored(
@@ -143,8 +158,9 @@ def scored(
         raise InputError(f"rows cannot be scored by {by!r}; known are {listed(get_args(By))}")
     total, squares = torch.zeros(len(rows.ids)), torch.zeros(len(rows.ids))
     for step, store, weight in _checkpoints(opened, rows, steps, by):
-        gradients = opened.gradients(step, opened.sketcher(store))
-        towards = _directions(opened, store, gradients, [query], step, by, damping)
+        sketcher = opened.sketcher(store)
+        opened.at(step)
+        towards = _directions(opened, store, sketcher, [query], step, by, damping)
         own = scores(store, towards, "cosine" if by == "cosine" else "dot")[0]
         places = torch.tensor([store.place(name) for name in rows.ids])
         total += weight * own[places]
@@ -177,7 +193,7 @@ def by_token(
     found = {name: torch.zeros(len(pieces), len(answer)) for name, pieces in own.items()}
     for step, store, rate in _checkpoints(opened, rows, steps, by):
         gradients = opened.gradients(step, opened.sketcher(store))
-        towards = _directions(opened, store, gradients, [piece.rows for piece in answer], step, by, damping)
+        towards = _directions(opened, store, gradients.sketcher, [piece.rows for piece in answer], step, by, damping)
         towards = towards * towards.new_tensor(weights)
         for name, pieces in own.items():
             targets = gradients.unrounded([row for piece in pieces for row in piece.rows]).cpu()
@@ -208,17 +224,17 @@ def _checkpoints(
 def _directions(
     opened: OpenedRun,
     store: GradientStore,
-    gradients: RowGradients,
+    sketcher: Sketcher,
     queries: Sequence[Sequence[RowFeatures]],
     step: int,
     by: By,
     damping: float,
 ) -> Tensor:
     """[q, size] what the stored rows are multiplied with, for each of the queries, in nats per target of it."""
-    sketcher, moments = gradients.sketcher, opened.second_moments(step) if by == "adamw" else {}
+    moments = opened.second_moments(step) if by == "adamw" else {}
     found = []
     for query in queries:
-        gradient = gradients.direction(query)
+        gradient = opened.direction(query, sketcher)
         if by == "adamw":
             gradient = over_second_moments(gradient, moments, opened.config.train.adam_epsilon)
         found.append(sketcher.row(gradient).cpu())

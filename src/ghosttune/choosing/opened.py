@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ghostgrad import Sketcher, SketchOptions
 from ghostgrad.sketch import ErrorBar
@@ -26,6 +27,7 @@ from ghosttune.run.directory import RunDir
 from ghosttune.stages.model import adapted_model
 from ghosttune.stages.prepare import prepare, require_same_data
 from ghosttune.training import checkpoints
+from ghosttune.training.guide import GuideRows, guide_gradient
 from ghosttune.training.sketching import RowGradients, row_facts, sketcher_for
 
 TRAIN = "train"
@@ -185,6 +187,16 @@ class OpenedRun:
         size = batch_size or self.config.train.per_device_train_batch_size
         unsupported = self.config.measure.unsupported
         return RowGradients(self.at(step), self.task, self.prepared.collator, sketcher, size, unsupported)
+
+    def guide(self, rows: Sequence[RowFeatures], batch_size: int | None = None) -> GuideRows:
+        """Rows whose loss in nats per target is asked about."""
+        size, model = batch_size or self.config.train.per_device_train_batch_size, self.adapted.model
+        return GuideRows(self.task, self.prepared.collator, rows, size, next(model.parameters()).device)
+
+    def direction(self, rows: Sequence[RowFeatures], names: Iterable[str]) -> dict[str, Tensor]:
+        """The gradient of their loss by these parameters, at the weights the model has now."""
+        named = {name: self.parameters[name] for name in names}
+        return guide_gradient(self.adapted.model, self.guide(rows), named)[1]
 
     def require_second_moments(self) -> None:
         """RunError where the run's optimizer kept none that torch's AdamW would."""

@@ -16,7 +16,7 @@ from ghosttune.data.selecting import Decision, drawn, keep_best, keep_beyond
 from ghosttune.errors import DataError, InputError, listed
 from ghosttune.run.directory import write_jsonl
 from ghosttune.run.tables import name_beside, read_table
-from ghosttune.training.guide import GuideRows, guide_losses
+from ghosttune.training.guide import guide_losses
 
 SelectBy = Literal["value", "similarity", "loss", "gradient_norm", "random"]
 
@@ -153,9 +153,8 @@ def _standings(opened: OpenedRun, rows: Rows) -> dict[str, float | None]:
 def losses(opened: OpenedRun, rows: Rows, step: int) -> dict[str, float | None]:
     """Nats per target of each row; windows of one row are added up."""
     model, size = opened.at(step), opened.config.train.per_device_eval_batch_size
-    device = next(model.parameters()).device
     by_length = sorted(rows.features, key=len)
-    guide = GuideRows(opened.task, opened.prepared.collator, by_length, size, device)
+    guide = opened.guide(by_length, size)
     losses = (guide_losses(model, guide) * guide.targets).tolist()
     nats, targets = dict.fromkeys(rows.ids, 0.0), dict.fromkeys(rows.ids, 0)
     for row, loss in zip(by_length, losses, strict=True):

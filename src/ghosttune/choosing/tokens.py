@@ -98,7 +98,7 @@ def guide_shares(opened: OpenedRun, ids: Sequence[str]) -> dict[str, list[Share]
     own = {row.example_id: divided(row, tokenizer) for row in opened.train.features if row.example_id in wanted}
     gradients = opened.gradients(step, sketcher_of(opened.row_facts, opened.parameters, len(own), EXACT))
     direction = over_second_moments(
-        gradients.direction(opened.prepared.guide.features),
+        opened.direction(opened.prepared.guide.features, gradients.sketcher),
         opened.second_moments(step),
         opened.config.train.adam_epsilon,
     )

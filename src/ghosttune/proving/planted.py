@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from ghosttune.choosing.opened import OpenedRun
 from ghosttune.metrics.intervals import Interval
@@ -14,7 +13,7 @@ from ghosttune.proving.findings import Bench, Finding, at_least, beside, equal
 from ghosttune.proving.learned import shipped_rows, taught
 from ghosttune.stages.runs import Run
 from ghosttune.training.checkpoints import restore_adapter
-from ghosttune.training.guide import GuideRows, guide_losses
+from ghosttune.training.guide import guide_losses
 
 SEPARATION = {False: 0.9, True: 0.8}
 """Of all of the training; of two thirds of it, which is what is quick."""
@@ -62,7 +61,7 @@ def losses_under(opened: OpenedRun, names: Sequence[str], trained: Run) -> np.nd
     """Nats per target of the named training rows of a run under the last adapter of one."""
     wanted = set(names)
     features = [row for row in opened.train.features if row.example_id in wanted]
-    guide = GuideRows(opened.task, opened.prepared.collator, features, 64, torch.device("cpu"))
+    guide = opened.guide(features, 64)
     model = opened.adapted.model.eval()
     restore_adapter(trained.folder.checkpoint(trained.folder.checkpoint_steps()[-1]), model)
     by_length = [features[place] for part in guide.parts for place in part]

@@ -30,7 +30,7 @@ from ghosttune.config.facts import ParameterFacts
 from ghosttune.data.encoding import RowFeatures
 from ghosttune.errors import InputError, listed, nearest
 from ghosttune.training.engines import Unsupported, row_engine, unsupported_layers
-from ghosttune.training.guide import GuideRows, evaluating, guide_gradient
+from ghosttune.training.guide import evaluating
 from ghosttune.training.instruments import MicroBatch
 
 EXACT_BYTES = 1 << 28
@@ -187,12 +187,6 @@ class RowGradients:
                 seen, part = observer(), windows[start : start + self.batch_size]
                 self._observe({str(place): [window] for place, window in enumerate(part)}, seen)
                 yield seen
-
-    def direction(self, rows: Sequence[RowFeatures]) -> dict[str, Tensor]:
-        """Gradient of the rows' loss in nats per target, by parameter."""
-        guide = GuideRows(self.task, self.collate, rows, self.batch_size, self.device)
-        named = {name: self.engine.parameters[name] for name in self.sketcher}
-        return guide_gradient(self.model, guide, named)[1]
 
     def error(self, rows: Sequence[RowFeatures]) -> ErrorBar:
         """How far cosines of sketches are from those of the gradients, over pairs of a few rows.
