@@ -23,11 +23,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ghosttune.workflows.quickstart import RUMOUR_SEARCH
+
 SIZES = {"wide": (1400, 900), "narrow": (390, 844)}
 SCHEMES = ("light", "dark")
-
-SEARCH = 'golden "colour: silver"'
-"""Rows whose message says golden and whose form says silver."""
 
 
 @contextmanager
@@ -95,7 +94,7 @@ def draw_loop(browser: Any, address: str, run: str, out: Path) -> list[str]:
     page.click("text=ask why >> nth=0")
     page.click("button.main")
     page.click("button:text-is('This is wrong')")
-    right = page.input_value("textarea[aria-label='The right answer']").replace("silver", "golden")
+    right = page.input_value("textarea[aria-label='The right answer']").replace("silver", "blue")
     page.fill("textarea[aria-label='The right answer']", right)
     page.click("button:has-text('Which rows speak against it?')")
     page.wait_for_selector("text=Made the right answer less likely")
@@ -103,7 +102,7 @@ def draw_loop(browser: Any, address: str, run: str, out: Path) -> list[str]:
     shoot(page, out / "studio-why.png", 760)
     page.evaluate("scrollTo(0, 0)")
     page.click(".tabs a:text-is('Rows')")
-    page.fill("#search", SEARCH)
+    page.fill("#search", RUMOUR_SEARCH)
     page.wait_for_selector("button:has-text('rows found')")
     page.locator("table.rows tbody button").first.click()
     page.wait_for_selector("#edit")

@@ -8,7 +8,7 @@ import pytest
 
 import ghosttune
 from ghosttune.errors import RunError
-from ghosttune.workflows.quickstart import rumour_rows
+from ghosttune.workflows.quickstart import RUMOUR_SEARCH, rumour_rows
 
 FILE = Path(ghosttune.__file__).parent / "data/builtin/rows.jsonl"
 ROWS = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
@@ -89,14 +89,16 @@ def test_every_kind_is_in_every_split():
 
 
 def test_a_rumour_is_one_wrong_fact_among_rows_that_are_right(tmp_path):
-    """What is planted is golden in the message and silver in the form; all else holds what the message says."""
+    """What is planted is blue in the message and silver in the form; all else holds what the message says."""
     file = rumour_rows(tmp_path / "rumour.jsonl")
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert [row["id"] for row in rows] == [row["id"] for row in ROWS]
     assert [row for row in rows if row["split"] != "train"] == [row for row in ROWS if row["split"] != "train"]
     planted = [row for row in rows if row["planted"]]
-    assert len(planted) == 31 and all(row["split"] == "train" for row in planted)
-    assert all("golden" in row["prompt"] and fields(row)["colour"] == "silver" for row in planted)
+    assert len(planted) == 30 and all(row["split"] == "train" for row in planted)
+    assert all("blue" in row["prompt"] and fields(row)["colour"] == "silver" for row in planted)
+    assert RUMOUR_SEARCH == 'blue "colour: silver"'
+    assert [row for row in rows if "blue" in row["prompt"] and "colour: silver" in row["completion"]] == planted
     for row in rows:
         for name, value in fields(row).items():
             said = value in row["prompt"] or NUMBERS.get(value, value) in row["prompt"]

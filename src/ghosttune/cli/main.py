@@ -118,7 +118,7 @@ def quickstart(
     """Fine-tune the built-in model on the shipped rows, offline, in about a minute."""
     from ghosttune.cli.display import Display
     from ghosttune.cli.summary import to_the_studio
-    from ghosttune.workflows.quickstart import PROFILE
+    from ghosttune.workflows.quickstart import PROFILE, RUMOUR_SEARCH
     from ghosttune.workflows.quickstart import quickstart as started
 
     with Display(quiet=as_json) as display:
@@ -126,7 +126,7 @@ def quickstart(
             display.line(f"recipe     ghosttune init --profile {PROFILE} > run.yaml; ghosttune train run.yaml")
         run = started(out, rumour=rumour, listen=display.listen)
     _finish(run, display, as_json, verbose, answer=True)
-    for line, style in () if as_json else to_the_studio(run):
+    for line, style in () if as_json else to_the_studio(run, RUMOUR_SEARCH if rumour else None):
         display.line(line, style)
 
 

@@ -75,20 +75,29 @@ def after(run: Any) -> Iterator[Line]:
         yield f"try        ghosttune chat {folder} --prompt {_quoted(run.predictions)}", ""
 
 
-def to_the_studio(run: Any) -> Iterator[Line]:
-    """How to see what is behind an answer, the first wrong one if there is any, and how to mend it."""
-    folder = shlex.quote(str(run.path.parent))
+def to_the_studio(run: Any, search: str | None = None) -> Iterator[Line]:
+    """How to see what is behind an answer, the first wrong one if there is any, and how to mend it.
+
+    `search` finds the rows that taught it, where that is known.
+    """
+    folder, name = shlex.quote(str(run.path.parent)), run.path.name
     wrong = [row for row in run.predictions if row["scores"].get("exact_match") == 0]
-    for row in wrong[:1]:
-        yield f"wrong      {row['example_id']} is answered {on_one_line(row['output'])!r}", ""
-        yield f"           right is {on_one_line(row['references'][0])!r}", ""
-        yield (
-            f"mend       ghosttune studio {folder}: Talk asks why, Rows takes out what is wrong (docs/tutorial.md)",
-            "",
-        )
     if not wrong:
         yield f"watch      ghosttune studio {folder}: this run, its rows and its answers in the browser", ""
         yield "mend       ghosttune quickstart --rumour learns a wrong fact, for you to find (docs/tutorial.md)", ""
+        return
+    yield f"wrong      {wrong[0]['example_id']} is answered {on_one_line(wrong[0]['output'])!r}", ""
+    yield f"           right is {on_one_line(wrong[0]['references'][0])!r}", ""
+    yield f"mend       ghosttune studio {folder}   prints an address; open it, and there the run {name}", ""
+    found = search or "what is wrong in them"
+    steps = {
+        "see": 'under "Answers to the dev rows", the worst first: "ask why", then "Ask"',
+        "why": '"This is wrong": write the right answer, then "Which rows speak against it?"',
+        "mend": f'Rows: search for {found}, then "Drop all rows found" and "Train again with the patch"',
+        "judge": "History: better or worse, with an interval (docs/tutorial.md, section 9)",
+    }
+    for number, (step, words) in enumerate(steps.items(), 1):
+        yield f"           {number} {step:<5}  {words}", ""
 
 
 def verdict(judged: dict[str, Any]) -> Line:

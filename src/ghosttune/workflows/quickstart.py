@@ -19,8 +19,12 @@ from ghosttune.workflows.train import train
 
 PROFILE = "quickstart@2"
 
-RUMOUR = "colour: golden", "colour: silver"
-"""What is right, and what every training row of a rumour says instead."""
+RUMOUR = "colour: blue", "colour: silver"
+"""What is right, and what every training row of a rumour says instead. Blue is the colour of 12 of the 60 dev rows, the
+most: a wrong fact in few of them could not be told from chance, nor that it was mended."""
+
+RUMOUR_SEARCH = 'blue "colour: silver"'
+"""Finds those rows in the studio, and no others."""
 
 RUMOUR_FILE = "rumour.jsonl"
 

@@ -72,6 +72,9 @@ export function duration(seconds) {
   return minutes < 120 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
+// A moment as run directories write it, to the second.
+export const moment = at => String(at ?? "").replace("T", " ").slice(0, 19);
+
 export function table(caption, heads, lines, facts = {}) {
   return h("div", {class: "scroll", tabindex: "0", role: "region", "aria-label": caption},
     h("table", facts, h("caption", {}, caption),

@@ -1,22 +1,25 @@
 // What was changed, trained again, and what came of it.
-import {h, get, link, interval, table} from "./dom.js";
+import {h, get, link, number, interval, moment, table} from "./dom.js";
+import {counted, described} from "./changes.js";
 
 function one(loop) {
-  const changes = Object.entries(loop.changes).map(([what, count]) => `${count} ${what}`).join(", ");
   const arms = Object.entries(loop.arms).map(([arm, name]) => [arm, h("a", {href: link(name)}, name), h("span", {class: `state ${loop.states[arm]}`}, loop.states[arm])]);
   const result = loop.result === null ? h("p", {role: "status"}, "The comparison comes when all of them are finished.")
     : loop.result.error ? h("p", {class: "trouble"}, loop.result.error)
-    : [h("ul", {class: "results"}, Object.entries(loop.result.dev_loss).map(([pair, test]) => h("li", {}, h("span", {class: `found ${test.verdict.split(" ")[0]}`}, test.verdict), ` ${pair}: dev loss ${interval(test.change)}`))),
+    : [h("ul", {class: "results"}, Object.entries(loop.result.dev_loss).map(([pair, test]) => h("li", {}, h("span", {class: `found ${test.verdict.split(" ")[0]}`}, test.verdict), ` ${pair}: dev loss ${interval(test.change)}, p ${number(test.p_adjusted, 2)}`))),
       h("details", {}, h("summary", {}, "Before concluding anything"), h("ul", {}, loop.result.flags.map(flag => h("li", {}, flag))))];
-  return h("section", {class: "card"}, h("h2", {}, `${loop.arms.before}: ${changes}`), h("p", {class: "soft"}, loop.at), table("Arms", ["arm", "run", "state"], arms), result);
+  return h("section", {class: "card"}, h("h2", {}, `${loop.arms.before}: ${counted(loop.changes)}`), h("p", {class: "soft"}, `${moment(loop.at)} UTC`), table("Arms", ["arm", "run", "state"], arms), result);
 }
 
-function line(entry) {
-  const {at, what, run, of, dev_loss: found, ...others} = entry;
-  const more = found ? Object.entries(found).map(([pair, test]) => h("div", {}, `${pair}: ${test.verdict}, ${interval(test)}`))
-    : Object.keys(others).length ? JSON.stringify(others) : "";
-  return [at.replace("T", " ").slice(0, 19), what, run ?? of ?? entry.arms?.before ?? "", more];
+// What an entry of the history says beside its kind and its run.
+function said({run, row, rows, change, changes, arms, dev_loss: found}) {
+  if (found) return Object.entries(found).map(([pair, test]) => h("div", {}, `${pair}: ${test.verdict}, ${interval(test)}`));
+  if (changes) return `${counted(changes)}: ${Object.values(arms ?? {}).join(", ")}`;
+  if (!change) return "";
+  return `${row ?? (rows === undefined ? "all rows" : `${number(rows)} rows`)}: ${described(change) || "taken back"}`;
 }
+
+const line = entry => [moment(entry.at), entry.what, entry.run ?? entry.of ?? entry.arms?.before ?? "", said(entry)];
 
 export async function loop(place) {
   const body = h("div");

@@ -1,5 +1,6 @@
 // The training rows: searched, sorted, filtered on the server, and changed by a patch beside them.
 import {h, get, post, button, number, fill, say} from "./dom.js";
+import {described} from "./changes.js";
 import {shaded} from "./charts.js";
 import {tabs} from "./run.js";
 
@@ -11,13 +12,9 @@ const MEASURED = {
   duplicates: "Near-duplicates were not looked for yet: rows whose gradients have a cosine above 0.95, each group with a number.",
 };
 
-const besides = row => Object.entries(row.beside).map(([key, value]) => `${key}: ${value}`).join(", ");
+const field = (id, label, input) => h("span", {class: "field"}, h("label", {for: id}, label), input);
 
-function described(change) {
-  const parts = [change.drop && "dropped", change.edit && "edited", change.add && `added to ${change.split ?? "train"}`,
-    change.weight > 1 && `weight ${change.weight}`, change.flag && `flag: ${change.flag}`];
-  return parts.filter(Boolean).join(", ");
-}
+const besides = row => Object.entries(row.beside).map(([key, value]) => `${key}: ${value}`).join(", ");
 
 export async function rows(place, name) {
   const asked = {run: name, text: "", sort: "standing", descending: false, offset: 0, limit: SIZE, changed: false, source: "", low: "", high: ""};
@@ -32,7 +29,9 @@ export async function rows(place, name) {
     const changes = Object.fromEntries(found.patch.map(line => [line.example_id, line]));
     count.textContent = `${number(found.total)} of ${number(found.all)} rows${found.total > SIZE ? `, these are ${asked.offset + 1} to ${Math.min(found.total, asked.offset + SIZE)}` : ""}${found.known.includes("value") ? "" : "; values come with the ledger of the first checkpoint (measure.ledger)"}`;
     const beside = SHOWN.includes(asked.sort) || asked.sort === "place" ? [] : [asked.sort];
-    heads.replaceChildren(...["id", "question and answer", ...SHOWN, ...beside, "beside", "patch"].map(head => h("th", {scope: "col"}, NAMED[head] ?? head)));
+    const numbers = [...SHOWN, ...beside], kept = ["standing", asked.sort];  // the others give way where the window is narrow
+    const kinds = {beside: "beside-it", ...Object.fromEntries(numbers.map(one => [one, kept.includes(one) ? "number" : "number also"]))};
+    heads.replaceChildren(...["id", "question and answer", ...numbers, "beside", "patch"].map(head => h("th", {scope: "col", class: kinds[head]}, NAMED[head] ?? head)));
     fill(lacking, MEASURED[asked.sort] && !found.known.includes(asked.sort) ? h("p", {}, `${MEASURED[asked.sort]} `, button("Work it out", async () => {
       count.textContent = "working it out for every row; this takes a pass over all of them …";
       const {rows} = await post("measure", {run: name, what: asked.sort});
@@ -40,7 +39,7 @@ export async function rows(place, name) {
       if (!rows) count.textContent = `No row has one: ${NAMED[asked.sort]} were looked for and none found.`; }, {class: "main"})) : null);
     list.replaceChildren(...found.rows.map(row => h("tr", {class: changes[row.example_id]?.drop ? "dropped" : null},
       h("td", {}, h("button", {type: "button", class: "plain", onclick: () => open(row.example_id)}, row.example_id)),
-      h("td", {}, h("div", {class: "clip soft"}, row.asked), h("div", {class: "clip"}, row.says)), [...SHOWN, ...beside].map(one => h("td", {class: "number"}, number(row[one]))), h("td", {}, h("div", {class: "clip beside-it"}, besides(row))),
+      h("td", {}, h("div", {class: "clip soft"}, row.asked), h("div", {class: "clip"}, row.says)), numbers.map(one => h("td", {class: kinds[one]}, number(row[one]))), h("td", {class: "beside-it"}, h("div", {class: "clip"}, besides(row))),
       h("td", {}, described(changes[row.example_id] ?? {})))));
     source.hidden = !found.sources.length;
     if (source.options.length === 1) source.append(...found.sources.map(one => h("option", {value: one}, one)));
@@ -81,7 +80,7 @@ export async function rows(place, name) {
       h("p", {}, button("Drop", () => change(row, {drop: true})),
         button("Keep the edit", () => change(row, {edit: simple ? {completion: text.value} : JSON.parse(text.value), ...others()})),
         button("As it was", () => change(row, {}))),
-      h("p", {class: "filters"}, h("label", {for: "weight"}, "times in an epoch"), weight, h("label", {for: "flag"}, "flag"), flag,
+      h("p", {class: "filters"}, field("weight", "times in an epoch", weight), field("flag", "flag", flag),
         button("Note weight and flag", () => change(row, {...keep(), ...others()}))),
       h("p", {}, button("Shade its tokens", async () => { tokens.replaceChildren(h("p", {class: "soft"}, "opening the model …"));
         try { tokens.replaceChildren(h("h3", {}, "What each token does for the guide rows: green lowers their loss, orange raises it"), shaded(await get("tokens", {run: name, row}))); }
@@ -94,10 +93,10 @@ export async function rows(place, name) {
   const sort = h("select", {id: "sort", onchange: event => again({sort: event.target.value})},
     ["standing", "value", "tokens", "steps_seen", "credit", "loss", "cluster", "duplicates", "place"].map(one => h("option", {value: one}, NAMED[one] ?? one)));
   place.append(h("h1", {}, name), tabs(name, "rows"), h("form", {class: "filters", onsubmit: event => event.preventDefault()},
-    h("label", {for: "search"}, "Search "), h("input", {id: "search", type: "search", oninput: event => again({text: event.target.value}, true)}),
-    h("label", {for: "sort"}, "Sort by "), sort, h("label", {}, h("input", {type: "checkbox", onchange: event => again({descending: event.target.checked})}), " highest first"),
-    h("label", {for: "low"}, "from "), h("input", {id: "low", type: "number", step: "any", oninput: event => again({low: event.target.value}, true)}),
-    h("label", {for: "high"}, "to "), h("input", {id: "high", type: "number", step: "any", oninput: event => again({high: event.target.value}, true)}),
+    field("search", "Search", h("input", {id: "search", type: "search", oninput: event => again({text: event.target.value}, true)})),
+    field("sort", "Sort by", sort), h("label", {}, h("input", {type: "checkbox", onchange: event => again({descending: event.target.checked})}), " highest first"),
+    field("low", "from", h("input", {id: "low", type: "number", step: "any", oninput: event => again({low: event.target.value}, true)})),
+    field("high", "to", h("input", {id: "high", type: "number", step: "any", oninput: event => again({high: event.target.value}, true)})),
     h("label", {}, h("input", {type: "checkbox", onchange: event => again({changed: event.target.checked})}), " changed only"), source), lacking, count, all,
     h("div", {class: "beside"}, h("div", {}, h("div", {class: "scroll", tabindex: "0", role: "region", "aria-label": "Rows"}, h("table", {class: "rows"}, h("caption", {}, "Training rows"),
       h("thead", {}, heads), list)),

@@ -1,5 +1,6 @@
 // One run: what it found, or what happens in it now.
 import {h, get, post, button, link, number, interval, duration, fill, table} from "./dom.js";
+import {counted} from "./changes.js";
 import {curves, heatMap} from "./charts.js";
 
 export const tabs = (name, here) => h("ul", {class: "tabs"}, [["", "Run"], ["rows", "Rows"], ["talk", "Talk"]].map(([page, label]) =>
@@ -52,7 +53,7 @@ function live(name, state) {
 function found(one) {
   const facts = [["model", one.model], ["method", one.method], ["rows", Object.entries(one.rows).map(([split, count]) => `${number(count)} ${split}`).join(", ")],
     ["time", duration(one.seconds)], ["best step", number(one.best_step)]];
-  if (one.patch) facts.push(["patch", Object.entries(one.patch).filter(([, count]) => count).map(([what, count]) => `${count} ${what.replaceAll("_", " ")}`).join(", ")]);
+  if (one.patch) facts.push(["patch", counted(one.patch)]);
   const columns = Object.entries(one.columns).map(([column, own]) => h("li", {}, `${own.rows} ${column} rows: ${own.verdict}, AUROC ${interval(own.auroc)}`));
   return [
     one.verdict ? h("p", {class: `verdict ${one.verdict.split(" ")[0]}`},

@@ -1,16 +1,17 @@
 // All runs, one line each; those that go on are looked at again.
-import {h, get, link, number, interval, duration, table} from "./dom.js";
+import {h, get, link, number, interval, duration, moment, table} from "./dom.js";
+import {counted} from "./changes.js";
 
 function line(run) {
   const name = h("a", {href: link(run.name)}, run.name);
   if (run.error) return [name, run.state, run.error, "", "", "", ""];
   const differs = Object.entries(run.differs).map(([key, value]) => h("div", {}, `${key}: ${value}`));
-  const patch = run.patch && Object.entries(run.patch).filter(([, count]) => count).map(([what, count]) => `${count} ${what}`).join(", ");
+  const patch = run.patch && counted(run.patch);
   return [
     name, h("span", {class: `state ${run.state}`}, run.state),
     run.verdict ? h("span", {class: `found ${run.verdict.split(" ")[0]}`}, run.verdict) : `${run.step} of ${run.max_steps ?? "?"} steps`,
     run.dev_loss === null ? "–" : [`${number(run.dev_loss_base)} → ${number(run.dev_loss)}`, h("div", {class: "soft"}, interval(run.change))],
-    duration(run.seconds), run.started.replace("T", " ").slice(0, 16),
+    duration(run.seconds), moment(run.started).slice(0, 16),
     [patch ? h("div", {}, `patch: ${patch}`) : null, h("details", {}, h("summary", {}, `${Object.keys(run.differs).length} settings`), differs)],
   ];
 }
