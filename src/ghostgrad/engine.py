@@ -70,7 +70,7 @@ class GradientEngine:
             `verification.left_out`.
 
     Raises:
-        UnsupportedLayer: selected parameters without a rule, all of them named; a compiled or sharded model.
+        UnsupportedLayer: selected parameters without a rule, all of them named, or sharded ones; a compiled model.
         ValueError: a pattern that matches nothing.
     """
 
@@ -85,9 +85,9 @@ class GradientEngine:
     ):
         if unsupported not in ("raise", "exact", "leave_out"):
             raise ValueError(f'unsupported is {unsupported!r}; accepted are "raise", "exact" and "leave_out"')
-        _refuse_compiled_or_sharded(model)
         self.model = model
         selected = _selected(model, select)
+        _refuse_compiled_or_sharded(model, selected)
         self.verification = Verification("sums" if verify == "sums" else "rows" if verify else None, unsupported)
         self.mixing = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self.sites, without = _sites(model, selected, rules)
@@ -258,12 +258,12 @@ def _qualified(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
-def _refuse_compiled_or_sharded(model: nn.Module) -> None:
+def _refuse_compiled_or_sharded(model: nn.Module, selected: Mapping[str, nn.Parameter]) -> None:
     for path, module in model.named_modules():
         # Hooks added after compilation are silently not called: the gradients would come out as zeros.
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
             raise UnsupportedLayer(f"{path or 'the model'} is compiled; give the engine the model before torch.compile")
-    for name, parameter in model.named_parameters():
+    for name, parameter in selected.items():  # others may be: they are whole while their layer is called
         if hasattr(parameter, "device_mesh"):
             raise UnsupportedLayer(f"{name} is sharded (a DTensor); per-example gradients of shards are not supported")
 

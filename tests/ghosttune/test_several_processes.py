@@ -11,14 +11,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from float64_training import train_in_float64
 from typer.testing import CliRunner
 
 from ghosttune.cli.main import app, main
+from ghosttune.models.adapter_files import WEIGHTS
+from ghosttune.models.modules import blocks_of
+from ghosttune.proving.reference import small_llama
 from ghosttune.proving.specimens import write_rows
 from ghosttune.run.directory import RunDir
 from ghosttune.run.tables import read_table
 from ghosttune.stages.launching import own_folder
+from ghosttune.training.processes import rank
+from ghosttune.training.sharding import own_share, share_out
 from processes import run_group
 
 SETTINGS = """
@@ -57,6 +63,9 @@ def columns(run: RunDir, name: str) -> dict[str, list[Any]]:
     keys = [column for column in rows.column_names if column not in NUMBERS]
     return rows.sort_by([(key, "ascending") for key in keys]).to_pydict()
 
+
+UNLIKE = ["--set", "measure.norms.effective=null", "--json"]
+"""What a base that is shared out cannot have."""
 
 NUMBERS = {"norm", "norm_after_clip", "update_norm", "weight_norm", "effective_norm", "relative_norm", "value"}
 NUMBERS |= {"standing", "guide_loss_drop", "score", "credit"}
@@ -114,6 +123,46 @@ def test_two_processes_in_float64_give_what_one_gives(two_processes, tmp_path, t
     left, right = one.read_record()["ledger"], both.read_record()["ledger"]
     for term in ("guide_loss_start", "guide_loss_end", "modules", "rows", "weight_decay"):
         assert right[term] == pytest.approx(left[term], rel=1e-6), term
+
+
+@pytest.mark.parametrize("kind", ["plain", pytest.param("kill -9, resume", marks=pytest.mark.slow(seconds=40))])
+def test_a_base_that_is_shared_out_changes_nothing(kind, two_processes, tmp_path, tiny_model, rows_file):
+    """Bit for bit: the same run of two processes, each of which has the whole base, or a part of every block."""
+    whole, shared = (
+        trained(tmp_path / name, tiny_model, rows_file, 4, 1, "--processes", "2", *UNLIKE, *options)
+        for name, options in (("whole", []), ("shared", ["--set", "train.fsdp=true"]))
+    )
+    if kind != "plain":
+        for step in shared.checkpoint_steps()[1:]:
+            shutil.rmtree(shared.checkpoint(step))
+        shared.write_record(shared.read_record() | {"status": "running"})
+        done = command("train", "--resume", "--out", str(shared.path), "--processes", "2")
+        assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("norms", "ledger", "module_steps", "values"):
+        assert columns(shared, name) == columns(whole, name)
+    assert shared.read_record()["ledger"] == whole.read_record()["ledger"]
+    assert shared.evaluation.read_bytes() == whole.evaluation.read_bytes()
+    assert (shared.adapter / WEIGHTS).read_bytes() == (whole.adapter / WEIGHTS).read_bytes()
+
+
+def shares() -> None:
+    """In each of two processes: half of what is frozen in the blocks, and every gradient of what trains."""
+    whole, model = small_llama(), small_llama()
+    share_out(model, blocks_of(model.get_base_model()), torch.device("cpu"))
+    frozen = [parameter for parameter in model.parameters() if hasattr(parameter, "device_mesh")]
+    local = sum(parameter.to_local().numel() for parameter in frozen)
+    assert 0 < local == sum(parameter.numel() for parameter in frozen) // 2
+    assert not any(parameter.requires_grad for parameter in frozen)
+    names = {name for name, parameter in model.named_parameters() if hasattr(parameter, "device_mesh")}
+    assert names == {name for name, p in whole.named_parameters() if ".layers." in name and not p.requires_grad}
+    assert set(model._ddp_params_and_buffers_to_ignore) == names
+    batches = list(own_share(range(5)))  # 0 2 4 and 1 3; who has fewer computes the first again
+    assert batches == [[(0, True), (2, True), (4, True)], [(1, True), (3, True), (0, False)]][rank()]
+
+
+@pytest.mark.usefixtures("two_processes")
+def test_each_has_its_part_of_the_blocks() -> None:
+    run_group(shares)
 
 
 @pytest.mark.slow(seconds=25)

@@ -105,6 +105,24 @@ def _what_quantization_leaves(config: RunConfig) -> Found:
         yield "model.quantization", message
 
 
+@rule("train.fsdp", "method", "model.quantization", "task.type", "measure.norms.effective")
+def _what_is_shared_out(config: RunConfig) -> Found:
+    if not config.train.fsdp:
+        return
+    if config.method.type == "full":
+        yield "train.fsdp", "shares out what is frozen, and method.type: full trains all of it; set it to false"
+    if config.model.quantization != "none":
+        yield "train.fsdp", f"cannot share out weights in {config.model.quantization}; set it to false"
+    if config.task.type == "grpo":
+        message = "needs all processes to compute alike, and grpo's answers are of unequal length; set it to false"
+        yield "train.fsdp", message
+    if config.measure.norms.effective is not None:
+        yield "measure.norms.effective", "is of the base's weights, which train.fsdp shares out; set it to null"
+    begins = getattr(config.method, "init_lora_weights", None)
+    if begins in ("eva", "corda", "lora_ga"):
+        yield "train.fsdp", f"shares out what method.init_lora_weights: {begins} wants to read whole; set it to false"
+
+
 @rule("train.max_steps", "train.num_train_epochs")
 def _one_run_length(config: RunConfig) -> Found:
     train = config.train

@@ -263,6 +263,11 @@ def _computes_more(module: nn.Module) -> bool:
     return not alike or not (weight.is_meta or torch.allclose(found, wanted, rtol=1e-2, atol=1e-3, equal_nan=True))
 
 
+def blocks_of(model: Any) -> list[nn.Module]:
+    """The layers of a base, an encoder's before its decoder's; of a model that sees, of the part that writes."""
+    return [block for path in _blocks(model) for block in model.get_submodule(path)]
+
+
 def _blocks(model: Any) -> dict[str, int]:
     """Name of the longest list of equal blocks -> number of its first layer; an encoder's before its decoder's.
 

@@ -46,10 +46,10 @@ PROCESSES_PER_PROCESSOR = 8
 """More are a slip of the hand: each loads the model."""
 
 
-ONLY_DDP = "leave it out: processes that share rows (DDP) are what there is"
+ONLY_DDP = "leave it out: processes that share rows (DDP), and the base under train.fsdp, are what there is"
 
 LAUNCHED_WITH = {
-    "ACCELERATE_USE_FSDP": ("false", ONLY_DDP),
+    "ACCELERATE_USE_FSDP": ("false", "leave it out, and set train.fsdp: true, which shares the base out"),
     "ACCELERATE_USE_DEEPSPEED": ("false", ONLY_DDP),
     "ACCELERATE_USE_MEGATRON_LM": ("false", ONLY_DDP),
     "ACCELERATE_USE_PARALLELISM_CONFIG": ("false", ONLY_DDP),

@@ -14,7 +14,7 @@ from ghosttune.data.images import ImageEncoder
 from ghosttune.data.templates import Template
 from ghosttune.errors import ConfigError, Problem
 from ghosttune.models.loading import add_adapter, device_of, load_model, longest_input, untrained_twins
-from ghosttune.models.modules import module_facts, parameter_facts, trainable_counts
+from ghosttune.models.modules import blocks_of, module_facts, parameter_facts, trainable_counts
 from ghosttune.models.upstream import faults_of
 from ghosttune.registry import STRATEGIES
 from ghosttune.schedules.language import PlanError
@@ -25,6 +25,7 @@ from ghosttune.training.packed import why_not_packed
 from ghosttune.training.phasing import Phasing
 from ghosttune.training.processes import processes
 from ghosttune.training.referring import Reference
+from ghosttune.training.sharding import share_out
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,14 @@ def adapted_model(prepared: Prepared, refuse: Refuse = refuse) -> Adapted:
         refuse(_stop_token_problems(base, prepared.template, prepared))
     if isinstance(prepared.encoder, ImageEncoder):
         prepared.encoder.images.require_seen_by(base)
-    facts = module_facts(base)
+    facts, blocks = module_facts(base), blocks_of(base)
     with config.placing():
         model = add_adapter(base, config.method, config.train.seed, kind)
     refuse(list(unfit_for_optimizer(config, model)))
     counts = trainable_counts(model, facts)
     layers = 1 + max(fact.layer for fact in facts if fact.layer is not None)
+    if config.train.fsdp:
+        share_out(model, blocks, device_of(config.model))
     model = model.to(device_of(config.model))
     if config.train.packing and (limit is None or longest <= limit):
         refuse(_packing_problems(prepared, model))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +12,8 @@ from torch import Tensor, nn
 
 from ghosttune.data.encoding import RowFeatures
 from ghosttune.training.freed import give_back
-from ghosttune.training.processes import processes, rank, total
+from ghosttune.training.processes import total
+from ghosttune.training.sharding import own_share
 
 Batch = Mapping[str, Any]
 
@@ -63,13 +63,13 @@ def guide_gradient(
     sums = {name: torch.zeros_like(p, dtype=_precise(p.dtype)) for name, p in named.items()}
     nats = torch.zeros((), dtype=torch.float64, device=next(iter(named.values())).device)
     with evaluating(model), requiring_gradients(named.values()):
-        for batch in _own_share(guide.batches()):
+        for batch, counts in own_share(guide.batches()):
             loss = guide.loss(model, batch).sum()
             gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
             for name, gradient in zip(named, gradients, strict=True):
-                if gradient is not None:
+                if gradient is not None and counts:
                     sums[name] += gradient
-            nats += loss.detach().double()
+            nats += loss.detach().double() if counts else 0.0
             del loss, gradients
             give_back()
     for tensor in (*sums.values(), nats):
@@ -107,10 +107,6 @@ def requiring_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
-
-
-def _own_share(batches: Iterable[Batch]) -> Iterable[Batch]:
-    return islice(batches, rank(), None, processes())
 
 
 def _precise(dtype: torch.dtype) -> torch.dtype:

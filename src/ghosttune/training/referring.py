@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 import torch
@@ -14,7 +13,8 @@ from ghosttune.errors import RunError
 from ghosttune.models.reference import as_reference
 from ghosttune.run.directory import RunDir
 from ghosttune.run.tables import Table, read_table
-from ghosttune.training.processes import gathered, processes, rank
+from ghosttune.training.processes import gathered
+from ghosttune.training.sharding import own_share
 
 TABLE = "reference"
 COLUMNS = {"example_id": "string", "part": "string", "tokens": "int64", "logp": "float64", "digest": "string"}
@@ -35,7 +35,7 @@ class Reference:
         batches = [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
         own: dict[bytes, float] = {}
         with as_reference(model):  # once, and not for every batch: some methods load the base for it
-            for batch in islice(batches, rank(), None, processes()):
+            for batch, _ in own_share(batches):
                 tensors = {name: tensor.to(device) for name, tensor in collate(batch).items()}
                 logps = task.logps(model, tensors).double().tolist()
                 own |= zip((key for row in batch for key in row.keys), logps, strict=True)

@@ -159,11 +159,12 @@ def _run_stages(
         raise Stopped(f"stopped after step {step}, its state saved. Continue with `{run.resume_command}`.")
     with record.stage("measure"):
         measured.close()
-        if rank() > 0:  # what is left is for one, who has the tables of all steps
-            return
-        write_measurements(run, record, prepared, measured)
-        if made.phasing is not None:
-            write_phase_table(run, record, prepared, made.phasing, trainer, step)
+        if rank() == 0:  # who has the tables of all steps
+            write_measurements(run, record, prepared, measured)
+            if made.phasing is not None:
+                write_phase_table(run, record, prepared, made.phasing, trainer, step)
+        elif not prepared.config.train.fsdp:
+            return  # what is left is for one; a base that is shared out is computed by all
     with record.stage("save"):
         write_adapters(run, prepared, made.model, watch)
     listen({"event": "stage", "stage": "evaluate"})
@@ -172,6 +173,8 @@ def _run_stages(
         answered = evaluate_dev_rows(run, prepared, made.model, listen)
         if trainer.rollouts is not None:
             verdict |= judged_by_reward(answered, prepared.task.settings.rewards)
+    if rank() > 0:
+        return
     record.end("finished", verdict=verdict)
     _tell_trackers(run, record, prepared, trackers)
     listen({"event": "end", "verdict": verdict})

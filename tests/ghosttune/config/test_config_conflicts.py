@@ -23,6 +23,7 @@ def method(name: str, **settings: Any) -> Any:
 FORGET = {"forget.run": "run", "forget.rows": "gone.txt"}
 OTHER = {"method": method("lora")}
 PHASES = section_class("phases", "plan").model_validate({"strategy": "plan", "plan": "both@0-400"})
+SHARED = {"train.fsdp": True, "measure.norms.effective": None}
 GUIDED = section_class("phases", "guided")()
 
 
@@ -184,6 +185,18 @@ CASES = {
         *[
             ({"method": method(name), "model.dtype": "bfloat16"}, "model.dtype", OTHER)
             for name in ("full", "layernorm", "bitfit")
+        ],
+    ],
+    "_what_is_shared_out": [
+        ({"train.fsdp": True}, "measure.norms.effective", {"measure.norms.effective": None}),
+        *[
+            (SHARED | changes, "train.fsdp", {"train.fsdp": False})
+            for changes in (
+                {"method": method("full")},
+                {"model.quantization": "nf4"},
+                {"task": grpo(), "data.loss_on": "completion"},
+                {"method": method("lora", init_lora_weights="eva")},
+            )
         ],
     ],
     "_intervals_inside_the_run": [

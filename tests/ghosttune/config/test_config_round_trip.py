@@ -130,6 +130,7 @@ VALUES: dict[str, st.SearchStrategy] = {
     "train.early_stopping_patience": st.integers(1, 5),
     "train.early_stopping_threshold": st.floats(0, 9),
     "train.activation_checkpointing": st.booleans(),
+    "train.fsdp": st.booleans(),
     "data.guide.fraction": SHARE,
     "data.guide.split": TEXT,
     "data.guide.rows": COUNT,
@@ -254,6 +255,8 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
         flat.pop("data.mixture.reference_losses", None)
     if flat.get("measure.norms.every", 1) is None:
         flat.pop("measure.norms.layers", None)
+    if flat.get("train.fsdp"):
+        flat["measure.norms.effective"] = None
     if flat.get("evaluate.limit") == 0:
         flat.pop("evaluate.metrics", None)
         flat.pop("evaluate.shots", None)

@@ -215,6 +215,17 @@ def loading(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
     return [(kind, named) for kind, _, named in calls], calls[0][1]
 
 
+def shared(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
+    """How many blocks each of several processes keeps a part of."""
+    from ghosttune.stages import model
+    from ghosttune.stages.prepare import prepare
+
+    counts: list[int] = []
+    patch.setattr(model, "share_out", lambda model, blocks, device: counts.append(len(blocks)))
+    model.adapted_model(prepare(config))
+    return counts
+
+
 def adapter(config: RunConfig, folder: Path, patch: pytest.MonkeyPatch) -> Any:
     """PEFT's configuration, the adapted modules and their first weights."""
     from ghosttune.models.loading import add_adapter, load_model
@@ -747,6 +758,7 @@ CASES: dict[str, Case] = {
     "train.early_stopping_patience": Case(stop, 2),
     "train.early_stopping_threshold": Case(stop, 0.5, {"train.early_stopping_patience": 3}),
     "train.activation_checkpointing": Case(arguments, True),
+    "train.fsdp": Case(shared, True, {"measure.norms.effective": None}),
     **PHASE_CASES,
     "forget.run": Case(started, "@other-run", GONE),
     "forget.rows": Case(rows, "@others.txt", GONE),

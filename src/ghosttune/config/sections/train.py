@@ -233,6 +233,14 @@ class TrainSettings(Section):
         cost="each layer is computed once more: about a third more time",
     )
     """Recompute activations in the backward pass (non-reentrant)."""
+    fsdp: bool = setting(
+        False,
+        why="each of several processes holds the whole base otherwise, although it is the same in all of them",
+        benefit="the base's blocks take the memory of one process divided by the number of processes",
+        cost="every block is sent to every process twice per step",
+    )
+    """Share the frozen blocks of the base out over the processes (PyTorch's FSDP2); adapters stay whole in each. With
+    one process it changes nothing."""
 
     @property
     def rows_per_step(self) -> int:
