@@ -118,9 +118,9 @@ def _what_is_shared_out(config: RunConfig) -> Found:
         yield "train.fsdp", message
     if config.measure.norms.effective is not None:
         yield "measure.norms.effective", "is of the base's weights, which train.fsdp shares out; set it to null"
-    begins = getattr(config.method, "init_lora_weights", None)
-    if begins in ("eva", "corda", "lora_ga"):
-        yield "train.fsdp", f"shares out what method.init_lora_weights: {begins} wants to read whole; set it to false"
+    begins = getattr(config.method, "init_lora_weights", "default")
+    if begins not in ("default", "gaussian", "orthogonal"):
+        yield "train.fsdp", f"shares out what method.init_lora_weights: {begins} reads or changes whole; set it to false"
 
 
 @rule("train.max_steps", "train.num_train_epochs")

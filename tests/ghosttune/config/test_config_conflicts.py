@@ -195,7 +195,7 @@ CASES = {
                 {"method": method("full")},
                 {"model.quantization": "nf4"},
                 {"task": grpo(), "data.loss_on": "completion"},
-                {"method": method("lora", init_lora_weights="eva")},
+                *({"method": method("lora", init_lora_weights=name)} for name in ("pissa", "olora", "eva")),
             )
         ],
     ],
