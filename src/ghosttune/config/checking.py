@@ -120,7 +120,10 @@ def _what_is_shared_out(config: RunConfig) -> Found:
         yield "measure.norms.effective", "is of the base's weights, which train.fsdp shares out; set it to null"
     begins = getattr(config.method, "init_lora_weights", "default")
     if begins not in ("default", "gaussian", "orthogonal"):
-        yield "train.fsdp", f"shares out what method.init_lora_weights: {begins} reads or changes whole; set it to false"
+        yield (
+            "train.fsdp",
+            f"shares out what method.init_lora_weights: {begins} reads or changes whole; set it to false",
+        )
 
 
 @rule("train.max_steps", "train.num_train_epochs")
