@@ -1,9 +1,12 @@
 """Cases under which every number must be exact, and comparisons that take more than one batch."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,14 +34,15 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor]]] = {
     "layer norm without bias": (lambda: nn.LayerNorm(6, bias=False), lambda b: X(b, 3, 6)),
     "rms norm": (lambda: nn.RMSNorm(6), lambda b: X(b, 3, 6)),
 }
-for _name, _settings in {
+_CONVOLUTIONS: dict[str, dict[str, Any]] = {
     "": {},
     ", strided": {"stride": 2, "padding": 1},
     ", dilated": {"dilation": 2, "bias": False},
     ", same": {"padding": "same"},
     ", grouped": {"groups": 2},
     ", circular": {"padding": 1, "padding_mode": "circular"},
-}.items():
+}
+for _name, _settings in _CONVOLUTIONS.items():
     LAYERS["conv1d" + _name] = (lambda s=_settings: nn.Conv1d(4, 6, 3, **s), lambda b: X(b, 4, 9))
     LAYERS["conv2d" + _name] = (lambda s=_settings: nn.Conv2d(4, 6, (3, 1), **s), lambda b: X(b, 4, 7, 8))
 
@@ -67,7 +71,9 @@ def compare_parts(parts: int, examples: int = 7) -> None:
     divisor = int((batch["document"][:, 1:] >= 0).sum())
     reference = one_backward_per_example(losses(model, batch, examples, divisor), model.named_parameters())
     direction = {name: torch.randn_like(p) for name, p in model.named_parameters()}
-    engine, found_norms, found_dots = GradientEngine(model), [], []
+    engine = GradientEngine(model)
+    found_norms: list[Tensor] = []
+    found_dots: list[Tensor] = []
     for rows in torch.arange(examples).chunk(parts):  # the last one is shorter
         micro = {"ids": batch["ids"][rows], "document": batch["document"][rows]}
         micro["document"] = torch.where(micro["document"] < 0, -1, micro["document"] - rows[0])

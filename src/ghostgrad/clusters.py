@@ -52,7 +52,7 @@ def spherical_clusters(
     if centres.dim() != 2 or centres.shape[1] != store.size:
         raise ValueError(f"centres have shape {list(centres.shape)}; expected [k, {store.size}]")
     centres = torch.nn.functional.normalize(centres.float(), dim=1)
-    labels = torch.full((len(store),), NOWHERE)
+    labels, cosines = torch.full((len(store),), NOWHERE), torch.zeros(len(store))
     for number in range(1, PASSES + 1):
         before = labels
         labels, cosines, sums = _assigned(store, centres)
@@ -69,7 +69,9 @@ def _assigned(store: GradientStore, centres: Tensor) -> tuple[Tensor, Tensor, Te
     """(labels [n], cosines [n], sums [k, size] of the directions of each centre's rows)."""
 
     def assigned(blocks: Iterator[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        labels, cosines, sums = [], [], torch.zeros_like(centres)
+        labels: list[Tensor] = []
+        cosines: list[Tensor] = []
+        sums = torch.zeros_like(centres)
         for rows in blocks:
             own = lengths(rows)
             directions = rows.div_(own.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(1))

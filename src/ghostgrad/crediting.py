@@ -29,6 +29,8 @@ turns it. Positive: the row lowered the guide loss.
     settled = credits.finish()
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import math
@@ -354,7 +356,8 @@ class RowCredits:
         more = self.used.new_zeros(len(new), len(self.names))
         self.used, self.late = (torch.cat([table, more]) for table in (self.used, self.late))
         order = {number: place for place, number in enumerate(self.steps)}
-        shares, directions = [], []
+        shares: list[Tensor] = []
+        directions: list[Tensor] = []
         for number in new:
             update = self.updates[number]
             self.used *= update.left
@@ -522,7 +525,8 @@ class RowCredits:
             table[slots.to(table.device)] = tensors[name].to(table)
         places = dict(zip(saved_slots.tolist(), slots.tolist(), strict=True))
         for number, saved in counters["steps"].items():
-            own = _Step(**{**saved, "slots": [places[slot] for slot in saved["slots"]]})
+            moved: dict[str, Any] = {**saved, "slots": [places[slot] for slot in saved["slots"]]}
+            own = _Step(**moved)
             earlier = self.steps.get(int(number))
             self.steps[int(number)] = own if earlier is None else earlier.joined(own)
 

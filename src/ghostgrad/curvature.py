@@ -8,6 +8,8 @@ own mean squares along them as eigenvalues: EK-FAC's (George et al. 2018, arXiv 
 et al. 2018, arXiv 1802.09568). For a vector this is F itself.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence

@@ -13,15 +13,18 @@ Each layer is tapped where it gives its output (`ghostgrad.tap`). Nothing is kep
 touched, and after the `with` block the model is as it was. This file knows rules and observers, not layer types.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from ghostgrad.layers import exact
 from ghostgrad.observation import Observation
@@ -89,7 +92,7 @@ class GradientEngine:
         selected = _selected(model, select)
         _refuse_compiled_or_sharded(model, selected)
         self.verification = Verification("sums" if verify == "sums" else "rows" if verify else None, unsupported)
-        self.mixing = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self.mixing = [(path, m) for path, m in model.named_modules() if isinstance(m, BatchNorm)]
         self.sites, without = _sites(model, selected, rules)
         uncalled = _uncalled(selected, [*self.sites, *without])
         if unsupported == "exact":
@@ -119,15 +122,15 @@ class GradientEngine:
         examples: int | Tensor | None = None,
         selected: Mapping[str, Tensor] | None = None,
         frozen: bool = False,
-    ) -> Iterator[None]:
+    ) -> Generator[None]:
         """Observe one forward and its backward; without observers nothing is installed.
 
         Args:
             observers: what to compute; all share one set of taps. Each is reset here and holds its result afterwards.
-            examples: the number of examples, where it is not the leading dimension of the model's first tensor; or
-                for packed rows a tensor shaped like the leading dimensions [R, T], with the example (0, 1, ...) of
-                each position and -1 for positions that belong to none.
-            selected: for layers that see chosen positions only, [N, d]: module name to the example of each position.
+            examples: the number of examples, where it is not the leading dimension of the model's first tensor, or
+                for packed rows [R, T] (the leading dimensions) the example (0, 1, ...) of each position, -1 for
+                positions that belong to none.
+            selected: for layers that see chosen positions only, [N, d]: module name to the example of each, [N].
                 Verification needs that of the last one too, where no parameter of it is selected.
             frozen: also observe selected parameters that are frozen now, such as the weight below an adapter; their
                 gradient is not made for the optimizer. The backward then reaches down to the lowest of them.
@@ -154,12 +157,13 @@ class GradientEngine:
         *observers: Observer,
         examples: int | Tensor | None = None,
         selected: Mapping[str, Tensor] | None = None,
-    ) -> Iterator[Callable[[Tensor], None]]:
-        """Observe without a training step: yields the function to call in place of `loss.backward()`.
+    ) -> Generator[Callable[[Tensor], None]]:
+        """Observe without a training step: yields what to call with the loss [] in place of `loss.backward()`.
 
         The backward stops at the lowest selected layer and makes no parameter's own gradient, so that it costs less
-        than a training step; `p.grad` is not touched, and selected parameters may be frozen. Arguments and errors are
-        those of `observe`; there must be an observer. In a pass that is verified parameters' gradients are made too.
+        than a training step; `p.grad` is not touched, and selected parameters may be frozen. `examples` [R, T],
+        `selected` [N] by module name, and errors are those of `observe`; there must be an observer. In a pass that is
+        verified parameters' gradients are made too.
 
         Raises:
             NotFinite: rows whose gradient is not finite, by their places in the batch.
@@ -268,7 +272,7 @@ def _refuse_compiled_or_sharded(model: nn.Module, selected: Mapping[str, nn.Para
             raise UnsupportedLayer(f"{name} is sharded (a DTensor); per-example gradients of shards are not supported")
 
 
-def _refuse_mixing(batch_norms: Sequence[tuple[str, nn.modules.batchnorm._BatchNorm]]) -> None:
+def _refuse_mixing(batch_norms: Sequence[tuple[str, BatchNorm]]) -> None:
     for path, module in batch_norms:
         if module.training or module.running_mean is None:
             raise UnsupportedLayer(

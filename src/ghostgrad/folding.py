@@ -7,6 +7,8 @@ Parameters of one shape lie side by side in a fold and are worked on at once: an
 which each would cost more in calls than in numbers.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import math
@@ -94,7 +96,7 @@ class Folding:
 
     def rows(self, observed: Sketches, count: int) -> Tensor:
         """[count, K] of an observed micro-batch; 0 for parameters that were not seen."""
-        found = []
+        found: list[Tensor] = []
         for block in self.blocks:
             unseen = torch.zeros(count, block.width, dtype=self.dtype, device=self.device)
             found += [observed.values.get(name, unseen).to(unseen) for name in block.names]

@@ -8,6 +8,8 @@ Half-precision inputs are widened to float32 before they are multiplied: sums ov
 otherwise lose the digits that a dot product needs. Every loop is over chunks of at most `CHUNK` numbers.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import math
@@ -31,26 +33,65 @@ class Projects(Protocol):
     left_size: int
     right_size: int
 
-    def left(self, values: Tensor) -> Tensor: ...
-    def right(self, values: Tensor) -> Tensor: ...
-    def left_columns(self, index: Tensor) -> Tensor: ...
-    def swapped(self) -> Projects: ...
+    def left(self, values: Tensor) -> Tensor:
+        """`values` [..., O] as [..., k_o]."""
+        ...
+
+    def right(self, values: Tensor) -> Tensor:
+        """`values` [..., I] as [..., k_i]."""
+        ...
+
+    def left_columns(self, index: Tensor) -> Tensor:
+        """[N, k_o] of one-hot rows, whose ones are at `index` [N]."""
+        ...
+
+    def swapped(self) -> Projects:
+        """That of the transposed parameter."""
+        ...
 
 
 class ExampleGradient(Protocol):
-    """One parameter's gradient for each of B examples. Results are in float32, or float64 for float64 inputs."""
+    """One parameter's gradient for each of B examples. Results are in float32, or float64 for float64 inputs.
+
+    Attributes:
+        shape: *P, the parameter's.
+        examples: B.
+    """
 
     shape: tuple[int, ...]
     examples: int
 
-    def square_norm(self) -> Tensor: ...
-    def dot(self, direction: Tensor) -> Tensor: ...
-    def gram(self, other: ExampleGradient) -> Tensor: ...
-    def merge(self, other: ExampleGradient) -> ExampleGradient: ...
-    def sum(self, weights: Tensor | None = None) -> Tensor: ...
-    def sketch(self, projection: Projects) -> Tensor: ...
-    def materialize(self) -> Tensor: ...
-    def inner(self, other: ExampleGradient) -> Tensor: ...
+    def square_norm(self) -> Tensor:
+        """[B] squared length of each."""
+        ...
+
+    def dot(self, direction: Tensor) -> Tensor:
+        """[B] inner product of each with `direction` [*P]."""
+        ...
+
+    def gram(self, other: ExampleGradient) -> Tensor:
+        """[B, C] inner product of each with each of the other's C."""
+        ...
+
+    def merge(self, other: ExampleGradient) -> ExampleGradient:
+        """The gradient of two uses of the parameter, of which these are those of one each."""
+        ...
+
+    def sum(self, weights: Tensor | None = None) -> Tensor:
+        """[*P] of all examples, each times its one of `weights` [B]."""
+        ...
+
+    def sketch(self, projection: Projects) -> Tensor:
+        """[B, k] projected, k = k_o * k_i."""
+        ...
+
+    def materialize(self) -> Tensor:
+        """[B, *P] the gradients themselves."""
+        ...
+
+    def inner(self, other: ExampleGradient) -> Tensor:
+        """[B] inner product of each with the same of the other's."""
+        ...
 
 
 def widen(values: Tensor) -> Tensor:
@@ -98,7 +139,7 @@ class _Form(ExampleGradient):
 
 
 class Dense(_Form):
-    """The gradients themselves, [B, *P]: for vectors and other small parameters."""
+    """The gradients themselves, `values` [B, *P]: for vectors and other small parameters."""
 
     def __init__(self, values: Tensor):
         self.values = widen(values)
@@ -167,9 +208,10 @@ class OuterProduct(_Form):
         )
         if not positions.regular:
             parts = steps(len(wide), CACHED // matrix.shape[1])
-            products = [(_times(wide[part], matrix) * widen(narrow[part])).sum(-1) for part in parts]
-            return positions.total(torch.cat(products))
-        length, products = positions.length, []
+            sums = [(_times(wide[part], matrix) * widen(narrow[part])).sum(-1) for part in parts]
+            return positions.total(torch.cat(sums))
+        length = positions.length
+        products: list[Tensor] = []
         together = max(1, CACHED // (length * matrix.shape[1]))
         for first in range(0, self.examples, together):
             span = slice(first * length, (first + together) * length)
@@ -253,7 +295,8 @@ class OuterProduct(_Form):
         left, right = self.positions.batched(self.left), self.positions.batched(self.right)
         others = other.positions.batched(other.left if isinstance(other, OuterProduct) else other.ids)
         other_right = other.positions.batched(other.right)
-        length, sums = left.shape[1], []
+        length = left.shape[1]
+        sums: list[Tensor] = []
         for part in steps(self.examples, CHUNK // (length * other_right.shape[1])):
             total: Any = 0.0
             # One example longer than the chunk is cut over its own positions too.
@@ -471,7 +514,8 @@ def _left_products(left: Tensor, other: Tensor) -> Tensor:
 def _position_gram(mine: OuterProduct, theirs: OuterProduct | Rows) -> Tensor:
     """[B, C] from all pairs of positions, in slices of `mine`'s positions."""
     others = theirs.left if isinstance(theirs, OuterProduct) else theirs.ids
-    parts, other_right = [], widen(theirs.right)
+    other_right = widen(theirs.right)
+    parts: list[Tensor] = []
     for part in steps(len(mine.left), CHUNK // max(1, len(other_right))):
         left = widen(mine.left[part])
         lefts = left[:, others] if others.dim() == 1 else left @ widen(others).mT

@@ -3,6 +3,8 @@
 All stream over the store (`ghostgrad.reading`): memory does not grow with the rows, but for their scores.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
@@ -139,7 +141,7 @@ class _Best:
             candidates = [torch.nonzero(row >= low).squeeze(1) for row, low in zip(scores, threshold, strict=True)]
         else:
             candidates = [torch.arange(scores.shape[1])] * len(scores)
-        chosen = []
+        chosen: list[Tensor] = []
         for row, some in zip(scores, candidates, strict=True):
             chosen.append(some[torch.argsort(row[some], descending=True, stable=True)[: self.k]])
         picked = torch.stack(chosen)

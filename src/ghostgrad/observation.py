@@ -5,13 +5,15 @@ gradient: a hook on the parameter fires exactly then, whatever the uses were. Ob
 need not wait and see each use as it comes, so that a tied output head's gradient is not held through the backward.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 
 
 Fill = Callable[[LayerIO, tuple[Tensor, ...]], None]
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
 
 
 class Observation:
@@ -60,7 +64,7 @@ class Observation:
         self.anchor: Tensor | None = None
         self.active = [name for name, p in engine.parameters.items() if frozen or p.requires_grad]
         # Parameters of which autograd makes a gradient, and so says when their uses are complete.
-        self.signalled = set() if probing else {n for n in self.active if engine.parameters[n].requires_grad}
+        self.signalled: set[str] = set() if probing else {n for n in self.active if engine.parameters[n].requires_grad}
         self.uses: Counter[str] = Counter()
         self.stack = ExitStack()
         self.probing = probing
@@ -110,7 +114,7 @@ class Observation:
         self.layouts = {name: Layout(count, index, only_sums=sums) for name, index in self.selected.items()}
 
     @contextmanager
-    def installed(self) -> Iterator[None]:
+    def installed(self) -> Generator[None]:
         """Hooks in place inside the block, and gone after it, also when it raises."""
         active = set(self.active)
         active -= self.engine.verification.without_rows.keys()
@@ -191,7 +195,7 @@ class Observation:
             return self._install_with_moments(site)
         if site.entry.method == "forward":
 
-            def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+            def hook(module: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
                 return self._tapped(site, args, kwargs, output)
 
             return site.module.register_forward_hook(hook, with_kwargs=True).remove
@@ -208,11 +212,11 @@ class Observation:
         device = next(site.module.parameters()).device
         moments: list[Moment] = []
 
-        def before(module: nn.Module, args: tuple) -> None:
+        def before(module: nn.Module, args: Args) -> None:
             if not is_rule_at_work():
                 moments[:] = [Moment(device)]
 
-        def after(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        def after(module: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
             if is_rule_at_work():
                 return output
             (moment,) = moments
@@ -234,7 +238,7 @@ class Observation:
         handles.append(site.module.register_forward_hook(after, with_kwargs=True))
         return lambda: [handle.remove() for handle in handles]
 
-    def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _enter(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         """Learns the number of examples from the model's own input."""
         if is_rule_at_work() or not torch.is_grad_enabled() or inside_backward():
             return
@@ -266,14 +270,14 @@ class Observation:
             if not self.probing:  # the caller's backward must leave no gradient behind
                 self.stack.callback(setattr, parameter, "grad", parameter.grad)
                 parameter.grad = None
-                drop = parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+                drop = parameter.register_post_accumulate_grad_hook(_forget_gradient)
                 self.stack.callback(drop.remove)
 
     def _compared(self) -> list[str]:
         """Names whose gradients autograd can be asked for."""
         return [name for name in self.active if name not in self.engine.unlike_autograd]
 
-    def _leave(self, module: nn.Module, args: tuple, output: Any) -> Any:
+    def _leave(self, module: nn.Module, args: Args, output: Any) -> Any:
         """Passes what the model gives through a boundary, in a pass that is verified or has rows to be made alone."""
         if is_rule_at_work() or not torch.is_grad_enabled() or inside_backward():
             return None
@@ -294,7 +298,7 @@ class Observation:
         raw = [leaves[place] for place in places]
         if not raw:
             return None
-        found = Boundary.apply(lambda grads: self._arrived(raw, grads), self.anchor, *raw)
+        found = Boundary.apply(partial(self._arrived, raw), self.anchor, *raw)
         for place, tensor in zip(places, found if isinstance(found, tuple) else [found], strict=True):
             leaves[place] = tensor
         return tree_unflatten(leaves, structure)
@@ -347,7 +351,7 @@ class Observation:
             self.alone[name] = Dense(rows) if earlier is None else earlier.merge(Dense(rows))
 
     def _tapped(
-        self, site: Site, args: tuple, kwargs: dict, output: Any, moment: Moment | None = None, place: int = 0
+        self, site: Site, args: Args, kwargs: Kwargs, output: Any, moment: Moment | None = None, place: int = 0
     ) -> Any:
         if is_rule_at_work() or not torch.is_grad_enabled():
             return output
@@ -393,7 +397,7 @@ class Observation:
         if skipped and all(name in skipped for name in site.parameters.values()):
             return
         try:
-            gradients = self._ruled(site, io)
+            gradients = self.ruled(site, io)
         except ValueError as error:
             raise UnsupportedLayer(f"{site.name} ({type(site.module).__name__}): {error}") from error
         for own, gradient in gradients.items():
@@ -410,7 +414,7 @@ class Observation:
                 if name not in self.signalled and self.uses[name] == 1:
                     self._show(name)  # no other use can come: nothing need be held until the end
 
-    def _ruled(self, site: Site, io: LayerIO) -> dict[str, ExampleGradient]:
+    def ruled(self, site: Site, io: LayerIO) -> dict[str, ExampleGradient]:
         with rule_at_work():
             return site.entry.rule(site.module, io)
 
@@ -499,10 +503,10 @@ class Rehearsal:
     """A backward pass before the caller's: which parameters' rows would be wrong in it."""
 
     observation: Observation
-    pieces: dict[str, ExampleGradient] = field(default_factory=dict)
-    rounding: dict[str, float] = field(default_factory=dict)
-    faults: dict[str, str] = field(default_factory=dict)
-    seen: set[str] = field(default_factory=set)
+    pieces: dict[str, ExampleGradient] = field(default_factory=dict[str, ExampleGradient])
+    rounding: dict[str, float] = field(default_factory=dict[str, float])
+    faults: dict[str, str] = field(default_factory=dict[str, str])
+    seen: set[str] = field(default_factory=set[str])
 
     def deliver(self, site: Site, io: LayerIO) -> None:
         """The gradient of one call's output has come."""
@@ -510,7 +514,7 @@ class Rehearsal:
         if names <= self.faults.keys():
             return
         try:
-            gradients = self.observation._ruled(site, io)
+            gradients = self.observation.ruled(site, io)
         except Exception as error:  # whatever a rule fails with here, it would fail with in the pass itself
             self.faults |= dict.fromkeys(names, f"{type(site.module).__name__}: {error}")
             return
@@ -560,7 +564,7 @@ def _rounding(grad_output: Tensor) -> float:
     return float(torch.finfo(precise).eps * grad_output[..., 0].numel() ** 0.5 * size)
 
 
-def _kept(keep: str, args: tuple, kwargs: dict) -> tuple[list[Tensor], Fill]:
+def _kept(keep: str, args: Args, kwargs: Kwargs) -> tuple[list[Tensor], Fill]:
     """Tensors to save, and a function that puts them back into a LayerIO in backward."""
     if keep == "nothing":
         return [], _fill_nothing
@@ -582,6 +586,10 @@ def _kept(keep: str, args: tuple, kwargs: dict) -> tuple[list[Tensor], Fill]:
         io.args, io.kwargs = tuple(filled[:count]), dict(zip(names, filled[count:], strict=True))
 
     return [values[place].detach() for place in places], fill
+
+
+def _forget_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
 
 
 def _fill_nothing(io: LayerIO, tensors: tuple[Tensor, ...]) -> None:

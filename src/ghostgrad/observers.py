@@ -22,8 +22,13 @@ class Observer(Protocol):
 
     whole: bool
 
-    def begin(self, parameters: Mapping[str, Tensor]) -> None: ...
-    def see(self, name: str, gradient: ExampleGradient) -> None: ...
+    def begin(self, parameters: Mapping[str, Tensor]) -> None:
+        """A pass begins; `parameters` by name, each [*P]. What was found before is forgotten."""
+        ...
+
+    def see(self, name: str, gradient: ExampleGradient) -> None:
+        """The gradient of a parameter, or of one use of it."""
+        ...
 
 
 class _PerParameter:
@@ -42,7 +47,10 @@ class _PerParameter:
         self.values[name] = value if earlier is None else earlier + value
 
     def total(self) -> Tensor:
-        """Sum over parameters; raises ValueError where nothing was seen."""
+        """The `values` of all parameters added up: [B], or whatever shape they have ([B, C], [B, K]).
+
+        Raises ValueError where nothing was seen.
+        """
         if not self.values:
             raise ValueError("no parameter was seen: observe a backward pass first")
         first, *others = {value.device for value in self.values.values()}
@@ -68,7 +76,7 @@ class Dots(_PerParameter):
 
     Args:
         direction: parameter name to a tensor [*P]; parameters left out are not scored.
-        directions: several at once, each like `direction`; results get a last axis in their order.
+        directions: several at once, each a tensor [*P] by name; results get a last axis in their order.
     """
 
     def __init__(
@@ -133,7 +141,8 @@ class Gram(_PerParameter):
 
 
 class WeightedSum(_PerParameter):
-    """`values[name]` [*P]: the gradients of the examples, each times its weight; the batch gradient without weights."""
+    """`values[name]` [*P]: the gradients of the examples, each times its one of `weights` [B]; the batch gradient where
+    there are none."""
 
     def __init__(self, weights: Tensor | None = None):
         super().__init__()

@@ -7,6 +7,8 @@ Shape letters used in this package: B examples, C other examples, N positions in
 O and I the two sides of a matrix parameter, k sketch size, *P the shape of a parameter.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import torch
@@ -44,7 +46,7 @@ class Positions:
     def total(self, values: Tensor) -> Tensor:
         """Sum of `values` [N, ...] over the positions of each example: [B, ...]."""
         if self._owner is None:
-            return values if self.length == 1 else values.unflatten(0, (self.examples, self.length)).sum(1)
+            return values if self.length == 1 else self.batched(values).sum(1)
         sums = values.new_zeros(self.examples + 1, *values.shape[1:])
         return sums.index_add_(0, self._owner, values)[:-1]
 
@@ -57,11 +59,11 @@ class Positions:
     def batched(self, values: Tensor, fill: float = 0) -> Tensor:
         """`values` [N, ...] as [B, T, ...], T the longest example; missing positions hold `fill`."""
         if self._owner is None:
-            return values.unflatten(0, (self.examples, self.length))
+            return values.view(self.examples, self.length, *values.shape[1:])
         order, slots, longest = self._padding(self._owner)
         padded = values.new_full((self.examples * longest, *values.shape[1:]), fill)
         padded[slots] = values[order]
-        return padded.unflatten(0, (self.examples, longest))
+        return padded.view(self.examples, longest, *values.shape[1:])
 
     def _padding(self, owner: Tensor) -> tuple[Tensor, Tensor, int]:
         """Order that sorts positions by example, their places in a padded [B * T] table, and T."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
@@ -29,10 +29,14 @@ def parts(store: GradientStore, work: Callable[[Iterator[Tensor]], Found]) -> It
     written to. One thread of torch multiplies a block: several that share one of this size mostly wait for each other.
     At most one result more than there are threads is held.
     """
+
+    def of_part(first: int) -> Found:
+        return work(_blocks(store, first))
+
     with _threads() as (pool, count):
         waiting: deque[tuple[int, Future[Found]]] = deque()
         for first in range(0, len(store), PART_ROWS):
-            waiting.append((first, pool.submit(lambda first: work(_blocks(store, first)), first)))
+            waiting.append((first, pool.submit(of_part, first)))
             if len(waiting) > count:
                 yield _taken(waiting)
         while waiting:
@@ -52,7 +56,7 @@ def _blocks(store: GradientStore, first: int) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _threads() -> Iterator[tuple[ThreadPoolExecutor, int]]:
+def _threads() -> Generator[tuple[ThreadPoolExecutor, int]]:
     """(threads with one thread of torch each, how many)."""
     count = torch.get_num_threads()
     try:

@@ -1,8 +1,10 @@
 """What a layer must be given to be called again just as it was: its random draws, and the types that autocast chose."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -34,7 +36,7 @@ class Moment:
         self.drew = any(not torch.equal(then, now) for then, now in zip(self.random, self._random(), strict=True))
 
     @contextmanager
-    def again(self) -> Iterator[None]:
+    def again(self) -> Generator[None]:
         """Inside, a call draws the same numbers and computes in the same types; outside nothing has been drawn."""
         with ExitStack() as stack:
             if self.autocast:

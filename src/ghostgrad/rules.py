@@ -11,6 +11,8 @@ registered by class, or by qualified class name for classes of packages that gho
 backward pass per example.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -26,7 +28,8 @@ from ghostgrad.positions import Layout, Positions
 
 @dataclass(slots=True)
 class LayerIO:
-    """What one call of a layer saw: its first tensor, the gradient of its output, and whose positions they are.
+    """What one call of a layer saw: its first tensor, `grad_output` [B, ..., d] (the gradient of its output, in the
+    output's shape), and whose positions they are.
 
     `input` is None and `args`, `kwargs` are empty unless the rule was registered to keep them. Under autocast `input`
     may be wider than `grad_output`; a rule that multiplies them casts as the layer did. `wanted` holds the names of the
@@ -38,7 +41,7 @@ class LayerIO:
     layout: Layout
     wanted: Collection[str] = ()
     args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     moment: Any = None
     """`ghostgrad.replay.Moment` of the call, for rules that call their layer again."""
     place: int = 0
@@ -186,7 +189,8 @@ def makes_its_weights(module: nn.Module) -> bool:
     """Whether a weight of the module is made of other parameters for each call, so that a rule of its class has no say:
     parametrizations, and weight norms of before there were any."""
     return is_parametrized(module) or any(
-        getattr(type(hook), "compute_weight", None) for hook in module._forward_pre_hooks.values()
+        getattr(type(hook), "compute_weight", None)
+        for hook in module._forward_pre_hooks.values()  # pyright: ignore[reportPrivateUsage]
     )
 
 

@@ -8,6 +8,8 @@ The matrices are a function of (seed, parameter name, side, kind, sizes) alone: 
 keyed by a hash of these, always drawn on the CPU and then moved. Order of layers, device and process do not matter.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import hashlib
@@ -68,7 +70,7 @@ class SketchOptions:
         return {**asdict(self), "layers": list(self.layers), "dtype": str(self.dtype).removeprefix("torch.")}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> SketchOptions:
+    def from_json(cls, values: Any) -> SketchOptions:
         """The options that `as_json` wrote; ValueError where it did not write them."""
         kinds = {"size": int, "side": int, "layers": list, "embeddings": bool, "kind": str, "split": str, "seed": int}
         kinds |= {"dtype": str}
@@ -79,7 +81,8 @@ class SketchOptions:
             raise ValueError(f"options of another type: {', '.join(wrong) or 'layers'}")
         if not 0 <= values["seed"] < 1 << 63:
             raise ValueError("seed must be from 0 to 2^63 - 1")
-        return cls(**{**values, "layers": tuple(values["layers"]), "dtype": getattr(torch, values["dtype"])})
+        own: dict[str, Any] = {**values, "layers": tuple(values["layers"]), "dtype": getattr(torch, values["dtype"])}
+        return cls(**own)
 
 
 # New profiles are added under a new number; one that exists is never changed, stores name it.
@@ -203,7 +206,7 @@ class Sketcher:
         return sum(self.width(name) for name in self)
 
     def row(self, direction: Mapping[str, Tensor]) -> Tensor:
-        """[size]: the sketch of one gradient given whole, [*P] per parameter, in its dtype.
+        """[size]: the sketch of one gradient, whose `direction` is [*P] by parameter, in its dtype.
 
         Its inner product with the sketch of an example estimates that of the direction with the example's gradient.
         """
@@ -212,7 +215,7 @@ class Sketcher:
         return torch.cat([part.squeeze(0) for part in parts])
 
     def check(self, parameters: Mapping[str, Tensor]) -> None:
-        """Raises ValueError unless `parameters` has every sketched one in its shape."""
+        """Raises ValueError unless `parameters`, each [*P] by name, has every sketched one in its shape."""
         wrong = [n for n, s in self.shapes.items() if n not in parameters or matrix_shape(parameters[n].shape) != s]
         if wrong:
             raise ValueError(f"the sketch was made for parameters that are not observed, or in other shapes: {wrong}")

@@ -17,7 +17,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -254,6 +254,7 @@ def _fault(manifest: Any) -> str:
     """What is wrong with a manifest; empty where nothing is."""
     if not isinstance(manifest, dict):
         return f"it holds a {type(manifest).__name__}"
+    manifest = cast(dict[str, Any], manifest)
     if manifest.get("format") != FORMAT:
         return f"it has format {_short(manifest.get('format'))}; this version reads {FORMAT}"
     size, dtype, meaning = (manifest.get(name) for name in ("size", "dtype", "meaning"))
@@ -291,10 +292,11 @@ def _require(folder: Path, stored: Any, asked: Mapping[str, Any]) -> None:
 def _differences(stored: Any, asked: Any, path: str = "") -> list[str]:
     """Every place where two JSON values differ, named."""
     if isinstance(stored, dict) and isinstance(asked, dict):
+        there, wanted = cast(dict[str, Any], stored), cast(dict[str, Any], asked)
         return [
             line
-            for key in {**stored, **asked}
-            for line in _differences(stored.get(key), asked.get(key), f"{path}.{key}".lstrip("."))
+            for key in {**there, **wanted}
+            for line in _differences(there.get(key), wanted.get(key), f"{path}.{key}".lstrip("."))
         ]
     return [] if stored == asked else [f"{path} is {_short(stored)}, asked for {_short(asked)}"]
 

@@ -8,7 +8,7 @@ Kept as a module attribute, the second call would overwrite the first, and check
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,7 +35,9 @@ class Tap(torch.autograd.Function):
         return output.detach()
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Any, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad_output: Tensor | None
+    ) -> tuple[Any, ...]:
         kept = ctx.saved_tensors
         if grad_output is not None:
             ctx.deliver(grad_output, kept)
@@ -50,7 +52,7 @@ _RULE = _Rule()
 
 
 @contextmanager
-def rule_at_work() -> Iterator[None]:
+def rule_at_work() -> Generator[None]:
     """Calls of layers inside are a rule's own, and of no concern to any tap, whichever engine's it is."""
     before, _RULE.at_work = _RULE.at_work, True
     try:
@@ -66,4 +68,9 @@ def is_rule_at_work() -> bool:
 
 def inside_backward() -> bool:
     """True while autograd runs a backward pass in this thread: a forward is then a checkpoint's recomputation."""
-    return torch._C._current_graph_task_id() != -1
+    return backward_number() != -1
+
+
+def backward_number() -> int:
+    """Autograd's number of the backward pass that runs in this thread; -1 outside of any."""
+    return torch._C._current_graph_task_id()  # pyright: ignore[reportPrivateUsage]

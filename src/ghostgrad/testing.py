@@ -1,10 +1,12 @@
 """The slow, obviously right reference, and `check_rule` for rules of one's own."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +21,15 @@ def one_backward_per_example(losses: Tensor, parameters: Iterable[tuple[str, nn.
     """Gradient of each of `losses` [B] with respect to each parameter, by B backward passes: [B, *P] per name."""
     named = [(name, p) for name, p in parameters if p.requires_grad]
     rows = [
-        torch.autograd.grad(loss, [p for _, p in named], retain_graph=True, allow_unused=True)
+        cast(
+            tuple[Tensor | None, ...],
+            torch.autograd.grad(loss, [p for _, p in named], retain_graph=True, allow_unused=True),
+        )
         for loss in losses.unbind()
     ]
     return {
-        name: torch.stack([torch.zeros_like(p) if row[place] is None else row[place].detach() for row in rows])
-        for place, (name, p) in enumerate(named)
+        name: torch.stack([torch.zeros_like(p) if own is None else own.detach() for own in column])
+        for (name, p), column in zip(named, zip(*rows, strict=True), strict=True)
     }
 
 

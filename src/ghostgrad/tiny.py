@@ -1,5 +1,7 @@
 """A small language model in plain torch, with every switch the engine must be exact under."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -14,8 +14,9 @@ Positive lowered the guide loss.
     step = values.close_step(clip_factor)
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # torch exports its _foreach_ operations, which optimizers of other packages use, but does not list them.
-# pyright: reportPrivateImportUsage=false
+# pyright: reportPrivateImportUsage=false, reportPrivateUsage=false
 
 from __future__ import annotations
 
@@ -76,7 +77,7 @@ class InRunValues:
     parameters: Mapping[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
     kind: Literal["adamw", "sgd"]
-    totals: dict[str, RowTotal] = field(default_factory=dict)
+    totals: dict[str, RowTotal] = field(default_factory=dict[str, RowTotal])
 
     def __post_init__(self) -> None:
         if self.kind not in ("adamw", "sgd"):
@@ -157,7 +158,7 @@ class InRunValues:
             raise RuntimeError("open_step() comes before close_step()")
         names = [name for name in self._dots.directions[0] if any(name in values for _, values in self._rows)]
         ids = [name for some, _ in self._rows for name in some]
-        parts = []
+        parts: list[Tensor] = []
         for some, values in self._rows:
             columns = [values.get(name) for name in names]
             zero = next((torch.zeros_like(c) for c in columns if c is not None), torch.zeros(len(some)))
@@ -215,7 +216,7 @@ def together(names: Sequence[str], tensors: Mapping[str, Tensor]) -> Iterator[li
 
 def inner_products(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensor:
     """[N] of each tensor of `left` with the one of the same name, float64, left on their device."""
-    sums = []
+    sums: list[Tensor] = []
     for part in together(list(left), left):
         products = torch._foreach_mul([left[name] for name in part], [right[name] for name in part])
         sums += [product.sum() for product in products]

@@ -10,6 +10,8 @@ rows are rounded as rows are: where a saturated softmax leaves of a gradient lit
 The same way one row alone is exact for any layer: all other rows get the weight 0. That costs a backward pass per row.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 from collections import Counter
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 from ghostgrad.forms import ExampleGradient
 from ghostgrad.positions import Layout
 from ghostgrad.rules import UnsupportedLayer
+from ghostgrad.tap import backward_number
 
 SAMPLED = 1 << 20
 """Numbers of a parameter that are kept to compare with: of a larger one, some of its columns."""
@@ -36,7 +39,7 @@ taps of every engine lie in the same graph, so that all must know."""
 
 def listener(default: Any) -> Any:
     """Who listens in the backward pass that is running: `default` where it is the caller's own."""
-    return ROLES.get(torch._C._current_graph_task_id(), default) if ROLES else default
+    return ROLES.get(backward_number(), default) if ROLES else default
 
 
 class Boundary(torch.autograd.Function):
@@ -195,8 +198,8 @@ def inner_backward(
     numbers: set[int] = set()
 
     def enter(*_: Any) -> None:
-        numbers.add(torch._C._current_graph_task_id())
-        ROLES[torch._C._current_graph_task_id()] = listener
+        numbers.add(backward_number())
+        ROLES[backward_number()] = listener
 
     devices = {tensor.device for tensor in inputs if tensor.device.type == "cuda"}
     with ExitStack() as stack:

@@ -57,7 +57,8 @@ def lora_embedding(layer: Any, io: LayerIO) -> dict[str, ExampleGradient]:
     """lora_embedding_A [r, count] and lora_embedding_B [d, r] of y = base(x) + scaling * A[:, x]ᵀ Bᵀ."""
     if layer.lora_variant:
         raise UnsupportedLayer(f"LoRA variants {sorted(layer.lora_variant)} of an embedding have no rule")
-    ids, positions, gradients = _ids(io, io.input), io.positions(), {}
+    ids, positions = _ids(io, io.input), io.positions()
+    gradients: dict[str, ExampleGradient] = {}
     embed_scale = layer._get_embed_scale()
     for name in layer.active_adapters:
         if name not in layer.lora_embedding_A:

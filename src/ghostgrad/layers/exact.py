@@ -7,7 +7,7 @@ and with operations in place refuse.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -32,13 +32,13 @@ def exact(module: nn.Module, io: LayerIO) -> dict[str, ExampleGradient]:
                 continue  # a call that left its parameters out, as a dropout of whole modules does
             gradients = torch.autograd.grad(output, wanted, grad_output, retain_graph=True, allow_unused=True)
             for own, gradient in zip(found.values(), gradients, strict=True):
-                if gradient is not None:
+                if gradient is not None:  # pyright: ignore[reportUnnecessaryComparison] (which torch's types deny)
                     own[row] = gradient
     return {name: Dense(gradient) for name, gradient in found.items()}
 
 
 @contextmanager
-def _differentiable(parameters: Sequence[Tensor]) -> Iterator[None]:
+def _differentiable(parameters: Sequence[Tensor]) -> Generator[None]:
     """Inside, parameters require a gradient, and nobody hears of it when one is made."""
     with ExitStack() as stack:
         for parameter in parameters:

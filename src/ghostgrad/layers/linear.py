@@ -1,5 +1,7 @@
 """Rules of layers that multiply with a matrix: Linear, GPT-2's transposed Conv1D, convolutions."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 from collections.abc import Collection
@@ -75,7 +77,7 @@ def _patches(layer: nn.Conv1d | nn.Conv2d, given: Tensor) -> Tensor:
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         # torch keeps the explicit padding of these modes here, last dimension first.
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        given = F.pad(given, layer._reversed_padding_repeated_twice, mode=mode)
+        given = F.pad(given, layer._reversed_padding_repeated_twice, mode=mode)  # pyright: ignore[reportPrivateUsage]
         padding: tuple[int, ...] = (0,) * len(layer.kernel_size)
     else:
         padding = layer.padding

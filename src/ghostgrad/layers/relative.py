@@ -4,6 +4,8 @@ The table's output has no example dimension, so at the embedding itself the exam
 The tap therefore sits on the method that makes the bias: [B, heads, queries, keys], or [1, ...], which is expanded.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable

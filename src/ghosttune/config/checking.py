@@ -12,6 +12,7 @@ from ghosttune.config.sections.data import MixedSettings, RowsSettings, SourceSe
 from ghosttune.config.sections.forget import ForgetSettings
 from ghosttune.config.sections.run import AlertSettings
 from ghosttune.config.sections.train import ADAMW, TrainSettings
+from ghosttune.config.setting import told
 from ghosttune.config.streams import what_a_stream_lacks
 from ghosttune.errors import InputError, Problem, listed
 from ghosttune.own_code import is_own_code
@@ -63,7 +64,7 @@ def unchosen(config: RunConfig, wrong: Set[str] = frozenset()) -> list[Problem]:
     return [
         Problem(path, message)
         for path, field in leaf_fields(kinds)
-        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("critical")
+        if told(field).get("critical")
         if config.origins.get(path) == DEFAULT and path not in _settled_otherwise(config) and not _reported(path, wrong)
     ]
 

@@ -52,7 +52,7 @@ class ModelKind:
     """Name of the class in Transformers that loads it."""
     adapter_task: str
     """PEFT's name of the task."""
-    entries: Mapping[str, Any] = field(default_factory=dict)
+    entries: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Entries of the model's configuration that the task decides, such as its labels."""
     new_head: bool = True
     """Whether the output layers are the task's own: drawn anew where the weights have none, and trained in full."""

@@ -22,7 +22,7 @@ def read_layers(
     source: str | Path | dict[str, Any] | None, preset: str | None, profile: str | None, overrides: Iterable[str]
 ) -> list[Layer]:
     """The layers that were given, the weakest first; InputError for a file, preset or profile that cannot be had."""
-    layers = []
+    layers: list[Layer] = []
     if profile:
         layers.append(_shipped_layer("profile", profile))
     if preset:

@@ -1,9 +1,11 @@
 """YAML as people mean it: `1e-4` is a number, `no` and `1:30` are text, and what is written reads back."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
@@ -168,3 +170,13 @@ def fault_line(error: Exception) -> int | None:
     """The line of a YAML fault, from 1."""
     mark = getattr(error, "problem_mark", None)
     return mark.line + 1 if mark else None
+
+
+def is_mapping(value: Any) -> TypeGuard[dict[Any, Any]]:
+    """Whether what was read is a mapping, of whatever."""
+    return isinstance(value, dict)
+
+
+def is_list(value: Any) -> TypeGuard[list[Any]]:
+    """Whether what was read is a list, of whatever."""
+    return isinstance(value, list)

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ghosttune.config.notation import LARGEST, Loader, fault, fault_line, parse_value, shown
+from ghosttune.config.notation import LARGEST, Loader, fault, fault_line, is_mapping, parse_value, shown
 from ghosttune.errors import InputError, Problem, listed, nearest
 from ghosttune.foreign import read_json, read_text
 
@@ -30,8 +30,8 @@ class Leaf:
 class Layer:
     """What one source gives, and what is wrong with how it is written."""
 
-    leaves: dict[SettingPath, Leaf] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
+    leaves: dict[SettingPath, Leaf] = field(default_factory=dict[SettingPath, Leaf])
+    problems: list[Problem] = field(default_factory=list[Problem])
 
 
 def read_file(path: str | Path) -> Layer:
@@ -70,7 +70,7 @@ def read_overrides(texts: Iterable[str]) -> Layer:
         except InputError as error:
             layer.problems.append(Problem(".".join(path), str(error), "--set"))
             continue
-        given = dict(_flatten(parsed, path)) if isinstance(parsed, dict) and parsed else {path: parsed}
+        given = dict(_flatten(parsed, path)) if is_mapping(parsed) and parsed else {path: parsed}
         kept = {known: leaf for known, leaf in layer.leaves.items() if not any(overlap(known, new) for new in given)}
         layer.leaves = kept | {path: Leaf(value, "--set") for path, value in given.items()}
     return layer
@@ -108,7 +108,7 @@ def _beside(path: Path) -> str:
 def _flatten(tree: dict[Any, Any], prefix: SettingPath) -> Iterator[tuple[SettingPath, Any]]:
     for key, value in tree.items():
         path = (*prefix, str(key))
-        if isinstance(value, dict) and value:
+        if is_mapping(value) and value:
             yield from _flatten(value, path)
         else:
             yield path, value
@@ -145,7 +145,7 @@ def _yaml_layer(text: str, name: str) -> Layer:
         _walk(loader, node, (), name, layer)
         return layer
     finally:
-        loader.dispose()
+        loader.dispose()  # pyright: ignore[reportUnknownMemberType]
 
 
 def _walk(loader: Loader, node: yaml.MappingNode, prefix: SettingPath, name: str, layer: Layer) -> None:

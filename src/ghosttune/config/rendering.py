@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ghosttune.config.notation import to_yaml
+from ghosttune.config.notation import is_mapping, to_yaml
 from ghosttune.config.schema import KINDS, SECTIONS, SWITCHES, RunConfig
 from ghosttune.config.setting import Section
 
@@ -56,7 +56,7 @@ def _section(section: Section, depth: int) -> list[str]:
 
 def inline(value: Any) -> str:
     """A value as it stands behind a key in YAML."""
-    if isinstance(value, dict):
+    if is_mapping(value):
         value = {name: entry.model_dump() if isinstance(entry, Section) else entry for name, entry in value.items()}
     text = to_yaml(value, default_flow_style=True, width=10**9).strip(BLANK)
     return text.removesuffix("...").strip(BLANK)

@@ -35,7 +35,7 @@ class Facts:
     """Whether the model's tokenizer has a chat template."""
     holds_conversations: bool = False
     """Whether rows written as text are conversations, by their User:/Assistant: marks."""
-    source_formats: Mapping[str, str] = field(default_factory=dict)
+    source_formats: Mapping[str, str] = field(default_factory=dict[str, str])
     """Of a mixture: the format of each source's rows, by its name."""
     plain_sources: tuple[str, ...] = ()
     """Sources of a mixture whose rows are text without answers."""

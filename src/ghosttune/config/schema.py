@@ -5,7 +5,7 @@ The schema is closed: an unknown key is an error.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import get_args, get_origin
@@ -42,7 +42,7 @@ class RunConfig(Section):
     alerts: AlertSettings = AlertSettings()
     """Who is told when a run goes wrong; null: nobody."""
     run: RunSettings = RunSettings()
-    origins: dict[str, str] = Field(default_factory=dict, exclude=True, repr=False)
+    origins: dict[str, str] = Field(default_factory=dict[str, str], exclude=True, repr=False)
     """Where each setting's value came from: `run.yaml:12`, `--set`, `profile cpu@1`, `derived`, `default`."""
 
     def __eq__(self, other: object) -> bool:
@@ -57,7 +57,7 @@ class RunConfig(Section):
         return Problem(setting, message, "" if origin == DEFAULT else origin)
 
     @contextmanager
-    def placing(self) -> Iterator[None]:
+    def placing(self) -> Generator[None]:
         """Tells problems found inside, by code that only sees values, where the values were given."""
         try:
             yield

@@ -6,9 +6,10 @@ Help texts, `ghosttune show settings` and the documentation are made from the fi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
 if TYPE_CHECKING:
     from ghosttune.config.schema import RunConfig
@@ -43,6 +44,12 @@ def setting(
     """
     extra: dict[str, Any] = {"unit": unit, "why": why, "benefit": benefit, "cost": cost, "critical": critical}
     return Field(default, json_schema_extra=extra, **bounds)
+
+
+def told(field: FieldInfo) -> dict[str, Any]:
+    """What `setting` was given beside the default: unit, why, benefit, cost, critical; empty for other fields."""
+    extra = field.json_schema_extra
+    return cast(dict[str, Any], extra) if isinstance(extra, dict) else {}
 
 
 Count = Annotated[int, Field(ge=1)]

@@ -6,12 +6,12 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
 from ghosttune.config.loading import load_config
-from ghosttune.config.notation import LARGEST, Loader, fault, fault_line, shown
+from ghosttune.config.notation import LARGEST, Loader, fault, fault_line, is_list, is_mapping, shown
 from ghosttune.config.rendering import inline
 from ghosttune.config.schema import RunConfig
 from ghosttune.errors import ConfigError, InputError, Problem, listed, nearest
@@ -47,7 +47,8 @@ def read_sweep(path: str | Path) -> list[Trial]:
     problems = _problems(sweep, path)
     if problems:
         raise ConfigError(problems, str(path))
-    arms = {**_grid(sweep.get("axes") or {}), **(sweep.get("arms") or {})}
+    named: dict[str, dict[str, Any]] = sweep.get("arms") or {}
+    arms = {**_grid(sweep.get("axes") or {}), **named}
     trials: list[Trial] = []
     for name, settings in arms.items():
         for seed in sweep.get("seeds") or [None]:
@@ -78,7 +79,7 @@ def _mapping(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         line = fault_line(error)
         raise InputError(f"{path}{f':{line}' if line else ''}: not valid YAML: {fault(error)}") from error
-    if not isinstance(found, dict):
+    if not is_mapping(found):
         raise InputError(f"{path} must hold {listed(KEYS)}; it holds {shown(found)}")
     return found
 
@@ -95,19 +96,22 @@ def _problems(sweep: dict[str, Any], path: Path) -> list[Problem]:
         found.append(Problem(key, f"{message} (got {shown(sweep[key])})", path.name))
 
     for key in ("config", "preset", "profile"):
-        kinds = str | dict if key == "config" else str
-        if sweep.get(key) is not None and not isinstance(sweep[key], kinds):
+        value = sweep.get(key)
+        if value is not None and not isinstance(value, str) and not (key == "config" and is_mapping(value)):
             wrong(key, "takes a file, or the settings themselves" if key == "config" else "takes a name")
-    axes, arms, seeds = sweep.get("axes") or {}, sweep.get("arms") or {}, sweep.get("seeds")
-    if not _is_grid(axes):
+    axes: dict[str, list[Any]] = {}
+    arms: dict[str, dict[str, Any]] = {}
+    if _is_grid(given := sweep.get("axes") or {}):
+        axes = given
+    else:
         wrong("axes", "takes settings with a list of different values each, such as method.r: [4, 8]")
-        axes = {}
-    if not _is_named(arms):
+    if _is_named(given := sweep.get("arms") or {}):
+        arms = given
+    else:
         wrong("arms", "takes names with settings each, such as small: {method.r: 4}")
-        arms = {}
     if not sweep.get("axes") and not sweep.get("arms"):
         found.append(Problem("axes", "or `arms` must say what is varied", path.name))
-    if seeds is not None and not _is_seeds(seeds):
+    if sweep.get("seeds") is not None and not _is_seeds(sweep["seeds"]):
         wrong("seeds", "takes a list of different whole numbers from 0")
     own = [*axes, *(setting for arm in arms.values() for setting in arm)]
     if SEED in own:
@@ -119,22 +123,22 @@ def _problems(sweep: dict[str, Any], path: Path) -> list[Problem]:
     return found
 
 
-def _is_grid(axes: Any) -> bool:
-    return isinstance(axes, dict) and all(
-        isinstance(name, str) and isinstance(values, list) and values and _all_differ(map(inline, values))
+def _is_grid(axes: Any) -> TypeGuard[dict[str, list[Any]]]:
+    return is_mapping(axes) and all(
+        isinstance(name, str) and is_list(values) and values and _all_differ(map(inline, values))
         for name, values in axes.items()
     )
 
 
-def _is_named(arms: Any) -> bool:
-    return isinstance(arms, dict) and all(
-        isinstance(name, str) and name.strip(". ") and name == name.translate(UNSAFE) and isinstance(settings, dict)
+def _is_named(arms: Any) -> TypeGuard[dict[str, dict[str, Any]]]:
+    return is_mapping(arms) and all(
+        isinstance(name, str) and name.strip(". ") and name == name.translate(UNSAFE) and is_mapping(settings)
         for name, settings in arms.items()
     )
 
 
 def _is_seeds(seeds: Any) -> bool:
-    whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
+    whole = is_list(seeds) and all(type(seed) is int and seed >= 0 for seed in seeds)
     return whole and bool(seeds) and _all_differ(seeds)
 
 

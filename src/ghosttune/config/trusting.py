@@ -39,7 +39,7 @@ def found(account: Mapping[str, Any]) -> list[str]:
     """What a report says of the values that a run has: `ledger` of its run.json. No r follows from what a run measures,
     since it averages over updates of all rates; a window at whose ends rows rank the other way round is a warning."""
     drop = account["guide_loss_start"] - account["guide_loss_end"]
-    notes = []
+    notes: list[str] = []
     if account.get("rows") is not None and drop:
         notes.append(f"The account by rows leaves {abs(account['residual'] / drop):.1%} of the drop unexplained.")
     steady = account.get("values_steady")

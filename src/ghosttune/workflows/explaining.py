@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 from ghosttune.config.loading import value_at
 from ghosttune.config.rendering import inline
 from ghosttune.config.schema import KINDS
+from ghosttune.config.setting import told
 from ghosttune.config.wording import accepted
 from ghosttune.errors import InputError
 from ghosttune.stages.runs import Run, open_run
@@ -23,7 +24,7 @@ def explained(name: str, field: FieldInfo, run: Path | None = None) -> dict[str,
 
     InputError where the run has no such setting, because its method, task or strategy is another.
     """
-    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    extra = told(field)
     unit = f" ({extra['unit']})" if extra.get("unit") else ""
     facts = {
         "what": " ".join((field.description or "").split()),
