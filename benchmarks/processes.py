@@ -2,11 +2,11 @@
 
     python benchmarks/processes.py [--processes 2 4] [--out runs/processes]
 
-A small random Llama and thirty rows; 9 updates of 8 rows, of which every process has its part. `rows` are processes
-that share rows (DDP), `rows and base` such as share the base out besides (`train.fsdp`, FSDP2), over gloo. Each is
-compared with one process: largest difference of a number in any table, of the largest of its column, and of a trained
-weight; ids, counts and the order of rows must be equal, and the answers to dev prompts too. `kill -9` ends one process
-after the first checkpoint, and the run is resumed.
+A small random Llama and thirty rows; 9 updates of 16 rows, the last of an epoch of 6, of which every process has its
+part. `rows` are processes that share rows (DDP), `rows and base` such as share the base out besides (`train.fsdp`,
+FSDP2), over gloo. Each is compared with one process: largest difference of a number in any table, of the largest of its
+column, and of a trained weight; ids, counts and the order of rows must be equal, and the answers to dev prompts too.
+`kill -9` ends one process after the first checkpoint, and the run is resumed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ghosttune.run.directory import RunDir
 from ghosttune.run.tables import read_table
 from ghosttune.workflows.train import resume, train
 
-ROWS = 8
+ROWS = 16
 """Of an update, in all processes together."""
 
 KINDS: dict[str, dict[str, Any]] = {

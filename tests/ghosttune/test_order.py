@@ -138,6 +138,7 @@ def test_processes_share_the_steps(count: int, batch: int, accumulation: int, pr
     assert len({len(shard) for shard in shards}) == 1
     consumed = [row for shard in shards for part in shard for row in part]
     assert len(consumed) == len(set(consumed)) > count - max(processes * batch, 1)
+    assert count - len(consumed) == batches.left_out < processes
     if processes == 1:
         assert consumed == order(LENGTHS[:count], rows_per_step, 1, 2)
     steps = order(LENGTHS[:count], rows_per_step, 1, 2)

@@ -81,6 +81,8 @@ class Display:
             self.line(f"           {on_one_line(name)}: {rows:,} dev")
         if prepared.metadata_columns:
             self.line(f"           not shown to the model: {', '.join(map(on_one_line, prepared.metadata_columns))}")
+        if rest := prepared.left_out_of_an_epoch:
+            self.line(f"           {rest:,} of each epoch left out: its last step is too small for all processes")
         for reason, count in prepared.left_out.items():
             self.line(f"           {count:,} left out: {reason}")
         if done := [f"{count:,} {what.replace('_', ' ')}" for what, count in prepared.patched.items() if count]:

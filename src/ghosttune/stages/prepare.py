@@ -43,7 +43,7 @@ from ghosttune.own_code import consent
 from ghosttune.registry import TASKS
 from ghosttune.run.directory import RunDir
 from ghosttune.training.alerting import fault_of_address
-from ghosttune.training.order import Draws, LearntOrder, RowOrder
+from ghosttune.training.order import Draws, LearntOrder, MicroBatches, RowOrder
 from ghosttune.training.processes import processes
 from ghosttune.training.streaming import StreamedRows, StreamOrder
 
@@ -102,6 +102,12 @@ class Prepared:
         """In which order all processes read the rows that train."""
         offered = self.config.data.online_selection.offered
         return self.order(offered) if self.stream is None else StreamOrder(self.stream)
+
+    @property
+    def left_out_of_an_epoch(self) -> int:
+        """How many rows the last step of each epoch has too few of for all processes; 0 with one process."""
+        size = self.config.train.per_device_train_batch_size * self.config.data.online_selection.offered
+        return MicroBatches(self.order_of_training(), size, 0, processes()).left_out
 
     @property
     def rows_in_an_epoch(self) -> int:

@@ -49,6 +49,7 @@ def begin(run: RunDir, prepared: Prepared, adapted: Adapted) -> Record:
             "tokens": {name: split.tokens for name, split in splits.items()},
             "targets": {name: split.targets for name, split in splits.items()},
             "cut_rows": {name: split.cut_rows for name, split in splits.items()},
+            **({"left_out_of_each_epoch": left_out} if (left_out := prepared.left_out_of_an_epoch) else {}),
             **({"without_reasoning": unsaid} if any(unsaid.values()) else {}),
             **({"sources": prepared.sources} if prepared.sources else {}),
             **({"dev_sets": prepared.dev_sets} if prepared.dev_sets else {}),

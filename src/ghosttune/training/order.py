@@ -206,6 +206,12 @@ class MicroBatches:
         rows, size = len(self.order), self.order.rows_per_step
         return rows // size * self.order.repeats * self._count(size) + self._count(rows % size)
 
+    @property
+    def left_out(self) -> int:
+        """How many rows of each epoch no process trains."""
+        rest = len(self.order) % self.order.rows_per_step
+        return rest - min(rest, self._count(rest) * self.processes * self.batch_size)
+
     def __iter__(self) -> Iterator[list[int]]:
         for step in self.steps():
             count = self._count(len(step)) * self.processes
