@@ -65,6 +65,8 @@ class GradientEngine:
             that differ. With `unsupported="exact"` these are differentiated one example at a time from then on. Costs
             one more backward pass, or two with "exact". "sums" leaves out the weights and the pass, for observers that
             only add rows up, to which it does not matter whose a position is; False verifies nothing.
+        together: of several processes that share parts of the model out (FSDP), whether any of them says yes: each
+            must then make as many backward passes as the others, so that all verify a pass, or none.
 
     Attributes:
         parameters: those that are shown, by name.
@@ -85,13 +87,15 @@ class GradientEngine:
         rules: RuleRegistry = RULES,
         unsupported: str = "raise",
         verify: bool | Literal["sums"] = True,
+        together: Callable[[bool], bool] | None = None,
     ):
         if unsupported not in ("raise", "exact", "leave_out"):
             raise ValueError(f'unsupported is {unsupported!r}; accepted are "raise", "exact" and "leave_out"')
         self.model = model
         selected = _selected(model, select)
         _refuse_compiled_or_sharded(model, selected)
-        self.verification = Verification("sums" if verify == "sums" else "rows" if verify else None, unsupported)
+        level = "sums" if verify == "sums" else "rows" if verify else None
+        self.verification = Verification(level, unsupported, together)
         self.mixing = [(path, m) for path, m in model.named_modules() if isinstance(m, BatchNorm)]
         self.sites, without = _sites(model, selected, rules)
         uncalled = _uncalled(selected, [*self.sites, *without])

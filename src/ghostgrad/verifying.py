@@ -76,8 +76,8 @@ class Verification:
         notes: what could not be told -> in how many passes that were to be verified.
     """
 
-    def __init__(self, level: str | None, unsupported: str):
-        self.level, self.unsupported = level, unsupported
+    def __init__(self, level: str | None, unsupported: str, together: Callable[[bool], bool] | None = None):
+        self.level, self.unsupported, self.together = level, unsupported, together
         self.alone: dict[str, str] = {}
         self.left_out: dict[str, str] = {}
         self.summed: dict[str, str] = {}
@@ -114,7 +114,8 @@ class Verification:
 
     def needed(self, forms: set[Any], names: Sequence[str]) -> bool:
         """Whether a pass in which calls have these forms must be verified."""
-        return self.level is not None and (any(map(self._is_new, forms)) or any(map(self.is_due, names)))
+        found = self.level is not None and (any(map(self._is_new, forms)) or any(map(self.is_due, names)))
+        return self.together(found) if self.together and self.level is not None else found
 
     def settle(self, forms: set[Any]) -> None:
         """Calls in these forms were found right; a layer that was so in two multiples of the examples is in each."""
@@ -131,7 +132,17 @@ class Verification:
         self._due |= {name: float("inf") if name in nonzero else later for name in names if self.is_due(name)}
 
     def take_out(self, faults: dict[str, str]) -> None:
-        """Parameters whose rows no rule finds."""
+        """Parameters whose rows no rule finds; UnsupportedLayer where several processes had to look for them together.
+
+        One example at a time means as many backward passes as a process has rows, and each may have another number.
+        """
+        if faults and self.together and self.unsupported != "leave_out":
+            raise UnsupportedLayer(
+                "rows of these would be differentiated one at a time, which processes that share a model out cannot do "
+                "together:\n"
+                + "\n".join(f"  {name}: {why}" for name, why in faults.items())
+                + '\nLeave them out with unsupported="leave_out".'
+            )
         (self.left_out if self.unsupported == "leave_out" else self.alone).update(faults)
 
     def passed(self) -> None:

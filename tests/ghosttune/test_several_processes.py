@@ -15,6 +15,7 @@ import torch
 from float64_training import train_in_float64
 from typer.testing import CliRunner
 
+from ghostgrad import Norms
 from ghosttune.cli.main import app, main
 from ghosttune.models.adapter_files import WEIGHTS
 from ghosttune.models.modules import blocks_of
@@ -23,6 +24,7 @@ from ghosttune.proving.specimens import write_rows
 from ghosttune.run.directory import RunDir
 from ghosttune.run.tables import read_table
 from ghosttune.stages.launching import own_folder
+from ghosttune.training.engines import row_engine
 from ghosttune.training.processes import rank
 from ghosttune.training.sharding import own_share, share_out
 from processes import run_group
@@ -158,6 +160,27 @@ def shares() -> None:
     assert set(model._ddp_params_and_buffers_to_ignore) == names
     batches = list(own_share(range(5)))  # 0 2 4 and 1 3; who has fewer computes the first again
     assert batches == [[(0, True), (2, True), (4, True)], [(1, True), (3, True), (0, False)]][rank()]
+
+
+def unequal_rows() -> None:
+    """In each of two processes: two rows here and one there, so that only the first has something to verify by rows."""
+    whole, model = small_llama().double(), small_llama().double()
+    share_out(model, blocks_of(model.get_base_model()), torch.device("cpu"))
+    ids = torch.arange(24).reshape(3, 8) % 7
+    engines = {"whole": row_engine(whole, "exact"), "shared": row_engine(model, "exact")}
+    found = {}
+    for name, engine in engines.items():
+        own = ids if name == "whole" else ids[:2] if rank() == 0 else ids[2:]
+        norms = Norms()
+        with engine.observe(norms):
+            engine.model(input_ids=own).logits.log_softmax(-1).square().sum().backward()
+        found[name] = norms.total()
+    torch.testing.assert_close(found["shared"], found["whole"][:2] if rank() == 0 else found["whole"][2:])
+
+
+@pytest.mark.usefixtures("two_processes")
+def test_all_verify_a_pass_or_none() -> None:
+    run_group(unequal_rows, limit=240)
 
 
 @pytest.mark.usefixtures("two_processes")

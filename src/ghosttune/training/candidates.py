@@ -125,9 +125,10 @@ class Candidates(Instrument):
             return None
         scores = np.zeros(len(positions))
         by_length = sorted(range(len(positions)), key=lambda place: len(self.rows[positions[place]]))
+        parts = [by_length[start : start + self.batch_size] for start in range(0, len(by_length), self.batch_size)]
+        parts += parts[:1] * (max(gathered(len(parts))) - len(parts))  # a base that is shared out needs all, or none
         with evaluating(self.model):
-            for start in range(0, len(by_length), self.batch_size):
-                some = by_length[start : start + self.batch_size]
+            for some in parts:
                 scores[some] = self._score([self.rows[positions[place]] for place in some]).double().cpu().numpy()
         return scores
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from torch import nn
 
 from ghostgrad import GradientEngine, UnsupportedLayer
+from ghosttune.training.processes import any_of
+from ghosttune.training.sharding import is_shared_out
 
 Unsupported = Literal["exact", "leave_out", "refuse"]
 """What `measure.unsupported` may be."""
@@ -23,6 +26,8 @@ def row_engine(model: nn.Module, unsupported: Unsupported, **options: Any) -> Gr
     Raises:
         UnsupportedLayer: under `refuse`, parameters without a rule, by name; under `exact`, those that no module uses.
     """
+    if is_shared_out(model):
+        options["together"] = partial(any_of, device=next(model.parameters()).device)
     return GradientEngine(model, unsupported="raise" if unsupported == "refuse" else unsupported, **options)
 
 

@@ -40,6 +40,11 @@ def share_out(model: nn.Module, blocks: Sequence[nn.Module], device: torch.devic
     ddp._ddp_params_and_buffers_to_ignore = frozen  # DDP's own name for what it neither sends nor reduces
 
 
+def is_shared_out(model: nn.Module) -> bool:
+    """Whether `share_out` left this process parts of it."""
+    return any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
+
+
 def own_share(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
     """This process's batches and True, as many in every process.
 
