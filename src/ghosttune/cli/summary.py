@@ -71,7 +71,7 @@ def after(run: Any) -> Iterator[Line]:
     report = run.folder.report / "index.html"
     folder = shlex.quote(str(run.path))
     yield f"report     {report if report.is_file() else f'ghosttune report {folder}'}", ""
-    if run.config.task.type in ("causal_lm", "grpo"):
+    if run.config.task.answers:
         yield f"try        ghosttune chat {folder} --prompt {_quoted(run.predictions)}", ""
 
 

@@ -106,7 +106,7 @@ def _what_quantization_leaves(config: RunConfig) -> Found:
         yield "model.quantization", message
 
 
-@rule("train.fsdp", "method", "model.quantization", "task.type", "measure.norms.effective")
+@rule("train.fsdp", "method", "model.quantization", "measure.norms.effective")
 def _what_is_shared_out(config: RunConfig) -> Found:
     if not config.train.fsdp:
         return
@@ -114,9 +114,6 @@ def _what_is_shared_out(config: RunConfig) -> Found:
         yield "train.fsdp", "shares out what is frozen, and method.type: full trains all of it; set it to false"
     if config.model.quantization != "none":
         yield "train.fsdp", f"cannot share out weights in {config.model.quantization}; set it to false"
-    if config.task.type == "grpo":
-        message = "needs all processes to compute alike, and grpo's answers are of unequal length; set it to false"
-        yield "train.fsdp", message
     if config.measure.norms.effective is not None:
         yield "measure.norms.effective", "is of the base's weights, which train.fsdp shares out; set it to null"
     begins = getattr(config.method, "init_lora_weights", "default")
@@ -320,14 +317,13 @@ def _weights_that_can_be_learnt(config: RunConfig) -> Found:
         )
 
 
-@rule("data.mixture.by", "data.online_selection.by", "train.order", "forget.run", "task.type")
+@rule("data.mixture.by", "data.online_selection.by", "train.order", "forget.run")
 def _one_who_says_what_trains(config: RunConfig) -> Found:
     """Learnt weights decide which rows come next, as all of these do."""
     others = {
         "data.online_selection.by": (config.data.online_selection.by, None),
         "train.order": (config.train.order, "random"),
         "forget.run": (config.forget.run, None),
-        "task.type": (config.task.type if config.task.type == "grpo" else None, None),
     }
     for setting, (value, off) in others.items():
         if config.data.mixture.by is not None and value != off:
@@ -394,8 +390,6 @@ def _how_rows_are_forgotten(config: RunConfig) -> Found:
         return
     if config.task.type in ("preference", "reward"):
         yield "forget.run", f"is for tasks whose rows have a likelihood, and those of {config.task.type} are compared"
-    if config.task.type == "grpo":
-        yield "forget.run", "is for tasks that train a row's own answer, and grpo trains answers of the model"
     if config.train.packing:
         yield "train.packing", "cannot be while rows are forgotten, whose losses differ: set it to false"
     if config.data.online_selection.by is not None:
@@ -588,7 +582,7 @@ def _files_of_metrics(config: RunConfig) -> Found:
 def _examples_in_prompts(config: RunConfig) -> Found:
     if config.evaluate.shots and config.data.train.streaming:
         yield "evaluate.shots", "shows training rows, and with data.train.streaming they come one by one; set it to 0"
-    if config.evaluate.shots and config.task.type not in ("causal_lm", "grpo"):
+    if config.evaluate.shots and not config.task.answers:
         yield (
             "evaluate.shots",
             f"does nothing for {config.task.type}, whose rows are not prompts that an answer follows",

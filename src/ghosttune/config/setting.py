@@ -113,6 +113,12 @@ class TaskSettings(Section):
     """What every task has; each task adds its own settings in `ghosttune/tasks/`."""
 
     type: str
+    answers: ClassVar[bool] = False
+    """Whether a prompt is answered in words, which `chat` shows and metrics of answers judge."""
+    draws: ClassVar[bool] = False
+    """Whether what trains is drawn from the model, and not read from its rows."""
+    read_whole: ClassVar[str] = ""
+    """Why its rows cannot be streamed; empty where they can."""
 
     @property
     def repeats(self) -> int:

@@ -25,12 +25,6 @@ ALL_ROWS = {
 }
 """Setting -> what it is when it is off, and why it cannot be with a stream."""
 
-READ_WHOLE = {
-    "grpo": "asks of which row of the data an answer is",
-    "question_answering": "makes several rows of one, and leaves rows out",
-}
-"""Tasks that cannot be streamed, and why."""
-
 
 def what_a_stream_lacks(config: RunConfig) -> Iterator[tuple[str, str]]:
     """(setting, message) of each setting that a streamed source cannot follow, and of what is missing beside it."""
@@ -46,7 +40,7 @@ def what_a_stream_lacks(config: RunConfig) -> Iterator[tuple[str, str]]:
             value = getattr(value, name)
         if value != off:
             yield setting, f"cannot be with data.train.streaming: it {why}"
-    if why := READ_WHOLE.get(config.task.type):
+    if why := config.task.read_whole:
         yield "data.train.streaming", f"cannot be with task.type: {config.task.type}, which {why}; set it to false"
     if (dev.path, dev.sources, dev.fraction, dev.split) == (None,) * 4:
         yield "data.dev.path", "is missing: a stream has no rows to set aside; give a file of dev rows"

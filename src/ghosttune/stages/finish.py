@@ -140,7 +140,7 @@ def tokens_of_steps(run: RunDir, prepared: Prepared, order: RowOrder, steps: int
         table = read_table(run, "selection", ["step", "tokens", "kept"]).to_pydict()
         np.add.at(tokens, np.array(table["step"]) - 1, np.where(table["kept"], table["tokens"], 0))
         return tokens.tolist()
-    if prepared.config.task.type == "grpo":
+    if prepared.config.task.draws:
         return _tokens_of_answers(run, prepared, steps)
     if prepared.stream is not None:
         table, tokens = read_table(run, "drawn", ["step", "tokens"]), np.zeros(steps + 1, np.int64)

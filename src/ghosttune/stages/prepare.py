@@ -448,9 +448,10 @@ def _format_problems(config: RunConfig, task: Any) -> list[Problem]:
 
 
 def _process_problems(config: RunConfig) -> list[Problem]:
-    if config.task.type != "grpo" or processes() == 1:
+    if not config.task.draws or processes() == 1:
         return []
-    return [config.problem("task.type", f"is grpo, which draws its answers in one process, not in {processes()}")]
+    message = f"is {config.task.type}, which draws its answers in one process, not in {processes()}"
+    return [config.problem("task.type", message)]
 
 
 def _stream_problems(config: RunConfig, task: Any, derived: Mapping[str, Any]) -> list[Problem]:
@@ -500,7 +501,7 @@ def _evaluation_file_problems(config: RunConfig) -> list[Problem]:
 def _metric_problems(config: RunConfig, drawn: Drawn) -> list[Problem]:
     """What keeps the chosen metrics from judging the dev rows, now and not after training; DataError for their rows."""
     chosen = config.evaluate.metrics
-    if chosen == "auto" or config.evaluate.limit == 0 or config.task.type not in ("causal_lm", "grpo"):
+    if chosen == "auto" or config.evaluate.limit == 0 or not config.task.answers:
         return []
     questions, _ = questions_of(drawn.dev, drawn.dev_pool, config.evaluate.limit, config.train.seed)
     if not questions:
@@ -512,10 +513,11 @@ def _metric_problems(config: RunConfig, drawn: Drawn) -> list[Problem]:
 
 def _image_problems(config: RunConfig, drawn: Drawn) -> list[Problem]:
     """What does not go with rows that show images."""
-    if config.task.type != "grpo":
+    if not config.task.draws:
         return []
     shown = sum(bool(images_of(record.turns)) for record in chain(drawn.train, drawn.dev))
-    message = f"is grpo, and {shown} rows show images, to which no answers are drawn; take causal_lm, or rows of text"
+    seen = f"is {config.task.type}, and {shown} rows show images"
+    message = f"{seen}, to which no answers are drawn; take causal_lm, or rows of text"
     return [config.problem("task.type", message)] if shown else []
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ghosttune.config.facts import CAUSAL_LM, ModelKind
 from ghosttune.config.sections.data import DataSettings
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 class CausalSettings(TaskSettings):
     type: Literal["causal_lm"] = task_name("causal_lm")
     """The task (`ghosttune show tasks`)."""
+    answers: ClassVar[bool] = True
 
 
 @TASKS.register("causal_lm", CausalSettings)

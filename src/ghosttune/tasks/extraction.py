@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 class ExtractionSettings(TaskSettings):
     type: Literal["question_answering"] = task_name("question_answering")
     """The task (`ghosttune show tasks`)."""
+    read_whole: ClassVar[str] = "makes several rows of one, and leaves rows out"
     stride: Annotated[int, Field(ge=0)] = setting(
         128,
         unit="tokens",

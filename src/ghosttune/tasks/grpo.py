@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -32,6 +32,9 @@ VERIFIED = "share of questions"
 class GrpoSettings(TaskSettings):
     type: Literal["grpo"] = task_name("grpo")
     """The task (`ghosttune show tasks`)."""
+    answers: ClassVar[bool] = True
+    draws: ClassVar[bool] = True
+    read_whole: ClassVar[str] = "asks of which row of the data an answer is"
     rewards: Names = setting(
         ["exact_match"],
         why="the model learns from its own answers, which something has to judge",
@@ -112,6 +115,16 @@ class GrpoSettings(TaskSettings):
                 "data.online_selection.by",
                 "cannot be with task.type: grpo, which draws its own answers; set it to null",
             )
+        if config.data.mixture.by is not None:
+            yield (
+                "data.mixture.by",
+                "cannot be with task.type: grpo, which says otherwise which rows train; keep one of the two",
+            )
+        if config.forget.run is not None:
+            yield "forget.run", "is for tasks that train a row's own answer, and grpo trains answers of the model"
+        if config.train.fsdp:
+            message = "needs all processes to compute alike, and grpo's answers are of unequal length; set it to false"
+            yield "train.fsdp", message
         if self.updates == 1 and self.epsilon != GrpoSettings.model_fields["epsilon"].default:
             yield "task.epsilon", "does nothing with task.updates: 1: answers train once, by the model that drew them"
         if self.beta and config.method.type == "full":

@@ -114,7 +114,6 @@ CASES = {
             "forget.run",
             {"forget.run": None, "forget.rows": None},
         ),
-        (FORGET | {"task": GRPO}, "forget.run", {"task": CAUSAL}),
         (FORGET | {"train.packing": True}, "train.packing", {"train.packing": False}),
         (FORGET | {"data.online_selection.by": "loss"}, "data.online_selection.by", {"data.online_selection.by": None}),
         (
@@ -194,7 +193,6 @@ CASES = {
             for changes in (
                 {"method": method("full")},
                 {"model.quantization": "nf4"},
-                {"task": grpo(), "data.loss_on": "completion"},
                 *({"method": method("lora", init_lora_weights=name)} for name in ("pissa", "olora", "eva")),
             )
         ],
@@ -423,6 +421,9 @@ CASES = {
         ({"task": GRPO, "data.loss_on": "all"}, "data.loss_on", {"data.loss_on": "completion"}),
         ({"task": GRPO, "evaluate.limit": 0}, "evaluate.limit", {"evaluate.limit": 10}),
         ({"task": GRPO, "data.online_selection.by": "random"}, "data.online_selection.by", {"task": CAUSAL}),
+        (FORGET | {"task": GRPO}, "forget.run", {"task": CAUSAL}),
+        (SHARED | {"task": GRPO, "data.loss_on": "completion"}, "train.fsdp", {"train.fsdp": False}),
+        (MIXED | {"task": GRPO, "data.mixture.by": "odm"}, "data.mixture.by", {"task": CAUSAL}),
         ({"task": grpo(epsilon=0.1)}, "task.epsilon", {"task": grpo(epsilon=0.1, updates=2)}),
         ({"task": grpo(beta=0.1), "method": method("full")}, "task.beta", {"method": method("lora")}),
         ({"task": grpo(rewards=["bleu"])}, "task.rewards", {"task": grpo(rewards=["sql_match", "own.py:f"])}),
