@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ghosttune.errors import ConfigError
-from ghosttune.methods.budget import parameters_of, ranks_for
+from ghosttune.methods.budget import ranks_for
 
 TINYLLAMA = {
     f"{layer}.{name}": size
@@ -30,6 +30,10 @@ ARMS = {
     "mlp": ("gate_proj", "up_proj", "down_proj"),
     "all_linear": ("_proj",),
 }
+
+
+def parameters_of(ranks: dict[str, int], sizes: dict[str, int]) -> int:
+    return sum(rank * sizes[name] for name, rank in ranks.items())
 
 
 def arm(name: str) -> dict[str, int]:

@@ -36,11 +36,6 @@ def ranks_for(sizes: Mapping[str, int], budget: int, fixed: int = 0) -> dict[str
     return {name: rank + (name in more) for name in sizes}
 
 
-def parameters_of(ranks: Mapping[str, int], sizes: Mapping[str, int]) -> int:
-    """Trained parameters of these ranks."""
-    return sum(rank * sizes[name] for name, rank in ranks.items())
-
-
 def _nearest_counts(kinds: Sequence[int], available: Sequence[int], wanted: int) -> list[int]:
     """How many of each kind, so that the sum of their sizes is nearest to `wanted` (bounded subset sum)."""
     unit = int(np.gcd.reduce(kinds))

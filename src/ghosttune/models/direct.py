@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 
 class DirectModel(nn.Module):
@@ -57,8 +57,3 @@ class DirectModel(nn.Module):
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
         """A model folder that Transformers loads alone."""
         self.model.save_pretrained(str(folder))
-
-    def trained_tensors(self) -> dict[str, Tensor]:
-        """The parameters that train, by their names in the model."""
-        named = dict(self.named_parameters())
-        return {name.removeprefix("model."): named[name] for name in self.trained}
