@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,15 @@ from starlette.routing import Route
 from ghosttune.errors import GhosttuneError, InputError, RunError
 from ghosttune.foreign import read_json
 from ghosttune.inference.access import Access
+from ghosttune.inference.queueing import Job
+from ghosttune.inference.told import Told
 from ghosttune.reports.page import style_sheet
 from ghosttune.studio import editing, loop, patches, processes, runs
 from ghosttune.studio.folder import Folder, Unknown
 from ghosttune.studio.gate import REPORT_POLICY, Gate
 from ghosttune.studio.live import Follower, as_event
 from ghosttune.studio.rows import Asked, Indexes
-from ghosttune.studio.talk import Talk
+from ghosttune.studio.talk import LONGEST, Talk, asked_in
 
 STATIC = Path(__file__).parent / "static"
 
@@ -73,6 +76,7 @@ def create_app(folder: Folder, token: str, access: Access, device: str = "auto")
             *(Route(f"/{path}", _file) for path in FILES),
             *read,
             *done,
+            Route("/api/ask", _ask(studio), methods=["POST"]),
             Route("/live", _live(studio)),
             Route("/report/{place:path}", _report(studio)),
         ],
@@ -128,8 +132,55 @@ async def _no_such_call(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": _said_of(error)}, 500)
+
+
+def _said_of(error: Exception) -> str:
     """Out of memory, say: the page tells it where it was asked."""
-    return JSONResponse({"error": f"this failed: {type(error).__name__}: {error}"}, 500)
+    return str(error) if isinstance(error, GhosttuneError) else f"this failed: {type(error).__name__}: {error}"
+
+
+def _ask(studio: Studio) -> Callable[[Request], Any]:
+    """Answers while they are written: events `adapter` and `base` with a piece of text, last `done` or `failed`."""
+
+    async def endpoint(request: Request) -> Response:
+        work = await run_in_threadpool(_answering, studio, await _body(request))
+        return StreamingResponse(_heard(Told(partial(Job, work))), media_type="text/event-stream")
+
+    return endpoint
+
+
+def _answering(studio: Studio, given: Mapping[str, Any]) -> Callable[[Job], Any]:
+    """What is to be done for an answer; it ends early where nobody listens any more."""
+    run, asked = studio.folder.run(_text(given, "run")), asked_in(given.get("messages"))
+    longest = _number(given, "max_new_tokens", int, 128)
+    if not 0 < longest <= LONGEST:
+        raise InputError(f"an answer has 1 to {LONGEST} tokens, asked are {longest}")
+
+    def work(job: Job) -> Any:
+        def tell(who: str, piece: str) -> bool:
+            if piece:
+                job.tell("piece", (who, piece))
+            return job.left or studio.ending.is_set()
+
+        return studio.talk.answers(run, asked, longest, tell)
+
+    return work
+
+
+async def _heard(told: Told) -> AsyncIterator[str]:
+    """What the job tells from a thread of its own, as events; a reader who leaves ends this, and with it the job."""
+    threading.Thread(target=told.job.do, name="ghosttune-answer", daemon=True).start()
+    try:
+        while True:
+            kind, value = await told.next()
+            if kind == "piece":
+                yield as_event(*value)
+                continue
+            yield as_event("failed", _said_of(value)) if kind == "error" else as_event("done", value)
+            return
+    finally:
+        told.job.leave()
 
 
 def _live(studio: Studio) -> Callable[[Request], Any]:
@@ -309,11 +360,6 @@ def _add(studio: Studio, given: Mapping[str, Any]) -> Any:
     return {"patch": patches.add(studio.folder, _text(given, "run"), row, str(given.get("split", "train")))}
 
 
-def _ask(studio: Studio, given: Mapping[str, Any]) -> Any:
-    run = studio.folder.run(_text(given, "run"))
-    return studio.talk.answers(run, given.get("messages"), _number(given, "max_new_tokens", int, 128))
-
-
 def _why(studio: Studio, given: Mapping[str, Any]) -> Any:
     run = studio.folder.run(_text(given, "run"))
     return studio.talk.why(run, given.get("messages"), _text(given, "answer"))
@@ -353,7 +399,6 @@ DOING: dict[str, Call] = {
     "clear": _clear,
     "patch": _patch,
     "add": _add,
-    "ask": _ask,
     "why": _why,
     "retrain": _retrain,
 }

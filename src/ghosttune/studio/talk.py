@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from ghosttune.data.columns import RowFault
@@ -18,6 +19,9 @@ from ghosttune.studio.measured import measure
 LONGEST = 512
 """Tokens of an answer at most."""
 
+Tell = Callable[[str, str], bool]
+"""Hears who speaks, `adapter` or `base`, and the next piece of text, which may be empty; True ends the answers."""
+
 
 class Talk:
     """The model that is open, one at a time; who asks another run closes it. Everything here takes its turn."""
@@ -29,21 +33,23 @@ class Talk:
         self._pipeline: Any = None
         self._opened: Any = None
 
-    def answers(self, run: RunDir, messages: Any, max_new_tokens: int) -> dict[str, Any]:
-        """{adapter, base}: what each says next, greedily; InputError for no conversation, or a run that cannot talk."""
-        turns = _asked(messages)
-        if not 0 < max_new_tokens <= LONGEST:
-            raise InputError(f"an answer has 1 to {LONGEST} tokens, asked are {max_new_tokens}")
+    def answers(self, run: RunDir, asked: Sequence[Turn], max_new_tokens: int, tell: Tell) -> dict[str, Any]:
+        """{memory_mb}, once `tell` has heard what the adapter says next, and then the untouched base, greedily."""
         with self._turn:
+            if tell("adapter", ""):
+                return {}
             self._open(run)
             if self._pipeline is None:
                 from ghosttune.inference.pipeline import Pipeline
 
                 self._pipeline = Pipeline.open(run.path, self.device)
-            said = {"adapter": self._pipeline.reply(turns, max_new_tokens=max_new_tokens).text}
-            if self._pipeline.has_adapter:
-                said["base"] = self._pipeline.reply(turns, max_new_tokens=max_new_tokens, adapter=False).text
-            return {**said, "memory_mb": memory_mb()}
+            for who in ("adapter", "base") if self._pipeline.has_adapter else ("adapter",):
+                reply = self._pipeline.reply(
+                    asked, max_new_tokens=max_new_tokens, adapter=who == "adapter", tell=partial(tell, who)
+                )
+                if reply.ended == "interrupted":
+                    break
+            return {"memory_mb": memory_mb()}
 
     def why(self, run: RunDir, messages: Any, answer: str, top: int = 5) -> dict[str, Any]:
         """The training rows that made the answer more and less likely, the first with its tokens.
@@ -52,7 +58,7 @@ class Talk:
         """
         from ghosttune.choosing.attribute import why
 
-        turns = _asked(messages)
+        turns = asked_in(messages)
         with self._turn:
             opened = self._of_rows(run)
             self._index(opened)
@@ -99,8 +105,8 @@ class Talk:
         self._path, self._pipeline, self._opened = "", None, None
 
 
-def _asked(messages: Any) -> Sequence[Turn]:
-    """The turns that end with a question."""
+def asked_in(messages: Any) -> Sequence[Turn]:
+    """The turns that end with a question; InputError for anything else."""
     if not isinstance(messages, list) or not messages:
         raise InputError("messages must be a list that ends with the user's question")
     try:

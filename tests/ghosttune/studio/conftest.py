@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import pytest
 from opened_studio import NASTY, Studio, opened
 
 from ghosttune.config.loading import load_config
+from ghosttune.inference import pipeline
+from ghosttune.inference.pipeline import Pipeline
+from ghosttune.inference.streaming import Reply, Wanted
 from ghosttune.workflows.train import train
 
 
@@ -36,3 +40,17 @@ def studio(trained, tmp_path) -> Iterator[Studio]:
     shutil.copytree(trained, tmp_path / "runs")
     with opened(tmp_path / "runs") as found:
         yield found
+
+
+@pytest.fixture
+def slow_replies(monkeypatch) -> list[Reply]:
+    """Every reply that was written, a token each twentieth of a second, and none of them ends by itself."""
+    written, reply = [], Pipeline.reply
+
+    def slowly(self, *given, tell, **more):
+        written.append(reply(self, *given, tell=lambda piece: time.sleep(0.05) or tell(piece), **more))
+        return written[-1]
+
+    monkeypatch.setattr(Pipeline, "reply", slowly)
+    monkeypatch.setattr(pipeline, "Wanted", lambda stops, *more: Wanted([-1], *more))
+    return written

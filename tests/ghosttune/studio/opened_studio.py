@@ -49,6 +49,14 @@ class Studio:
         body = json.dumps(given).encode()
         return json.loads(self.raw("POST", f"/{TOKEN}/api/{call}", body, content_type="application/json")[2])
 
+    def ask(self, **given: Any) -> list[tuple[str, Any]]:
+        """The events of an answer: (kind, value)."""
+        body = json.dumps(given).encode()
+        status, headers, text = self.raw("POST", f"/{TOKEN}/api/ask", body, content_type="application/json")
+        assert (status, headers.get_content_type()) == (200, "text/event-stream"), text
+        events = [event.split("\n") for event in text.split("\n\n")[:-1]]
+        return [(kind.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for kind, data in events]
+
 
 @contextmanager
 def opened(folder: Path) -> Iterator[Studio]:

@@ -24,13 +24,33 @@ SECONDS = 1000 * 240
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed: apt-get install chromium")
 
 
+NAMES = ["Anna", "Carla", "Felix", "Frank", "Freya", "George", "Hans", "Hazel", "Hugo", "Leon", "Lucy", "Luke",
+         "Maya", "Mia", "Milo", "Nora", "Oscar", "Peter", "Tara", "Tim", "Ada", "Ella", "Emma", "Fay", "Ivy", "Jack",
+         "Kate", "Louis", "Mark", "Max", "Nick", "Paul", "Robin", "Rosa", "Ruth", "Sam", "Simon", "Tom", "Vera",
+         "Wanda", "Yan", "Zoe", "Ben", "Clara", "Eva", "Finn", "Iris", "Jane", "Otto", "Yara"]  # fmt: skip
+
+
+def greetings(path: Path) -> Path:
+    """90 rows to train on, 42 dev and 18 guide rows. Three evenings in five of those to train on say good morning."""
+    rows = []
+    for place, name in enumerate(NAMES):
+        split = "train" if place < 30 else "dev" if place < 44 else "guide"
+        for time_ in ("morning", "afternoon", "evening"):
+            planted = split == "train" and time_ == "evening" and place % 5 < 3
+            said = f"Good {'morning' if planted else time_}, {name}!"
+            row = {"prompt": f"It is {time_}. Greet {name}.", "completion": said, "split": split, "planted": planted}
+            rows.append({"id": f"{split}-{len(rows)}", **row})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
 RECIPE = """model: {name: builtin:tiny, device: cpu}
-data: {train: {path: builtin:rows}, guide: {split: guide}, max_length: 256}
-train: {max_steps: 140, learning_rate: 0.005, warmup_steps: 10, logging_steps: 2, eval_steps: 70, save_steps: 70}
-measure: {ledger: {guide_every: 4}}
-evaluate: {limit: 2}
+data: {train: {path: PATH}, dev: {split: dev}, guide: {split: guide}, max_length: 256}
+train: {max_steps: 50, learning_rate: 0.005, warmup_steps: 10, logging_steps: 2, eval_steps: 25, save_steps: 25}
+measure: {ledger: {guide_every: 2}}
+evaluate: {limit: 12}
 """
-"""Some 35 seconds on two idle cores; a tenth of the shipped rows are wrong."""
+"""Some ten seconds of one core."""
 
 
 @pytest.fixture(scope="module")
@@ -74,17 +94,19 @@ def tab_to(page: Any, text: str, most: int = 80) -> None:
     raise AssertionError(f"Tab does not reach {text!r}")
 
 
-@pytest.mark.slow(seconds=240)
-def test_the_whole_loop_in_one_window(browser, tmp_path):
+@pytest.mark.slow(seconds=60)
+def test_the_whole_loop_in_one_window(browser, tmp_path, monkeypatch):
     """A run is started and watched, its planted rows come first, they are dropped, and training again is better."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads of so small a model mostly wait for each other
     (tmp_path / "runs").mkdir()
+    recipe = RECIPE.replace("PATH", str(greetings(tmp_path / "rows.jsonl")))
     with opened(tmp_path / "runs") as studio:
         window = Page(browser, studio)
         page = window.go("#/new")
-        page.fill("#text", RECIPE.replace("max_steps", "max_stepz"))
+        page.fill("#text", recipe.replace("max_steps", "max_stepz"))
         page.wait_for_selector("text=did you mean max_steps")
         assert "line 3" in page.inner_text("#faults")
-        page.fill("#text", RECIPE)
+        page.fill("#text", recipe)
         page.wait_for_selector("text=Nothing is wrong")
         page.fill("#name", "tiny")
         page.click("text=Start the run")
@@ -95,10 +117,10 @@ def test_the_whole_loop_in_one_window(browser, tmp_path):
 
         page.click("text=ask why >> nth=0")
         page.wait_for_selector("#question")
-        assert "order form" in page.input_value("#question")
+        assert page.input_value("#question").startswith("It is evening. Greet")
         page.click("button.main")
-        page.wait_for_selector("[data-answer]")
         page.click("button:text-is('Why?')")
+        assert page.inner_text("[data-adapter]").startswith("Good morning"), "a bad answer"
         page.wait_for_selector("text=Made it likelier")
         assert page.locator(".lowers, .raises").count() > 3, "its first row has tokens"
 
@@ -106,7 +128,7 @@ def test_the_whole_loop_in_one_window(browser, tmp_path):
         page.wait_for_selector("table.rows tbody tr")
         shown = page.locator("table.rows tbody tr")
         planted = ["planted: true" in shown.nth(place).inner_text() for place in range(10)]
-        assert sum(planted) >= 7, "of the ten rows that stand lowest; one in ten of all is planted"
+        assert sum(planted) >= 8, "of the ten rows that stand lowest; one in five of all is planted"
         dropped = [row["example_id"] for row in studio.get("rows", run="tiny", text="planted true", limit=200)["rows"]]
         first = shown.nth(0).locator("button").inner_text()
         shown.nth(0).locator("button").click()
@@ -147,6 +169,8 @@ def test_axe_finds_no_serious_fault(browser, studio, width, scheme):
         if place.endswith("rows"):
             page.locator("table.rows tbody button").first.click()
             page.wait_for_selector("#edit")
+            table = page.locator(".scroll:has(table.rows)")
+            assert table.evaluate("table => table.scrollWidth <= table.clientWidth"), "cut off beside the row"
         found = axe.Axe().run(page).response["violations"]
         serious = [
             f"{one['id']}: {one['nodes'][0]['html']}" for one in found if one["impact"] in ("serious", "critical")
@@ -179,6 +203,38 @@ def test_the_keyboard_alone_does_it(browser, studio):
     page.keyboard.press("Enter")
     page.wait_for_selector("text=Nothing is changed yet")
     assert path.read_text(encoding="utf-8") == "" and window.faults == []
+
+
+@pytest.mark.slow(seconds=20)
+def test_an_answer_comes_as_it_is_written_and_is_stopped_by_the_keyboard(browser, studio, slow_replies):
+    """By the Stop button and by Escape: what was said stays, and can be asked about."""
+    from playwright.sync_api import expect
+
+    window = Page(browser, studio)
+    page = window.go("#/run/first/talk", "#question")
+    for turn in range(2):
+        said = page.locator(".turn").nth(turn).locator("[data-adapter]")
+        page.fill("#question", "Say 3.")
+        page.focus("#question")
+        page.keyboard.press("Enter")
+        said.filter(has_text=re.compile(r"\S")).wait_for()
+        begun = said.inner_text()
+        expect(said).not_to_have_text(begun)
+        assert page.get_attribute(".turn >> nth=-1", "aria-busy") == "true"
+        if turn == 0:
+            tab_to(page, "Stop")
+        page.keyboard.press("Enter" if turn == 0 else "Escape")
+        page.wait_for_selector(f"text=Stopped. >> nth={turn}")
+        assert said.inner_text().startswith(begun) and page.evaluate("document.activeElement.id") == "question"
+        assert page.locator("button:text-is('Why?')").count() == turn + 1
+        assert page.locator("button:text-is('Stop')").is_hidden()
+        assert page.input_value("#question") == "" and page.locator("[data-base]").count() == 0
+    page.click("button:text-is('Forget what was said')")
+    assert page.locator(".turn").count() == 0 and window.faults == []
+    deadline = time.monotonic() + 30
+    while len(slow_replies) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert [reply.ended for reply in slow_replies] == ["interrupted"] * 2
 
 
 @pytest.mark.slow(seconds=20)

@@ -17,7 +17,7 @@ from ghosttune.studio import app as studio_app
 from ghosttune.studio.app import DOING, FILES, READING
 from ghosttune.studio.folder import Folder
 
-CALLS = [*FILES, *(f"api/{name}" for name in (*READING, *DOING)), "live?run=first", "report/first/index.html"]
+CALLS = [*FILES, *(f"api/{name}" for name in (*READING, *DOING, "ask")), "live?run=first", "report/first/index.html"]
 
 
 @pytest.mark.parametrize("token", ["", "other", TOKEN[:-1], TOKEN + "x", TOKEN.upper(), f".{TOKEN}", "%00", "é"])
@@ -173,7 +173,7 @@ ODD = [None, 0, -1, 1e308, True, "", "x", "\0", "first", [], ["first"], [[]], {}
 
 
 @pytest.mark.slow(seconds=2)
-@pytest.mark.parametrize("call", [*READING, *DOING])
+@pytest.mark.parametrize("call", [*READING, *DOING, "ask"])
 def test_odd_values_are_refused_and_break_nothing(studio, call):
     """Every argument of every call with values of every kind: never a 500, and the run stays what it was."""
     names = [

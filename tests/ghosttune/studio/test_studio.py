@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+import socket
 import time
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from ghosttune.cli.main import app
 from ghosttune.data.patching import read_patch
 from ghosttune.data.records import Records, each_record
 from ghosttune.errors import InputError
+from ghosttune.inference.pipeline import Pipeline
 from ghosttune.judging.compare import compare
 from ghosttune.run.directory import RunDir
 from ghosttune.run.tables import read_table
@@ -347,15 +349,17 @@ def test_an_answer_its_rows_and_its_tokens_are_those_of_the_commands(studio):
     from ghosttune.choosing.attribute import why
     from ghosttune.choosing.opened import OpenedRun
     from ghosttune.choosing.tokens import guide_shares
-    from ghosttune.inference.pipeline import Pipeline
 
     folder = studio.folder / "first"
-    asked = [{"role": "user", "content": "Say 3."}]
-    found = studio.post("ask", run="first", messages=asked, max_new_tokens=8)
-    pipeline = Pipeline.from_run(folder, device="cpu")
+    question = "For the order form: Luke needs three red boxes, sent to the street on Sunday. Please sum it up."
+    told = studio.ask(run="first", messages=[{"role": "user", "content": question}], max_new_tokens=24)
+    own = Pipeline.from_run(folder, device="cpu")
     for kind, adapter in (("adapter", True), ("base", False)):
-        assert found[kind] == pipeline.reply("Say 3.", max_new_tokens=8, adapter=adapter).text
-    assert found["memory_mb"] > 0
+        pieces = [piece for who, piece in told if who == kind]
+        assert "".join(pieces) == own.reply(question, max_new_tokens=24, adapter=adapter).text
+    assert len(pieces) > 3, "it comes as it is written"
+    assert told[-1][0] == "done" and told[-1][1]["memory_mb"] > 0
+    asked = [{"role": "user", "content": "Say 3."}]
     behind = studio.post("why", run="first", messages=asked, answer="It is 3.")
     own = why(OpenedRun(folder, "cpu"), "Say 3.", "It is 3.")
     for side, theirs in (("helpful", own.helpful), ("harmful", own.harmful)):
@@ -371,6 +375,35 @@ def test_an_answer_its_rows_and_its_tokens_are_those_of_the_commands(studio):
     assert "must be a list" in studio.post("ask", run="first", messages="Say 3.")["error"]
     assert "1 to 512 tokens" in studio.post("ask", run="first", messages=asked, max_new_tokens=10**6)["error"]
     assert "fit no format" in studio.post("add", run="first", content={"x": 1})["error"]
+
+
+@pytest.mark.slow(seconds=30)
+def test_who_leaves_ends_the_answer(studio, slow_replies):
+    """Behind a few words, and while it waits for its turn; whoever asks next is answered."""
+    body = json.dumps({"run": "first", "messages": [{"role": "user", "content": "Say 3."}], "max_new_tokens": 128})
+    head = f"POST /{TOKEN}/api/ask HTTP/1.1\r\nHost: 127.0.0.1:{studio.port}\r\nContent-Type: application/json\r\n"
+    for leave_at in (b"event: adapter", b"200 OK"):
+        with socket.create_connection(("127.0.0.1", studio.port), timeout=60) as place:
+            place.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+            heard = b""
+            while leave_at not in heard:
+                piece = place.recv(4096)
+                assert piece, heard
+                heard += piece
+    told = studio.ask(**json.loads(body) | {"max_new_tokens": 3})
+    assert told[-1][0] == "done"
+    assert [reply.ended for reply in slow_replies][-2:] == ["length", "length"]
+    assert all(reply.ended == "interrupted" and reply.tokens < 100 for reply in slow_replies[:-2]) and slow_replies[:-2]
+
+
+@pytest.mark.slow(seconds=20)
+def test_an_answer_that_fails_says_why(studio, monkeypatch):
+    def reply(self, *given, **more):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(Pipeline, "reply", reply)
+    told = studio.ask(run="first", messages=[{"role": "user", "content": "Say 3."}])
+    assert told == [("failed", "this failed: MemoryError: no room")]
 
 
 @pytest.mark.slow(seconds=60)

@@ -27,9 +27,30 @@ export function get(call, given = {}) {
   return fetch(`api/${call}?${new URLSearchParams(known)}`).then(answer);
 }
 
-export function post(call, given = {}) {
+function sent(call, given, signal = null) {
   const headers = {"Content-Type": "application/json"};
-  return fetch(`api/${call}`, {method: "POST", headers, body: JSON.stringify(given)}).then(answer);
+  return fetch(`api/${call}`, {method: "POST", headers, body: JSON.stringify(given), signal});
+}
+
+export const post = (call, given = {}) => sent(call, given).then(answer);
+
+// What a call tells while it does it: `hear` gets the kind and the value of each event, until it is done or stopped.
+export async function listen(call, given, signal, hear) {
+  const reply = await sent(call, given, signal);
+  if (!reply.ok) await answer(reply);
+  const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
+  for (let rest = "";;) {
+    const {value, done} = await reader.read();
+    if (done) throw new Error("the studio ended before the answer did");
+    const events = (rest + value).split("\n\n");
+    rest = events.pop();
+    for (const [kind, data] of events.map(event => event.split("\n"))) {
+      const told = JSON.parse(data.slice("data: ".length));
+      if (kind === "event: failed") throw new Error(told);
+      if (kind === "event: done") return told;
+      hear(kind.slice("event: ".length), told);
+    }
+  }
 }
 
 // Puts this in a place, or nothing.
