@@ -110,7 +110,7 @@ def test_more_gpus_than_there_are_are_refused(tmp_path, tiny_model, rows_file):
 @pytest.mark.parametrize(
     ("variable", "value", "remedy"),
     [
-        ("ACCELERATE_USE_FSDP", "true", "DDP"),
+        ("ACCELERATE_USE_FSDP", "true", "train.fsdp: true"),
         ("ACCELERATE_USE_DEEPSPEED", "true", "DDP"),
         ("ACCELERATE_MIXED_PRECISION", "bf16", "model.dtype"),
         ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "--dynamo_backend no"),
