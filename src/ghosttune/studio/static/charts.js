@@ -1,7 +1,8 @@
 // Curves and a heat map as SVG; what they show also stands in words beside them.
 import {h, svg, number} from "./dom.js";
 
-const WIDE = 640, HIGH = 220, LEFT = 52, LOW = 26, TOP = 10, RIGHT = 8;
+const WIDE = 400, HIGH = 150, LEFT = 58,  // about as wide as it is shown, so that its text keeps its size
+  LOW = 26, TOP = 10, RIGHT = 8;
 
 function scale(values, from, to) {
   const low = Math.min(...values), high = Math.max(...values);

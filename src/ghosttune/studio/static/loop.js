@@ -19,7 +19,9 @@ function said({run, row, rows, change, changes, arms, dev_loss: found}) {
   return `${row ?? (rows === undefined ? "all rows" : `${number(rows)} rows`)}: ${described(change) || "taken back"}`;
 }
 
-const line = entry => [moment(entry.at), entry.what, entry.run ?? entry.of ?? entry.arms?.before ?? "", said(entry)];
+const day = at => moment(at).split(" ").map(part => [h("span", {class: "number"}, part), " "]);
+
+const line = entry => [day(entry.at), entry.what, entry.run ?? entry.of ?? entry.arms?.before ?? "", said(entry)];
 
 export async function loop(place) {
   const body = h("div");

@@ -35,7 +35,7 @@ function live(name, state) {
     if (state !== "running") return;
     const worst = await get("rows", {run: name, sort: "standing", limit: 5}).catch(() => null);
     if (worst) fill(values, table(`Rows that stand lowest so far, by the ledger up to step ${message.data}`, ["row", "says", "standing", "value"], worst.rows.map(row =>
-      [h("a", {href: link(name, "rows")}, row.example_id), [h("div", {class: "clip soft"}, row.asked), h("div", {class: "clip"}, row.says)], number(row.standing), number(row.value)])));
+      [h("a", {href: link(name, "rows")}, row.example_id), [h("div", {class: "clip soft"}, row.asked), h("div", {class: "clip"}, row.says)], h("span", {class: "number"}, number(row.standing)), h("span", {class: "number"}, number(row.value))])));
   });
   stream.addEventListener("norms", message => fill(norms, heatMap(JSON.parse(message.data))));
   stream.addEventListener("state", message => {
