@@ -1,4 +1,4 @@
-# make demo    install and run the quickstart: offline, about a minute
+# make demo    install and run the quickstart: offline, about two minutes
 # make studio  the page that shows runs, mends rows and trains again, on runs/
 # make docs    the documentation as a site in build/site, which is read without a network
 # make check   format, lint, types, import layers
@@ -25,6 +25,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 demo: .venv/runs
 	$(BIN)/ghosttune quickstart
+	@echo "commands   source $(BIN)/activate, once in each terminal, before any ghosttune command"
 
 studio: .venv/runs
 	$(INSTALL) --editable ".[studio]"
